@@ -1,0 +1,118 @@
+"""The command's entry: the table of commands, loaded only when used, and the exit codes."""
+
+import errno
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from ..shards import InputError, StopRequested, WorkError
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+COMMANDS: dict[str, Any] = {
+    "diffusion": {
+        "": "The diffusion model that makes the positives.",
+        "train": (".diffusion:train", "Train an unconditional DDPM on the anchors."),
+    },
+    "shards": {
+        "": "Shard sets: make them, look at them, check them.",
+        "plan": (".make:plan", "Dry run: shards, images, bytes and hours on this device."),
+        "make": (".make:make", "Make a shard set of anchors and synthetic positives."),
+        "status": (".inspect:status", "How far a set is."),
+        "info": (".inspect:info", "What a set is: ID, source, model, sampler."),
+        "preview": (".inspect:preview", "A contact sheet: anchors beside their candidates."),
+        "verify": (".inspect:verify", "Check a set against its seal."),
+    },
+    "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),
+    "linear-eval": (".evaluate:linear_eval", "Linear evaluation of a pretrained backbone."),
+    "knn": (".evaluate:knn", "k-nearest-neighbour evaluation of a pretrained backbone."),
+    "compare": (".results:compare", "Runs to a table: mean ± std over seeds per run name."),
+    "report": (".results:report", "One self-contained HTML page of a comparison."),
+    "reproduce": (".reproduce:reproduce", "The whole pipeline of a recipe, from images to table."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, so that `--help` imports nothing heavy."""
+
+    def __init__(self, table: dict[str, Any], **options: Any):
+        super().__init__(help=table.get("", ""), **options)
+        self.table = {name: entry for name, entry in table.items() if name}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command's name, in the table's order."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself, imported now."""
+        entry = self.table.get(cmd_name)
+        if entry is None:
+            return None
+        if isinstance(entry, dict):
+            return LazyGroup(entry, name=cmd_name)
+        module, attribute = entry[0].split(":")
+        return getattr(import_module(module, __package__), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        rows = [(name, entry[""] if isinstance(entry, dict) else entry[1]) for name, entry in self.table.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+root = LazyGroup(
+    {"": "Contrastive learning with synthetic positives: shard sets, pretraining, evaluation.", **COMMANDS},
+    name="clsp",
+    epilog="Example: clsp shards make --recipe cifar10 --out runs/cifar10/shards",
+)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 75 stopped at a resumable point."""
+    code = run(sys.argv[1:])
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; every foreseen error becomes one line on standard error."""
+    previous = signal.signal(signal.SIGTERM, _request_stop)
+    try:
+        result = root.main(arguments, prog_name="clsp", standalone_mode=False)
+        return result if isinstance(result, int) else DONE
+    except click.ClickException as error:
+        return _say(error.format_message(), BAD_INPUT)
+    except InputError as error:
+        return _say(str(error), BAD_INPUT)
+    except WorkError as error:
+        return _say(str(error), FAILED)
+    except (StopRequested, click.Abort, KeyboardInterrupt):
+        return _say("stopped; what is finished is kept, run the same command again to go on (resumable)", STOPPED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        return _say(f"cannot write {error.filename or 'to the disk'}: {error.strerror}; free it and run again", FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _leave_process_group()
+
+
+def _request_stop(signum: int, frame: object) -> None:
+    raise StopRequested
+
+
+def _say(message: str, code: int) -> int:
+    if code != BAD_INPUT or int(os.environ.get("RANK", "0")) == 0:
+        sys.stderr.write(f"clsp: {' '.join(message.split())}\n")
+    return code
+
+
+def _leave_process_group() -> None:
+    """A gloo process that ends inside its group may abort at exit."""
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,89 @@
+"""`clsp shards plan` and `clsp shards make`."""
+
+from pathlib import Path
+
+import click
+
+from ..shards import Anchors, InputError, remove_temporaries
+from .options import PATH, open_recipe, out_option, parse_part, recipe_options
+from .progress import ProgressReport, say
+from .recipe import Recipe
+
+diffusion_option = click.option(
+    "--diffusion",
+    default="",
+    metavar="DIR|HUB-ID",
+    help="The diffusion model; default: the recipe's diffusion.path, else the folder `diffusion` beside the set.",
+)
+
+
+def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
+    """The model to use: `--diffusion`, else the recipe's, else the one beside the set."""
+    path = given or recipe.diffusion.path or (str(out.absolute().parent / "diffusion") if out else "")
+    if not path:
+        raise InputError("no diffusion model: the recipe's diffusion.path is empty; give --diffusion DIR or hub id")
+    if not given and not recipe.diffusion.path and not (Path(path) / "model_index.json").exists():
+        raise InputError(f"no finished diffusion model in {path}; run first: clsp diffusion train --recipe … --out {path}")
+    return path
+
+
+@click.command(epilog="Example: clsp shards plan --recipe cifar10 --diffusion google/ddpm-cifar10-32")
+@recipe_options
+@diffusion_option
+@click.option("--out", type=PATH, default=None, help="Also check this folder: new, or a set of the same plan.")
+def plan(recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path | None) -> None:
+    """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
+    recipe = open_recipe(recipe_name, overrides)
+    anchors = Anchors(recipe.anchors)
+    path = diffusion_path(recipe, diffusion, out)
+    from ..generate import Sampler, estimate, load_diffusion, make_plan
+    from ..shards import check_plan
+
+    model = load_diffusion(path, anchors.size)
+    the_plan = make_plan(anchors, model, recipe.sampler, recipe.shards)
+    if out:
+        check_plan(out, the_plan)
+    figures = estimate(the_plan, anchors, Sampler(model, recipe.sampler, _device()))
+    say(f"anchors     {the_plan.count} of {the_plan.source.name}, {anchors.size}x{anchors.size}")
+    say(f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)")
+    say(f"shards      {the_plan.shard_count} of {recipe.shards.records} anchors")
+    say(f"bytes       about {figures.bytes / 1e9:.3g} GB")
+    say(f"time        about {figures.seconds / 3600:.3g} hours on one {figures.device}")
+
+
+@click.command(epilog="Example: clsp shards make --recipe digits --out runs/digits/shards")
+@recipe_options
+@out_option("Folder of the set; new, or a set of the same plan, which goes on where it stopped.")
+@diffusion_option
+@click.option("--part", default="0/1", metavar="I/N", show_default=True, help="Only part I of N, for job arrays.")
+def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str) -> None:
+    """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
+    recipe = open_recipe(recipe_name, overrides)
+    parsed_part = parse_part(part)
+    path = diffusion_path(recipe, diffusion, out)
+    anchors = Anchors(recipe.anchors)
+    from accelerate import Accelerator
+
+    from ..generate import Sampler, load_diffusion, make_plan, make_shards
+    from ..shards import read_plan, write_plan
+
+    model = load_diffusion(path, anchors.size)
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        write_plan(out, make_plan(anchors, model, recipe.sampler, recipe.shards))
+        remove_temporaries(out)
+    accelerator.wait_for_everyone()
+    sampler = Sampler(model, recipe.sampler, accelerator.device)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    with ProgressReport("shards", "anchors") as report:
+        set_id = make_shards(out, read_plan(out), anchors, sampler, parsed_part, rank, world_size, report)
+    if set_id:
+        print(f"shard set {out} is sealed, set ID {set_id}", flush=True)
+    elif world_size == 1:
+        say(f"part {part} of {out} is done; the last part to finish seals the set")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,55 @@
+"""Options that several commands share, and the checks that go with them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..shards import InputError
+from .recipe import Recipe, load_recipe
+
+PATH = click.Path(path_type=Path)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--recipe` and `--set`; the command takes them as `recipe_name` and `overrides`."""
+    for option in (
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe."),
+        click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="A shipped recipe or a file."),
+    ):
+        command = option(command)
+    return command
+
+
+def out_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add `--out`."""
+    return click.option("--out", required=True, type=PATH, help=help_text)
+
+
+def set_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the positional argument SET."""
+    return click.argument("root", metavar="SET", type=PATH)(command)
+
+
+def open_recipe(name: str, overrides: tuple[str, ...]) -> Recipe:
+    """The resolved recipe of a command line."""
+    return load_recipe(name, overrides)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`i/n` as (i, n), 0 ≤ i < n.
+
+    Raises:
+        InputError: anything else.
+    """
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise InputError(f"--part {text}: expected i/n with 0 <= i < n, for example 0/4 … 3/4")
+    return int(number), int(parts)
+
+
+def expand(path: Path, recipe: Recipe) -> Path:
+    """Fill `{name}` (`simclr+shards`, …) and `{seed}` of the recipe's run into a path."""
+    text = str(path)
+    return Path(text.replace("{name}", recipe.pretrain.run_name).replace("{seed}", str(recipe.pretrain.seed)))

@@ -1,0 +1,71 @@
+"""Progress: a bar with ETA on a terminal, plain lines in a log, nothing on other ranks than the first."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def is_first_rank() -> bool:
+    """True in the process that talks to the user."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """Print a line, once for all ranks."""
+    if is_first_rank():
+        print(message, flush=True)
+
+
+class ProgressReport:
+    """A context manager; call it with (done, total, metrics).
+
+    Args:
+        title: what is being done.
+        unit: what is counted.
+    """
+
+    def __init__(self, title: str, unit: str):
+        self.title, self.unit = title, unit
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._started = self._last = 0.0
+        self._first: int | None = None
+
+    def __enter__(self) -> "ProgressReport":
+        self._started = self._last = time.monotonic()
+        if sys.stderr.isatty() and is_first_rank():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[metrics]}"), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=None, metrics="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Show that `done` of `total` are finished."""
+        text = " ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
+        if self._first is None:
+            self._first = done
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=total, metrics=text)
+            return
+        now = time.monotonic()
+        if is_first_rank() and (done == total or now - self._last >= SECONDS_BETWEEN_LINES):
+            self._last = now
+            print(f"{self.title}: {done}/{total} {self.unit}{self._eta(done, total, now)} {text}".rstrip(), flush=True)
+
+    def _eta(self, done: int, total: int, now: float) -> str:
+        advanced = done - (self._first or 0)
+        if done >= total or advanced <= 0:
+            return f" in {now - self._started:.0f} s" if done >= total else ""
+        return f", {(total - done) * (now - self._started) / advanced:.0f} s left"

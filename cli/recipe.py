@@ -1,0 +1,103 @@
+"""Recipes: a TOML file, `--set` overrides, and the section models of the packages that use them."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from ..evaluate import KnnConfig, LinearEvalConfig
+from ..generate import DiffusionConfig, SamplerConfig
+from ..shards import AnchorsConfig, InputError, Section, ShardsConfig, write_file
+from ..train import PretrainConfig
+
+
+class Recipe(Section):
+    """A whole recipe; each section's model lives in the package that uses it."""
+
+    anchors: AnchorsConfig = AnchorsConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    shards: ShardsConfig = ShardsConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    linear_eval: LinearEvalConfig = LinearEvalConfig()
+    knn: KnnConfig = KnnConfig()
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe as TOML; `--recipe PATH` reads it again."""
+        write_file(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)).encode())
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    folder = resources.files("clsp.recipes")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
+
+    Raises:
+        InputError: no such recipe, not TOML, an unknown key (naming the nearest one) or a value out of range.
+    """
+    values = _read(name)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"recipe {name}: {_first_fault(error)}") from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name in shipped_recipes():
+        text = resources.files("clsp.recipes").joinpath(f"{name}.toml").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise InputError(f"--recipe {name}: no such file or shipped recipe; shipped are {', '.join(shipped_recipes())}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {name} is not TOML: {error}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    sections = key.strip().split(".")
+    if not equals or len(sections) < 2 or not all(sections):
+        raise InputError(f"--set {override}: expected SECTION.KEY=VALUE, for example --set sampler.steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare string: --set anchors.path=photos
+    for section in sections[:-1]:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override}: {section} is a value, expected a section")
+    values[sections[-1]] = value
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(where, _known_keys(Recipe), n=1, cutoff=0)
+        return f"unknown key {where}; the nearest is {nearest[0]}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where} = {fault['input']!r}: {message}" if fault["type"] != "value_error" else f"{where}: {message}"
+
+
+def _known_keys(model: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, Section):
+            keys += [f"{prefix}{name}", *_known_keys(nested, f"{prefix}{name}.")]
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys

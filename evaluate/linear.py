@@ -1,0 +1,51 @@
+"""Linear evaluation, protocol `clsp`: the paper's exact one, over features extracted once."""
+
+import torch
+from torch import nn
+
+from ..shards import permutation, stream_key
+from .config import LinearEvalConfig
+from .features import Features
+from .metrics import accuracy_with_interval
+
+
+def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: int = 0) -> nn.Linear:
+    """A linear classifier on frozen features: SGD without momentum or weight decay, ×0.1 at the milestones.
+
+    Flips are drawn per image and epoch between the cached features of an image and of its mirror image, which equals
+    flipping before a frozen backbone in eval mode. The order and the flips depend on (seed, epoch) alone.
+    """
+    torch.manual_seed(stream_key(seed, "linear weights") % 2**63)
+    head = nn.Linear(train.plain_NF.shape[1], classes)
+    optimizer = torch.optim.SGD(head.parameters(), lr=config.lr)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), gamma=0.1)
+    for epoch in range(config.epochs):
+        features = _with_flips(train, seed, epoch)
+        order = torch.from_numpy(permutation(len(features), seed, epoch, "linear"))
+        for chosen in order.split(config.batch_size):
+            loss = nn.functional.cross_entropy(head(features[chosen]), train.labels_N[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    return head
+
+
+def _with_flips(features: Features, seed: int, epoch: int) -> torch.Tensor:
+    if features.flipped_NF is None:
+        return features.plain_NF
+    generator = torch.Generator().manual_seed(stream_key(seed, epoch, "flips") % 2**63)
+    flip = torch.rand(len(features.plain_NF), 1, generator=generator) < 0.5
+    return torch.where(flip, features.flipped_NF, features.plain_NF)
+
+
+def evaluate_linear(train: Features, test: Features, classes: int, config: LinearEvalConfig, seed: int = 0) -> dict:
+    """Train the classifier and test it once, after the last epoch: `{"top1", "top1_interval", "top5"}`, in percent."""
+    head = train_linear(train, classes, config, seed)
+    with torch.inference_mode():
+        ranked = head(test.plain_NF).topk(min(5, classes), dim=1).indices
+    hits = ranked == test.labels_N[:, None]
+    result = accuracy_with_interval("top1", hits[:, 0].numpy())
+    if classes > 5:
+        result["top5"] = 100 * hits.any(dim=1).double().mean().item()
+    return result

@@ -1,0 +1,71 @@
+"""Result files: one JSON per evaluation, with everything that it depends on."""
+
+import json
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..shards import InputError, canonical_json, sha256_file, write_file
+
+RUN = "run.json"
+TASKS = ("linear", "knn")
+
+
+def backbone_folder(checkpoint: Path) -> Path:
+    """The backbone of a run of `clsp pretrain`, or the folder itself if it is a timm model.
+
+    Raises:
+        InputError: neither is there.
+    """
+    for folder in (checkpoint / "backbone", checkpoint):
+        if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+            return folder
+    if (checkpoint / RUN).exists():
+        raise InputError(f"{checkpoint} is not finished; run clsp pretrain again to complete it")
+    raise InputError(f"{checkpoint} holds no checkpoint; give a folder of clsp pretrain or of a timm model")
+
+
+def write_result(
+    out: Path, task: str, result: Mapping[str, Any], checkpoint: Path, recipe: Mapping[str, Any], seed: int
+) -> Path:
+    """Write `{task}.json` and return its path.
+
+    Args:
+        result: accuracies in percent.
+        checkpoint: the evaluated run or model.
+        recipe: the resolved recipe.
+        seed: of the evaluation.
+    """
+    run = json.loads((checkpoint / RUN).read_text()) if (checkpoint / RUN).exists() else {}
+    content = {
+        "task": task,
+        "result": dict(result),
+        "name": run.get("name", checkpoint.name),
+        "seed": run.get("seed", 0),
+        "evaluation_seed": seed,
+        "set": run.get("set"),
+        "checkpoint": sha256_file(backbone_folder(checkpoint) / "model.safetensors"),
+        "recipe": dict(recipe),
+        "versions": {name: version(name) for name in ("clsp", "torch", "timm")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    path = out / f"{task}.json"
+    write_file(path, canonical_json(content))
+    return path
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The result files in a run's folder.
+
+    Raises:
+        InputError: there is none, or one is damaged.
+    """
+    paths = [folder / f"{task}.json" for task in TASKS if (folder / f"{task}.json").exists()]
+    if not paths:
+        raise InputError(f"{folder} holds no results; run clsp linear-eval or clsp knn with --out {folder} first")
+    try:
+        return [json.loads(path.read_text()) for path in paths]
+    except ValueError as error:
+        raise InputError(f"{folder}: a result file is not JSON ({error}); run the evaluation again") from error

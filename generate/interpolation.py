@@ -1,0 +1,74 @@
+"""The U-Net in two halves, and the mixing of bottleneck features between them (CLSP, section 3.2)."""
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import UNet2DModel
+
+from ..shards import InputError
+
+PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
+
+
+class Encoded(NamedTuple):
+    """What the encoder hands to the decoder: bottleneck features, skip connections and the time embedding."""
+
+    bottleneck: torch.Tensor
+    skips: tuple[torch.Tensor, ...]
+    embedding: torch.Tensor
+
+
+def encode(unet: UNet2DModel, x_BCHW: torch.Tensor, timestep: int) -> Encoded:
+    """The U-Net up to and including its middle block."""
+    net: Any = unet
+    timesteps = torch.full((x_BCHW.shape[0],), timestep, dtype=torch.long, device=x_BCHW.device)
+    embedding = net.time_embedding(net.time_proj(timesteps).to(x_BCHW.dtype))
+    hidden = net.conv_in(x_BCHW)
+    skips = (hidden,)
+    for block in net.down_blocks:
+        hidden, more = block(hidden_states=hidden, temb=embedding)
+        skips += more
+    if net.mid_block is not None:
+        hidden = net.mid_block(hidden, embedding)
+    return Encoded(hidden, skips, embedding)
+
+
+def decode(unet: UNet2DModel, encoded: Encoded) -> torch.Tensor:
+    """The U-Net from behind its middle block: the predicted noise `(B, C, H, W)`.
+
+    `decode(unet, encode(unet, x, t))` is the U-Net's own forward, to the last bit.
+    """
+    net: Any = unet
+    hidden, skips, embedding = encoded
+    for block in net.up_blocks:
+        own = len(block.resnets)
+        hidden = block(hidden, skips[-own:], embedding)
+        skips = skips[:-own]
+    return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
+
+
+def interpolate(sample: Encoded, anchor_bottleneck: torch.Tensor, weight: float) -> Encoded:
+    """`h = w·h_sample + (1-w)·h_anchor` at the bottleneck; the skip connections stay the sample's."""
+    return sample._replace(bottleneck=weight * sample.bottleneck + (1 - weight) * anchor_bottleneck)
+
+
+def check_unet_config(config: dict[str, Any], name: str) -> None:
+    """Refuse a U-Net that `encode` and `decode` do not cover.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    blocks = [*config.get("down_block_types", ()), *config.get("up_block_types", ())]
+    unfit = {
+        "class": config.get("_class_name", "UNet2DModel") != "UNet2DModel",
+        "time_embedding_type": config.get("time_embedding_type", "positional") != "positional",
+        "blocks": not set(blocks) <= PLAIN_BLOCKS,
+        "class_embed_type or num_class_embeds": any(config.get(key) for key in ("class_embed_type", "num_class_embeds")),
+        "center_input_sample": bool(config.get("center_input_sample", False)),
+    }
+    found = ", ".join(key for key, bad in unfit.items() if bad)
+    if found:
+        raise InputError(
+            f"diffusion model {name}: {found} does not fit; expected an unconditional UNet2DModel with positional time "
+            "embedding and plain blocks"
+        )

@@ -1,0 +1,84 @@
+"""Gaussian noise as a pure function of its name: (seed, anchor key, candidate, timestep, stream).
+
+Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in integer operations that give
+the same bits on every device, then Box-Muller in float64, rounded to float32.
+
+Shape legend: B anchors, N values, 4 words of a Philox block.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+
+WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+
+
+class Stream(IntEnum):
+    """What a noise is for; the fourth counter word."""
+
+    INITIAL = 0
+    """x_T, at timestep 0: the same for every number of steps."""
+    STEP = 1
+    """The scheduler's own noise (η > 0)."""
+    ANCHOR = 2
+    """Noising of the anchor, per candidate."""
+    SHARED_ANCHOR = 3
+    """Noising of the anchor, shared by its candidates (candidate 0)."""
+
+
+def noise_key(seed: int, anchor_key: str) -> tuple[int, int]:
+    """The two 32-bit key words of an anchor: 64-bit BLAKE2b of the seed (8 bytes, little-endian) and the key (UTF-8)."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "little") + anchor_key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def noise_keys(seed: int, anchor_keys: Sequence[str], device: torch.device) -> torch.Tensor:
+    """`noise_key` of several anchors, `(B, 2)` int64."""
+    return torch.tensor([noise_key(seed, key) for key in anchor_keys], dtype=torch.int64, device=device)
+
+
+def philox(counter_4: Sequence[torch.Tensor], key_2: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Philox 4x32-10: four words from a counter of four and a key of two, int64 tensors of values 0 … 2^32-1."""
+    c0, c1, c2, c3 = counter_4
+    k0, k1 = key_2
+    for _ in range(ROUNDS):
+        # The 64-bit product may wrap to a negative int64; its bits, and so both halves, are those of the unsigned one.
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        high0, low0 = (product0 >> 32) & WORD, product0 & WORD
+        high1, low1 = (product1 >> 32) & WORD, product1 & WORD
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + KEY_INCREMENTS[0]) & WORD, (k1 + KEY_INCREMENTS[1]) & WORD
+    return [c0, c1, c2, c3]
+
+
+def keyed_normal(
+    keys_B2: torch.Tensor, shape: Sequence[int], timestep: int, candidate: int, stream: Stream
+) -> torch.Tensor:
+    """Standard normal values `(B, *shape)` float32 on the keys' device.
+
+    Value n of an anchor comes from word n mod 4 of the block with counter (n div 4, timestep, candidate, stream).
+    """
+    count = math.prod(shape)
+    device = keys_B2.device
+    blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device)[None]
+
+    def constant(value: int) -> torch.Tensor:
+        return torch.full((1, 1), value, dtype=torch.int64, device=device)
+
+    counter = [blocks, constant(timestep), constant(candidate), constant(int(stream))]
+    words = philox(counter, [keys_B2[:, :1], keys_B2[:, 1:]])
+    normals = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
+    values_BN = torch.stack(normals, dim=-1).flatten(1)[:, :count]
+    return values_BN.float().reshape(-1, *shape)
+
+
+def _box_muller(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    radius = torch.sqrt(-2 * torch.log((first.double() + 1) * 2.0**-32))
+    angle = second.double() * (2 * math.pi * 2.0**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)

@@ -1,0 +1,91 @@
+"""Loading a diffusion model, checking that it fits the anchors, and its digest."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from ..shards import InputError, canonical_json
+from .interpolation import check_unet_config
+
+NOISE_SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+
+
+@dataclass(frozen=True)
+class DiffusionModel:
+    """A U-Net that predicts noise, its noise schedule, where it came from and the digest of all of it."""
+
+    unet: UNet2DModel
+    noise_schedule: dict[str, Any]
+    origin: str
+    digest: str
+
+
+def load_diffusion(path: str, size: int) -> DiffusionModel:
+    """Load a model in diffusers' format from a folder or the hub, for `size` x `size` RGB images.
+
+    Raises:
+        InputError: nothing there, or a model of another kind, image size, channel count or prediction target; found
+            from its configuration, before any weights are loaded.
+    """
+    subfolder, config = _unet_config(path)
+    check_unet_config(config, path)
+    if config.get("sample_size") not in (size, [size, size]):
+        raise InputError(
+            f"diffusion model {path} is for images of {config.get('sample_size')} pixels, the anchors have {size}; "
+            "set anchors.size or use another model"
+        )
+    channels = (config.get("in_channels", 3), config.get("out_channels", 3))
+    if channels != (3, 3):
+        raise InputError(f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3)")
+    schedule = _noise_schedule(path)
+    unet = UNet2DModel.from_pretrained(path, subfolder=subfolder, low_cpu_mem_usage=False)
+    assert isinstance(unet, UNet2DModel)
+    unet = unet.eval().requires_grad_(False)
+    origin = Path(path).resolve().name if Path(path).exists() else path
+    return DiffusionModel(unet, schedule, origin, _digest(config, schedule, unet))
+
+
+def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
+    """The U-Net's configuration and the subfolder it lies in: `unet`, or the root as in the oldest hub models."""
+    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in ("unet/config.json", "config.json")):
+        raise InputError(f"diffusion model {path}: no unet/config.json there; train one with: clsp diffusion train")
+    if path.startswith((".", "/", "~")) and not Path(path).exists():
+        raise InputError(f"diffusion model {path} does not exist; train one with: clsp diffusion train --out {path}")
+    for subfolder in ("unet", None):
+        try:
+            config: Any = UNet2DModel.load_config(path, subfolder=subfolder)
+            return subfolder, dict(config)
+        except OSError as error:
+            last = error
+    reason = str(last).strip().splitlines()[0]
+    raise InputError(f"diffusion model {path} was found neither as a folder nor on the hub ({reason})") from last
+
+
+def _noise_schedule(path: str) -> dict[str, Any]:
+    for subfolder in ("scheduler", None):
+        try:
+            config: Any = DDPMScheduler.load_config(path, subfolder=subfolder)
+            break
+        except OSError:
+            config = {}
+    schedule = {key: config.get(key, DDPMScheduler().config[key]) for key in NOISE_SCHEDULE}
+    if schedule["prediction_type"] != "epsilon" or config.get("trained_betas") is not None:
+        raise InputError(
+            f"diffusion model {path} predicts {schedule['prediction_type']}"
+            f"{' with trained betas' if config.get('trained_betas') is not None else ''}; expected epsilon and a named schedule"
+        )
+    return schedule
+
+
+def _digest(config: dict[str, Any], schedule: dict[str, Any], unet: torch.nn.Module) -> str:
+    """SHA-256 over the configuration, the noise schedule and every weight: the same for any file format."""
+    structure = {key: value for key, value in config.items() if not key.startswith("_")}
+    total = hashlib.sha256(canonical_json({"unet": structure, "schedule": schedule}))
+    for name, tensor in sorted(unet.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,90 @@
+"""Synthetic positives of a micro-batch of anchors: the method, top to bottom (CLSP, section 3.2 and algorithm 1).
+
+Shape legend: B anchors of a micro-batch, K candidates, C channels, H, W pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..shards import WorkError
+from .config import SamplerConfig
+from .interpolation import decode, encode, interpolate
+from .keyed_noise import Stream, keyed_normal, noise_keys
+from .model import DiffusionModel
+from .schedulers import make_scheduler, noise_to
+
+
+class Sampler:
+    """Makes candidates `first` … `first + candidates - 1` of anchors with a diffusion model.
+
+    Every U-Net call holds exactly `config.micro_batch` anchors at one candidate index (short batches are padded), so
+    an image depends neither on K nor on which process makes it.
+    """
+
+    def __init__(self, model: DiffusionModel, config: SamplerConfig, device: torch.device | str = "cpu"):
+        self.model, self.config = model, config
+        self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
+        self.unet = model.unet.to(self.device, self.dtype)
+
+    def __call__(self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0) -> np.ndarray:
+        """Candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.
+
+        Raises:
+            WorkError: the model gave values that are not finite, naming the anchors.
+        """
+        padding = self.config.micro_batch - len(keys)
+        padded_keys = [*keys, *[keys[-1]] * padding]
+        padded = np.concatenate([anchors_BHWC, np.repeat(anchors_BHWC[-1:], padding, axis=0)])
+        with torch.inference_mode():
+            x0_KBCHW = self._sample(to_model_range(padded).to(self.device), padded_keys, candidates, first)
+        x0_BKCHW = x0_KBCHW.transpose(0, 1)[: len(keys)].cpu()
+        finite = x0_BKCHW.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            broken = [key for key, good in zip(keys, finite.tolist(), strict=True) if not good]
+            raise WorkError(f"the diffusion model gave values that are not finite for the anchors {', '.join(broken)}")
+        return to_uint8(x0_BKCHW)
+
+    def _sample(self, anchors_BCHW: torch.Tensor, keys: Sequence[str], candidates: int, first: int) -> torch.Tensor:
+        config, shape = self.config, anchors_BCHW.shape[1:]
+        keys_B2 = noise_keys(config.seed, keys, self.device)
+        schedulers = [make_scheduler(config, self.model.noise_schedule) for _ in range(candidates)]
+        x_K = [keyed_normal(keys_B2, shape, 0, first + k, Stream.INITIAL) for k in range(candidates)]
+        for timestep in schedulers[0].timesteps.tolist():
+            alpha_bar = float(schedulers[0].alphas_cumprod[timestep])
+            shared = None
+            if config.share_anchor:
+                noise = keyed_normal(keys_B2, shape, timestep, 0, Stream.SHARED_ANCHOR)
+                shared = self._bottleneck(noise_to(anchors_BCHW, noise, alpha_bar), timestep)
+            for k, scheduler in enumerate(schedulers):
+                anchor_bottleneck = shared
+                if anchor_bottleneck is None:
+                    noise = keyed_normal(keys_B2, shape, timestep, first + k, Stream.ANCHOR)
+                    anchor_bottleneck = self._bottleneck(noise_to(anchors_BCHW, noise, alpha_bar), timestep)
+                sample = encode(self.unet, x_K[k].to(self.dtype), timestep)
+                mixed = interpolate(sample, anchor_bottleneck, config.weight)
+                epsilon = decode(self.unet, mixed).float()
+                x_K[k] = self._step(scheduler, epsilon, timestep, x_K[k], keys_B2, first + k)
+        return torch.stack(x_K)
+
+    def _bottleneck(self, x_BCHW: torch.Tensor, timestep: int) -> torch.Tensor:
+        return encode(self.unet, x_BCHW.to(self.dtype), timestep).bottleneck
+
+    def _step(self, scheduler, epsilon, timestep: int, x: torch.Tensor, keys_B2: torch.Tensor, candidate: int):
+        if self.config.scheduler != "ddim":
+            return scheduler.step(epsilon, timestep, x).prev_sample
+        eta, noise = self.config.eta, None
+        if eta > 0:
+            noise = keyed_normal(keys_B2, x.shape[1:], timestep, candidate, Stream.STEP)
+        return scheduler.step(epsilon, timestep, x, eta=eta, variance_noise=noise).prev_sample
+
+
+def to_model_range(images_BHWC: np.ndarray) -> torch.Tensor:
+    """uint8 `(B, H, W, C)` to float32 `(B, C, H, W)` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """Float `(…, C, H, W)` in [-1, 1] (clipped) to uint8 `(…, H, W, C)`, rounded to the nearest level."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()

@@ -1,0 +1,109 @@
+"""Stage 1's work: which process makes which shard, and making them."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..shards import (
+    Anchors,
+    DiffusionPlan,
+    Plan,
+    Record,
+    ShardsConfig,
+    committed_shards,
+    seal_if_complete,
+    source_plan,
+    write_shard,
+)
+from .config import SamplerConfig
+from .model import DiffusionModel
+from .sampler import Sampler
+
+Report = Callable[[int, int], None]
+
+
+def make_plan(anchors: Anchors, model: DiffusionModel, sampler: SamplerConfig, shards: ShardsConfig) -> Plan:
+    """The plan of a shard set: everything that determines its content."""
+    return Plan(
+        source=source_plan(anchors),
+        diffusion=DiffusionPlan(origin=model.origin, digest=model.digest),
+        sampler=sampler.model_dump(mode="json"),
+        shards=shards,
+    )
+
+
+def assigned_shards(count: int, part: tuple[int, int], rank: int, world_size: int) -> list[int]:
+    """The shards of a process: shard s belongs to part s mod n, and there to process (s div n) mod world size."""
+    number, parts = part
+    return [s for s in range(count) if s % parts == number and s // parts % world_size == rank]
+
+
+def make_shards(
+    root: Path,
+    plan: Plan,
+    anchors: Anchors,
+    sampler: Sampler,
+    part: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
+    report: Report | None = None,
+) -> str | None:
+    """Make this process's unfinished shards, then seal the set if every shard of every process is there.
+
+    Args:
+        part: (i, n): only shards s with s mod n = i.
+        report: called with (anchors done, anchors of this process that were left).
+
+    Returns:
+        The set ID, or None while other processes or parts still work.
+    """
+    mine = assigned_shards(plan.shard_count, part, rank, world_size)
+    finished = committed_shards(root, plan)
+    todo = [shard for shard in mine if shard not in finished]
+    total = sum(len(plan.shard_range(shard)) for shard in todo)
+    done = 0
+
+    def advance(records: int) -> None:
+        nonlocal done
+        done += records
+        if report:
+            report(done, total)
+
+    for shard in todo:
+        started = time.time()
+        records = list(_records(plan, anchors, sampler, shard, advance))
+        write_shard(root, plan, 0, shard, records, run_facts(sampler, started, world_size))
+    return seal_if_complete(root, plan)
+
+
+def _records(
+    plan: Plan, anchors: Anchors, sampler: Sampler, shard: int, advance: Callable[[int], None]
+) -> Iterator[Record]:
+    indices = plan.shard_range(shard)
+    for start in range(0, len(indices), sampler.config.micro_batch):
+        batch = [anchors[index] for index in indices[start : start + sampler.config.micro_batch]]
+        images_BHWC = np.stack([anchor.image for anchor in batch])
+        keys = [anchor.key for anchor in batch]
+        candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates)
+        yield from (Record(anchor, images) for anchor, images in zip(batch, candidates_BKHWC, strict=True))
+        advance(len(batch))
+
+
+def run_facts(sampler: Sampler, started: float, world_size: int) -> dict[str, object]:
+    """What could change the bits of a shard, and when and how fast it was made; kept in its commit record."""
+    device = sampler.device
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
+        "dtype": sampler.config.dtype,
+        "micro_batch": sampler.config.micro_batch,
+        "processes": world_size,
+        "versions": {name: version(name) for name in ("clsp", "torch", "diffusers", "numpy", "pillow")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.time() - started, 3),
+    }

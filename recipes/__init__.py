@@ -1,0 +1,1 @@
+"""The shipped recipes, one TOML file per data set."""

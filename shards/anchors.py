@@ -1,0 +1,140 @@
+"""Anchors: the images that positives are made for, from any source that `datasets` reads."""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, overload
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .codec import pixel_digest
+from .config import AnchorsConfig
+from .digits import DigitsSource
+from .errors import InputError
+from .hf_source import HFSource
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One image of the source: `image` is `(H, W, 3)` uint8 RGB; `digest` identifies what the source holds."""
+
+    index: int
+    key: str
+    image: np.ndarray
+    label: int | None
+    digest: str
+
+
+class Source(Protocol):
+    """What an image source offers: encoded bytes or an array per index, a label or None, and its licence."""
+
+    name: str
+    licence: str
+
+    def __len__(self) -> int: ...
+    def content(self, index: int) -> bytes | np.ndarray: ...
+    def label(self, index: int) -> int | None: ...
+
+
+class Anchors(Sequence[Anchor]):
+    """The anchors of a recipe in source order, decoded one at a time.
+
+    Keys are `{split}_{index:08d}`. `digest` is over the identities of all anchors, so it names the source.
+
+    Raises:
+        InputError: the source is missing, has no such split or no image column; or, on access, an image does not
+            decode or does not have the expected geometry.
+    """
+
+    def __init__(self, config: AnchorsConfig):
+        self.config = config
+        self.source: Source = (
+            DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split)
+        )
+        self._count = min(len(self.source), config.limit or len(self.source))
+        if self._count == 0:
+            raise InputError(f"anchors.path: {config.path} split {config.split} has no images, expected at least one")
+        self.size: int = config.size or self._first_size()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Anchor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Anchor]: ...
+    def __getitem__(self, index: int | slice) -> Anchor | list[Anchor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        content = self.source.content(index)
+        image = self._fit(self._decode(content, index), index)
+        return Anchor(index, self.key(index), image, self.source.label(index), identity(content))
+
+    def __iter__(self) -> Iterator[Anchor]:
+        return (self[index] for index in range(self._count))
+
+    def key(self, index: int) -> str:
+        """The anchor's name in shard sets and in the noise: no dots, unique."""
+        return f"{self.config.split.replace('.', '_')}_{index:08d}"
+
+    @cached_property
+    def digest(self) -> str:
+        """128-bit BLAKE2b over the identities of all anchors, in order."""
+        total = hashlib.blake2b(digest_size=16)
+        for index in range(self._count):
+            total.update(bytes.fromhex(identity(self.source.content(index))))
+        return total.hexdigest()
+
+    def labels(self) -> np.ndarray:
+        """All labels `(N,)` int64.
+
+        Raises:
+            InputError: the source has no labels.
+        """
+        labels = [self.source.label(index) for index in range(self._count)]
+        if None in labels:
+            raise InputError(f"{self.config.path} split {self.config.split} has images without a label; expected one each")
+        return np.array(labels, dtype=np.int64)
+
+    def _first_size(self) -> int:
+        height, width = self._decode(self.source.content(0), 0).shape[:2]
+        if height != width:
+            raise InputError(f"{self._where(0)}: {width}x{height} pixels, expected a square image; set anchors.size")
+        return height
+
+    def _where(self, index: int) -> str:
+        return f"anchor {self.key(index)} of {self.config.path}"
+
+    def _decode(self, content: bytes | np.ndarray, index: int) -> np.ndarray:
+        if isinstance(content, np.ndarray):
+            return content
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except Exception as error:  # Pillow raises many kinds on damaged bytes
+            raise InputError(f"{self._where(index)} does not decode as an image; replace or remove it ({error})") from error
+
+    def _fit(self, image: np.ndarray, index: int) -> np.ndarray:
+        height, width = image.shape[:2]
+        if (height, width) == (self.size, self.size):
+            return image
+        if not self.config.size:
+            raise InputError(
+                f"{self._where(index)}: {width}x{height} pixels, the first anchor has {self.size}x{self.size}; "
+                "set anchors.size"
+            )
+        pil, target = Image.fromarray(image), (self.size, self.size)
+        resampling: Any = Image.Resampling.BICUBIC
+        if self.config.resize == "squash":
+            return np.asarray(pil.resize(target, resampling))
+        return np.asarray(ImageOps.fit(pil, target, resampling))
+
+
+def identity(content: bytes | np.ndarray) -> str:
+    """128-bit BLAKE2b of the encoded bytes where the source has them, else of shape and pixels."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest() if isinstance(content, bytes) else pixel_digest(content)

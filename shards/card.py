@@ -1,0 +1,69 @@
+"""The dataset card: what the hub shows, and what lets `datasets.load_dataset` read a set layer by layer."""
+
+from pathlib import Path
+
+from .durable import write_file
+from .layout import CARD
+from .plan import Plan
+
+TEMPLATE = """---
+{licence}pretty_name: Synthetic positives for {source}
+tags:
+- contrastive-learning
+- synthetic-positives
+- webdataset
+configs:
+{configs}
+---
+
+# Synthetic positives for {source}
+
+{count:,} anchors of `{source}` (split `{split}`, {size}x{size} RGB), each with {candidates} synthetic positives: images
+made by a diffusion model that keep the anchor's content and change its background
+([CLSP, ECCV 2024](https://arxiv.org/abs/2408.16965)).
+
+| | |
+|---|---|
+| Diffusion model | `{origin}` (digest `{diffusion}`) |
+| Sampler | {sampler} |
+| Images | {codec}, lossless, uint8 RGB |
+| Plan | `{plan}` |
+
+## Reading
+
+Every shard is a plain tar with the members {members} per record.
+
+```python
+import datasets
+positives = datasets.load_dataset("PATH-OF-THIS-FOLDER", "layer-000", split="train")
+```
+
+```python
+import webdataset
+records = webdataset.WebDataset("layer-000/shard-000000.tar", shardshuffle=False).decode("pil")
+```
+"""
+
+
+def write_card(root: Path, plan: Plan, layers: list[str]) -> None:
+    """Write `README.md` for a set with these layers."""
+    licence = plan.source.licence
+    fields = plan.image_fields
+    text = TEMPLATE.format(
+        licence=f"license: {licence}\n" if licence else "",
+        configs="\n".join(
+            f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/*.tar" for name in layers
+        ),
+        source=plan.source.name,
+        split=plan.source.split,
+        count=plan.count,
+        size=plan.source.size,
+        candidates=plan.shards.candidates,
+        origin=plan.diffusion.origin,
+        diffusion=plan.diffusion.digest,
+        sampler=", ".join(f"{key} {value}" for key, value in sorted(plan.sampler.items())),
+        codec=plan.shards.codec,
+        plan=plan.digest,
+        members=", ".join(f"`{{key}}.{field}`" for field in [*fields[:2], "…", fields[-1], "json"]),
+    )
+    write_file(root / CARD, text.encode())

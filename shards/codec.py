@@ -1,0 +1,47 @@
+"""Images to bytes and back, without loss, and the digest of an image's pixels."""
+
+import hashlib
+import io
+
+import numpy as np
+from PIL import Image
+
+from .errors import WorkError
+
+ENCODERS: dict[str, dict[str, object]] = {
+    # method=0, quality=0 is WebP's fastest lossless setting: ten times the default's speed for 7 % more bytes.
+    "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0, "exact": True},
+    "png": {"format": "PNG", "compress_level": 1},
+}
+
+
+def encode(image_HWC: np.ndarray, codec: str) -> bytes:
+    """Losslessly encoded bytes of an `(H, W, 3)` uint8 RGB image; `codec` is `webp` or `png`."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC, "RGB").save(buffer, **ENCODERS[codec])
+    return buffer.getvalue()
+
+
+def decode(content: bytes, codec: str, size: int) -> np.ndarray:
+    """The `(size, size, 3)` uint8 RGB image in `content`.
+
+    Raises:
+        WorkError: the bytes are not an image of that codec and size; larger ones are refused before decoding.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=(codec,)) as image:
+            if image.size != (size, size):
+                raise WorkError(f"image of {image.size[0]}x{image.size[1]}, expected {size}x{size}")
+            if image.mode != "RGB":
+                raise WorkError(f"image of mode {image.mode}, expected RGB")
+            return np.asarray(image)
+    except WorkError:
+        raise
+    except Exception as error:  # Pillow raises many kinds on damaged bytes
+        raise WorkError(f"does not decode as {codec}: {error}") from error
+
+
+def pixel_digest(image_HWC: np.ndarray) -> str:
+    """128-bit BLAKE2b of an image's shape and RGB bytes, as 32 hexadecimal characters."""
+    shape = "x".join(map(str, image_HWC.shape)).encode()
+    return hashlib.blake2b(shape + b":" + np.ascontiguousarray(image_HWC).tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,64 @@
+"""Files that either exist whole or not at all, whatever kills the process."""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that takes the name `path`, fsynced, only when the block ends without an exception.
+
+    The temporary name is unique per writer, so several writers of one path never see each other's bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` durably and atomically."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def remove_temporaries(root: Path) -> None:
+    """Remove below `root` what dead writers of this machine left behind; the living and other machines keep theirs."""
+    mine = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
+    for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
+        writer = mine.search(path.name)
+        if writer and not Path("/proc", writer[1]).exists():
+            path.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,55 @@
+"""Checkpoints: one safetensors file per point in time, written whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..shards import InputError, write_file
+
+FOLDER = "checkpoints"
+
+
+def save_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+    """Write everything that a run needs to go on after `state["step"]` steps; the last `keep` files stay."""
+    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if value is not None:
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
+    content = safetensors.torch.save(tensors, metadata={"state": json.dumps(state)})
+    write_file(out / FOLDER / f"step-{state['step']:09d}.safetensors", content)
+    for old in checkpoints(out)[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoint files of a run, oldest first."""
+    return sorted((out / FOLDER).glob("step-*.safetensors"))
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a checkpoint into `model` and `optimizer`, strictly, and return its state.
+
+    Raises:
+        InputError: the file is damaged or of another model.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        weights = {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
+        model.load_state_dict(weights, strict=True)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} does not fit this run ({error}); remove it to go on from an earlier one") from error
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state

@@ -1,0 +1,191 @@
+"""The training loop of every method, to be read in one sitting."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm.optim
+import torch
+from accelerate import Accelerator
+
+from ..shards import BatchOrder, InputError, PairDataset, ShardSet, WorkError, canonical_json, pair_loader, stream_key, write_file
+from .backbone import save_backbone
+from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from .config import PretrainConfig
+from .methods import Method, build_method
+from .schedule import learning_rate, synthetic_weight
+from .views import Views
+
+RUN, LOG, BACKBONE = "run.json", "log.jsonl", "backbone"
+UNESSENTIAL = {"workers", "checkpoint_epochs", "keep_checkpoints"}
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report | None = None) -> Path:
+    """Pretrain a backbone on a shard set; resumes from `out` by itself. Returns the backbone's folder.
+
+    Everything random is a pure function of (seed, step, rank, view) and the order of the data one of (plan, seed,
+    epoch), so a resumed run equals an uninterrupted one bit for bit on a CPU.
+
+    Raises:
+        InputError: `out` holds another run, the batch does not fit, or the set lacks what the method needs.
+        WorkError: the loss is not finite; names the step, the keys and the last good checkpoint.
+    """
+    if claim_out(shards, config, out):
+        return out / BACKBONE
+    accelerator = Accelerator(mixed_precision=config.precision)
+    order = batch_order(shards, config, accelerator.process_index, accelerator.num_processes)
+    torch.manual_seed(stream_key(config.seed, "weights") % 2**63)
+    method = build_method(config)
+    model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
+    saved = checkpoints(out)
+    first = load_checkpoint(saved[-1], method, optimizer)["step"] if saved else 0
+    log = _read_log(out, first)
+    steps = _Steps(accelerator, model, optimizer, config, Views(config, shards.size, accelerator.device), order, out)
+    dataset = PairDataset(shards, config.seed, with_candidates=config.third_view == "shards")
+    per_epoch, last = order.batches_per_epoch, order.batches_per_epoch * config.epochs
+    sums: dict[str, Any] = defaultdict(float)
+    started = time.time()
+    model.train()
+    for step, batch in enumerate(pair_loader(dataset, order, first, last, config.workers), start=first):
+        for name, value in steps.run(step, batch).items():
+            sums[name] += value
+        epoch, rest = divmod(step + 1, per_epoch)
+        if rest:
+            continue
+        means = {name: float(value) / per_epoch for name, value in sums.items()}
+        log.append({"epoch": epoch, "step": step + 1, **means, "lr": steps.rate, "seconds": round(time.time() - started, 3)})
+        sums.clear()
+        if accelerator.is_main_process and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
+            save_checkpoint(out, method, accelerator.unwrap_model(optimizer), {"step": step + 1}, config.keep_checkpoints)
+            write_file(out / LOG, "".join(json.dumps(row) + "\n" for row in log).encode())
+        if report:
+            report(epoch, config.epochs, means)
+    if accelerator.is_main_process:
+        _export(method, config, shards.size, out)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return out / BACKBONE
+
+
+class _Steps:
+    """One optimisation step at a time."""
+
+    def __init__(self, accelerator, model, optimizer, config: PretrainConfig, views: Views, order: BatchOrder, out: Path):
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.config, self.views, self.order, self.out = config, views, order, out
+        self.rate = 0.0
+
+    def run(self, step: int, batch) -> dict[str, torch.Tensor]:
+        config, rank = self.config, self.accelerator.process_index
+        views = [self.views(batch.anchors_BCHW, view, step, rank) for view in range(1, Method.views + 1)]
+        third, weights = None, None
+        if config.third_view != "none":
+            images = batch.candidates_BCHW if config.third_view == "shards" else batch.anchors_BCHW
+            third = self.views(images, Method.views + 1, step, rank)
+            weights = self._sample_weights(step, len(third))
+        self.rate = learning_rate(step, self.order.batches_per_epoch, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        torch.manual_seed(stream_key(config.seed, step, rank, "model") % 2**63)
+        with self.accelerator.autocast():
+            losses = self.model(views, third, weights)
+        factor = synthetic_weight(step, self.order.batches_per_epoch, config)
+        loss: Any = sum(value * (factor if name == "synthetic" else 1.0) for name, value in losses.items())
+        if not torch.isfinite(loss):
+            self._stop_on(loss, step, batch.keys)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def _sample_weights(self, step: int, count: int) -> torch.Tensor | None:
+        if self.config.synthetic.probability == 1:
+            return None
+        torch.manual_seed(stream_key(self.config.seed, step, self.accelerator.process_index, "synthetic") % 2**63)
+        return (torch.rand(count) < self.config.synthetic.probability).float().to(self.accelerator.device)
+
+    def _stop_on(self, loss: torch.Tensor, step: int, keys: list[str]) -> None:
+        good = checkpoints(self.out)
+        raise WorkError(
+            f"the loss is {loss.item()} at step {step} (anchors {', '.join(keys[:4])}, …); the last good checkpoint is "
+            f"{good[-1] if good else 'none'}; lower pretrain.lr or pretrain.synthetic.weight"
+        )
+
+
+def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_size: int = 1) -> BatchOrder:
+    """The run's order of batches.
+
+    Raises:
+        InputError: the batch is larger than the set or not divisible by the number of processes.
+    """
+    if config.batch_size > len(shards):
+        raise InputError(
+            f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors; set a smaller one"
+        )
+    if config.batch_size % world_size:
+        raise InputError(f"pretrain.batch_size is {config.batch_size}, not divisible by the {world_size} processes")
+    sizes = [len(shards.plan.shard_range(shard)) for shard in range(shards.plan.shard_count)]
+    return BatchOrder(sizes, shards.plan.digest, config.seed, config.batch_size, rank, world_size)
+
+
+def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; LARS leaves 1-D parameters without decay and without adaptation."""
+    kwargs = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
+    if config.optimizer == "sgd":
+        kwargs["nesterov"] = False
+    return timm.optim.create_optimizer_v2(
+        method,
+        opt=config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        filter_bias_and_bn=config.optimizer != "sgd",
+        **kwargs,
+    )
+
+
+def claim_out(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
+    """True if `out` holds the finished run of these settings on this set; claims an empty folder for it.
+
+    Raises:
+        InputError: it holds another run (naming what differs) or something else.
+    """
+    run = {
+        "name": config.run_name,
+        "seed": config.seed,
+        "set": shards.set_id,
+        "plan": shards.plan.digest,
+        "pretrain": config.model_dump(mode="json", exclude=UNESSENTIAL),
+    }
+    if (out / RUN).exists():
+        found = json.loads((out / RUN).read_text())
+        found.pop("versions")
+        if found != run:
+            old, new = {**found, **found.pop("pretrain")}, {**run, **run.pop("pretrain")}
+            different = [f"{key}: {old.get(key)} there, {new[key]} here" for key in new if old.get(key) != new[key]]
+            raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} exists and is no run of clsp pretrain; choose an empty or new --out")
+    else:
+        versions = {name: version(name) for name in ("clsp", "torch", "timm", "kornia", "accelerate")}
+        write_file(out / RUN, canonical_json({**run, "versions": versions}))
+    return (out / BACKBONE).exists()
+
+
+def _read_log(out: Path, step: int) -> list[dict[str, Any]]:
+    """The log's rows up to `step`: a resumed run writes the later ones again."""
+    if not (out / LOG).exists():
+        return []
+    rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    return [row for row in rows if row["step"] <= step]
+
+
+def _export(method: Method, config: PretrainConfig, size: int, out: Path) -> None:
+    """Save the backbone in timm's form; the folder's presence means «finished»."""
+    staging = out / f".{BACKBONE}.tmp"
+    save_backbone(method.backbone, config, size, staging)
+    staging.rename(out / BACKBONE)

@@ -1,0 +1,21 @@
+"""SimCLR (Chen et al., ICML 2020)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..gather import gather_with_gradient, rank_and_world_size
+from ..losses import nt_xent
+from .base import Method, register
+
+
+@register("simclr")
+class SimCLR(Method):
+    """NT-Xent between two views, negatives from the global batch. With the synthetic term: CLSP-SimCLR."""
+
+    def base_loss(self, z_BD: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`contrastive`: NT-Xent of the local samples against all ranks' embeddings."""
+        z1, z2 = z_BD
+        everyone1, everyone2 = gather_with_gradient(z1), gather_with_gradient(z2)
+        rank, _ = rank_and_world_size()
+        return {"contrastive": nt_xent(z1, z2, self.config.temperature, everyone1, everyone2, rank)}

@@ -1,0 +1,19 @@
+"""Learning rate and λ as pure functions of the step: nothing to save, nothing that restarts on resume."""
+
+import math
+
+from .config import PretrainConfig
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:
+    """Linear warm-up from `warmup_lr` to `lr`, then a cosine to 0 at the last step."""
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def synthetic_weight(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:
+    """λ at a step: a linear rise over `synthetic.warmup` epochs, then constant."""
+    warmup = config.synthetic.warmup * steps_per_epoch
+    return config.synthetic.weight * min(1.0, step / warmup if warmup else 1.0)

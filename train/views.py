@@ -1,0 +1,51 @@
+"""Views: augmented, normalised images, with every parameter drawn per image from a stream of its own."""
+
+from typing import Any
+
+import kornia.augmentation as K
+import torch
+from torch import nn
+
+from ..shards import stream_key
+from .config import AugmentConfig, PretrainConfig
+
+CHUNK = 256
+"""Images augmented at a time on a CPU, where larger batches leave the cache."""
+
+
+def build_augmentation(config: AugmentConfig, size: int) -> nn.Module:
+    """SimCLR's chain at `size` pixels: crop, colour jitter, greyscale, flip; float images in [0, 1].
+
+    kornia draws everything per image except the order of the four colour operations, which is per batch.
+    """
+    jitter: Any = (config.brightness, config.contrast, config.saturation, config.hue)
+    steps: list[nn.Module] = [K.RandomResizedCrop((size, size), scale=(config.crop_scale, 1.0), p=1.0)]
+    if any(jitter):
+        steps.append(K.ColorJitter(*jitter, p=config.jitter_probability))
+    if config.grey_probability:
+        steps.append(K.RandomGrayscale(p=config.grey_probability))
+    if config.flip:
+        steps.append(K.RandomHorizontalFlip(p=0.5))
+    return nn.Sequential(*steps)
+
+
+class Views:
+    """Makes view 1, 2, 3, … of a batch; view v of a step depends on (seed, step, rank, v) and the images alone.
+
+    So all methods see the same views 1 and 2, with or without a third.
+    """
+
+    def __init__(self, config: PretrainConfig, size: int, device: torch.device):
+        self.seed, self.device = config.seed, device
+        self.augmentation = build_augmentation(config.augment, size)
+        self.mean = torch.tensor(config.mean, device=device)[:, None, None]
+        self.std = torch.tensor(config.std, device=device)[:, None, None]
+
+    def __call__(self, images_BCHW: torch.Tensor, view: int, step: int, rank: int) -> torch.Tensor:
+        """A view of uint8 images `(B, 3, H, W)`: float32, normalised."""
+        torch.manual_seed(stream_key(self.seed, step, rank, "view", view) % 2**63)
+        images = images_BCHW.to(self.device, non_blocking=True).float() / 255
+        chunk = CHUNK if self.device.type == "cpu" else len(images)
+        with torch.no_grad():
+            augmented = torch.cat([self.augmentation(part) for part in images.split(chunk)])
+            return (augmented - self.mean) / self.std
