@@ -21,7 +21,7 @@ class DiffusionConfig(Section):
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     flip: bool = True
     """Horizontal flips, half of the time."""
-    channels: tuple[int, ...] = Field((128, 256, 256, 256), min_length=2)
+    channels: tuple[int, ...] = Field((128, 256, 256, 256), min_length=1)
     """Channels per resolution; each level but the last halves the side."""
     attention: tuple[bool, ...] = (False, True, False, False)
     """Which levels have self-attention; the middle always has."""

@@ -26,7 +26,8 @@ class Sampler:
     def __init__(self, model: DiffusionModel, config: SamplerConfig, device: torch.device | str = "cpu"):
         self.model, self.config = model, config
         self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
-        self.unet = model.unet.to(self.device, self.dtype)
+        self.unet = model.unet
+        torch.nn.Module.to(self.unet, self.device, self.dtype)  # diffusers' own `to` warns about a cast that is meant
 
     def __call__(self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0) -> np.ndarray:
         """Candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.

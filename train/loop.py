@@ -61,7 +61,7 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
         log.append({"epoch": epoch, "step": step + 1, **means, "lr": steps.rate, "seconds": round(time.time() - started, 3)})
         sums.clear()
         if accelerator.is_main_process and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            save_checkpoint(out, method, accelerator.unwrap_model(optimizer), {"step": step + 1}, config.keep_checkpoints)
+            save_checkpoint(out, method, optimizer, {"step": step + 1}, config.keep_checkpoints)
             write_file(out / LOG, "".join(json.dumps(row) + "\n" for row in log).encode())
         if report:
             report(epoch, config.epochs, means)
