@@ -1,5 +1,6 @@
 """`clsp linear-eval` and `clsp knn`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ from .options import PATH, expand, open_recipe, out_option, recipe_options
 from .progress import say
 from .recipe import Recipe
 
+Evaluation = Callable[[Any, Any, int], dict[str, Any]]
+
 checkpoint_option = click.option(
-    "--checkpoint", required=True, type=PATH, help="A run of clsp pretrain, or a timm model's folder; {name}, {seed} work."
+    "--checkpoint",
+    required=True,
+    type=PATH,
+    help="A run of clsp pretrain, or a timm model's folder; {name}, {seed} work.",
 )
 
 
@@ -40,10 +46,14 @@ def knn(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Pat
     from ..evaluate import evaluate_knn
 
     recipe = open_recipe(recipe_name, overrides)
-    _evaluate(recipe, "knn", checkpoint, out, False, lambda *sets: evaluate_knn(*sets, recipe.knn))
+
+    def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
+        return evaluate_knn(train, test, classes, recipe.knn)
+
+    _evaluate(recipe, "knn", checkpoint, out, False, run)
 
 
-def _evaluate(recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: bool, run: Any) -> None:
+def _evaluate(recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: bool, run: Evaluation) -> None:
     from ..evaluate import backbone_folder, backbone_size, check_labels, extract, labelled_sets, write_result
 
     checkpoint, out = expand(checkpoint, recipe), expand(out, recipe)

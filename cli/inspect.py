@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from ..shards import Anchors, AnchorsConfig, ShardSet, committed_shards, contact_sheet, read_manifest, read_plan, verify_set
+from ..shards import (
+    Anchors,
+    AnchorsConfig,
+    ShardSet,
+    committed_shards,
+    contact_sheet,
+    read_manifest,
+    read_plan,
+    verify_set,
+)
 from ..shards.layout import MANIFEST
 from .options import PATH, set_argument
 from .progress import ProgressReport, say

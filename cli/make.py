@@ -23,7 +23,9 @@ def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
     if not path:
         raise InputError("no diffusion model: the recipe's diffusion.path is empty; give --diffusion DIR or hub id")
     if not given and not recipe.diffusion.path and not (Path(path) / "model_index.json").exists():
-        raise InputError(f"no finished diffusion model in {path}; run first: clsp diffusion train --recipe … --out {path}")
+        raise InputError(
+            f"no finished diffusion model in {path}; run first: clsp diffusion train --recipe … --out {path}"
+        )
     return path
 
 

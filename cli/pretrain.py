@@ -9,13 +9,17 @@ from .options import PATH, expand, open_recipe, out_option, recipe_options
 from .progress import ProgressReport, say
 
 
-@click.command(epilog="Example: clsp pretrain --recipe digits --shards runs/digits/shards --out 'runs/digits/{name}-s{seed}'")
+@click.command(
+    epilog="Example: clsp pretrain --recipe digits --shards runs/digits/shards --out 'runs/digits/{name}-s{seed}'"
+)
 @recipe_options
 @click.option("--shards", "root", required=True, type=PATH, help="The shard set.")
 @out_option("Folder of the run; {name} and {seed} are filled in. A run that was interrupted goes on from it.")
 @click.option("--method", default=None, help="Instead of the recipe's pretrain.method.")
 @click.option("--seed", default=None, type=int, help="Instead of the recipe's pretrain.seed.")
-def pretrain(recipe_name: str, overrides: tuple[str, ...], root: Path, out: Path, method: str | None, seed: int | None) -> None:
+def pretrain(
+    recipe_name: str, overrides: tuple[str, ...], root: Path, out: Path, method: str | None, seed: int | None
+) -> None:
     """Pretrain a backbone on a shard set."""
     given = {"pretrain.method": method, "pretrain.seed": seed}
     recipe = open_recipe(recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)))

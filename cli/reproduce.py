@@ -33,7 +33,11 @@ def pipeline(out: Path, recipe: str, seeds: int, parts: int) -> list[Stage]:
     shards, with_recipe = str(out / "shards"), ("--recipe", recipe)
     stages = [Stage("diffusion", ("diffusion", "train", *with_recipe, "--out", str(out / "diffusion")))]
     makes = [
-        Stage(f"shards-{part}", ("shards", "make", *with_recipe, "--out", shards, "--part", f"{part}/{parts}"), ("diffusion",))
+        Stage(
+            f"shards-{part}",
+            ("shards", "make", *with_recipe, "--out", shards, "--part", f"{part}/{parts}"),
+            ("diffusion",),
+        )
         for part in range(parts)
     ]
     stages += makes
@@ -101,9 +105,13 @@ class Driver:
         del self.running[stage.name]
         if code:
             lines = self._log(stage).read_text().strip().splitlines()
-            raise WorkError(f"stage {stage.name} ended with exit code {code}: {lines[-1] if lines else ''} (see {self._log(stage)})")
+            raise WorkError(
+                f"stage {stage.name} ended with exit code {code}: {lines[-1] if lines else ''} (see {self._log(stage)})"
+            )
         self.finished.add(stage.name)
-        write_file(self._record(stage), json.dumps({"arguments": stage.arguments, "seconds": round(seconds, 1)}).encode())
+        write_file(
+            self._record(stage), json.dumps({"arguments": stage.arguments, "seconds": round(seconds, 1)}).encode()
+        )
         say(f"[{len(self.finished):>2}/{len(self.stages)}] {stage.name} ({seconds:.0f} s)")
 
     def _record(self, stage: Stage) -> Path:

@@ -19,7 +19,9 @@ def loss_curves(folders: Sequence[Path], image_format: str) -> bytes:
     from matplotlib.figure import Figure
 
     logs = {folder.name: read_log(folder) for folder in folders}
-    losses = sorted({name for rows in logs.values() for row in rows for name in row} - {"epoch", "step", "lr", "seconds"})
+    losses = sorted(
+        {name for rows in logs.values() for row in rows for name in row} - {"epoch", "step", "lr", "seconds"}
+    )
     figure = Figure(figsize=(4.2 * max(1, len(losses)), 3.2), layout="constrained")
     names = sorted({name.rsplit("-s", 1)[0] for name in logs})
     for number, loss in enumerate(losses, start=1):

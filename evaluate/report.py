@@ -31,14 +31,18 @@ def write_report(folder: Path, out: Path) -> None:
     runs = [folder / "pretrain" / run["folder"] for run in comparison["runs"]]
     runs = [run for run in runs if run.is_dir()]
     template = resources.files(__package__ or "").joinpath("report.html.j2").read_text()
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(
-        title=folder.name,
-        headings=headings,
-        rows=rows,
-        runs=comparison["runs"],
-        curves=_data_uri(loss_curves(runs, "png"), "png") if runs else None,
-        **_shard_facts(folder / "shards"),
-        provenance=_provenance(runs),
+    page = (
+        Environment(autoescape=True, undefined=StrictUndefined)
+        .from_string(template)
+        .render(
+            title=folder.name,
+            headings=headings,
+            rows=rows,
+            runs=comparison["runs"],
+            curves=_data_uri(loss_curves(runs, "png"), "png") if runs else None,
+            **_shard_facts(folder / "shards"),
+            provenance=_provenance(runs),
+        )
     )
     write_file(out, page.encode())
 

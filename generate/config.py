@@ -12,32 +12,34 @@ class DiffusionConfig(Section):
 
     path: str = ""
     """A folder in diffusers' format or a hub id; empty: train one."""
-    steps: int = Field(100_000, ge=1)
-    batch_size: int = Field(128, ge=1)
+    steps: int = Field(default=100_000, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     """Global: over all processes."""
-    lr: float = Field(2e-4, gt=0)
-    warmup_steps: int = Field(5000, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    lr: float = Field(default=2e-4, gt=0)
+    warmup_steps: int = Field(default=5000, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     flip: bool = True
     """Horizontal flips, half of the time."""
-    channels: tuple[int, ...] = Field((128, 256, 256, 256), min_length=1)
+    channels: tuple[int, ...] = Field(default=(128, 256, 256, 256), min_length=1)
     """Channels per resolution; each level but the last halves the side."""
     attention: tuple[bool, ...] = (False, True, False, False)
     """Which levels have self-attention; the middle always has."""
-    blocks: int = Field(2, ge=1)
+    blocks: int = Field(default=2, ge=1)
     """Residual blocks per level."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
-    checkpoint_steps: int = Field(1000, ge=1)
+    checkpoint_steps: int = Field(default=1000, ge=1)
     """Steps between two checkpoints."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Decoding processes per training process."""
 
     @model_validator(mode="after")
     def _levels_agree(self):
         if len(self.channels) != len(self.attention):
-            raise ValueError(f"channels has {len(self.channels)} levels, attention {len(self.attention)}; make them equal")
+            raise ValueError(
+                f"channels has {len(self.channels)} levels, attention {len(self.attention)}; make them equal"
+            )
         if any(channels % 32 for channels in self.channels):
             raise ValueError("channels must be multiples of 32 (the group norm has 32 groups)")
         return self
@@ -47,20 +49,22 @@ class SamplerConfig(Section):
     """How positives are sampled; the defaults are the paper's."""
 
     scheduler: Literal["ddim", "unipc", "dpmsolver++"] = "ddim"
-    steps: int = Field(100, ge=1, le=1000)
-    eta: float = Field(0.1, ge=0, le=1)
+    steps: int = Field(default=100, ge=1, le=1000)
+    eta: float = Field(default=0.1, ge=0, le=1)
     """Share of DDPM's noise that DDIM adds at each step; 0 is deterministic."""
-    weight: float = Field(0.1, ge=0, le=1)
+    weight: float = Field(default=0.1, ge=0, le=1)
     """The paper's w: the share of the sample's own bottleneck features; 1 ignores the anchor."""
     share_anchor: bool = False
     """One noising and one encoder pass of the anchor per step for all K candidates, instead of one per candidate."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    micro_batch: int = Field(64, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    micro_batch: int = Field(default=64, ge=1)
     """Anchors per U-Net call. The images depend on it by float rounding alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _noise_fits_solver(self):
         if self.eta > 0 and self.scheduler != "ddim":
-            raise ValueError(f"eta is {self.eta}, but {self.scheduler} is deterministic; set sampler.eta=0 or scheduler=ddim")
+            raise ValueError(
+                f"eta is {self.eta}, but {self.scheduler} is deterministic; set sampler.eta=0 or scheduler=ddim"
+            )
         return self

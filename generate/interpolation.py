@@ -63,7 +63,9 @@ def check_unet_config(config: dict[str, Any], name: str) -> None:
         "class": config.get("_class_name", "UNet2DModel") != "UNet2DModel",
         "time_embedding_type": config.get("time_embedding_type", "positional") != "positional",
         "blocks": not set(blocks) <= PLAIN_BLOCKS,
-        "class_embed_type or num_class_embeds": any(config.get(key) for key in ("class_embed_type", "num_class_embeds")),
+        "class_embed_type or num_class_embeds": any(
+            config.get(key) for key in ("class_embed_type", "num_class_embeds")
+        ),
         "center_input_sample": bool(config.get("center_input_sample", False)),
     }
     found = ", ".join(key for key, bad in unfit.items() if bad)

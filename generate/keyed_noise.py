@@ -33,7 +33,7 @@ class Stream(IntEnum):
 
 
 def noise_key(seed: int, anchor_key: str) -> tuple[int, int]:
-    """The two 32-bit key words of an anchor: 64-bit BLAKE2b of the seed (8 bytes, little-endian) and the key (UTF-8)."""
+    """The two 32-bit key words of an anchor: BLAKE2b-64 of the seed (8 bytes, little-endian) and the key (UTF-8)."""
     digest = hashlib.blake2b(seed.to_bytes(8, "little") + anchor_key.encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 

@@ -73,11 +73,10 @@ def _noise_schedule(path: str) -> dict[str, Any]:
         except OSError:
             config = {}
     schedule = {key: config.get(key, DDPMScheduler().config[key]) for key in NOISE_SCHEDULE}
-    if schedule["prediction_type"] != "epsilon" or config.get("trained_betas") is not None:
-        raise InputError(
-            f"diffusion model {path} predicts {schedule['prediction_type']}"
-            f"{' with trained betas' if config.get('trained_betas') is not None else ''}; expected epsilon and a named schedule"
-        )
+    if schedule["prediction_type"] != "epsilon":
+        raise InputError(f"diffusion model {path} predicts {schedule['prediction_type']}, expected epsilon")
+    if config.get("trained_betas") is not None:
+        raise InputError(f"diffusion model {path} has a list of betas of its own, expected a named beta_schedule")
     return schedule
 
 

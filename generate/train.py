@@ -149,9 +149,7 @@ def check_out(anchors: Anchors, config: DiffusionConfig, out: Path) -> bool:
     identity = out / IDENTITY
     if identity.exists():
         if identity.read_bytes() != wanted:
-            raise InputError(
-                f"{out} holds a model trained with other settings ({identity}); choose another --out or remove the folder"
-            )
+            raise InputError(f"{out} holds a model trained with other settings ({identity}); choose another --out")
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not a model of clsp diffusion train; choose an empty or new --out")
     else:

@@ -35,8 +35,14 @@ class Source(Protocol):
     licence: str
 
     def __len__(self) -> int: ...
-    def content(self, index: int) -> bytes | np.ndarray: ...
-    def label(self, index: int) -> int | None: ...
+
+    def content(self, index: int) -> bytes | np.ndarray:
+        """The encoded bytes of an image or, in sources without, its pixels."""
+        ...
+
+    def label(self, index: int) -> int | None:
+        """The class number, or None without one."""
+        ...
 
 
 class Anchors(Sequence[Anchor]):
@@ -98,7 +104,9 @@ class Anchors(Sequence[Anchor]):
         """
         labels = [self.source.label(index) for index in range(self._count)]
         if None in labels:
-            raise InputError(f"{self.config.path} split {self.config.split} has images without a label; expected one each")
+            raise InputError(
+                f"{self.config.path} split {self.config.split} has images without a label; expected one each"
+            )
         return np.array(labels, dtype=np.int64)
 
     def _first_size(self) -> int:
@@ -117,7 +125,9 @@ class Anchors(Sequence[Anchor]):
             with Image.open(io.BytesIO(content)) as image:
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except Exception as error:  # Pillow raises many kinds on damaged bytes
-            raise InputError(f"{self._where(index)} does not decode as an image; replace or remove it ({error})") from error
+            raise InputError(
+                f"{self._where(index)} does not decode as an image; replace or remove it ({error})"
+            ) from error
 
     def _fit(self, image: np.ndarray, index: int) -> np.ndarray:
         height, width = image.shape[:2]

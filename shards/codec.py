@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .errors import WorkError
 
-ENCODERS: dict[str, dict[str, object]] = {
+ENCODERS: dict[str, dict[str, Any]] = {
     # method=0, quality=0 is WebP's fastest lossless setting: ten times the default's speed for 7 % more bytes.
     "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0, "exact": True},
     "png": {"format": "PNG", "compress_level": 1},

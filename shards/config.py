@@ -14,12 +14,12 @@ class Section(BaseModel):
 class AnchorsConfig(Section):
     """Where the anchors come from and what geometry they get."""
 
-    path: str = Field("digits", min_length=1)
+    path: str = Field(default="digits", min_length=1)
     """A hub id, a local parquet file, a local folder (images or parquet), or `digits` (scikit-learn's, embedded)."""
     split: str = "train"
-    limit: int = Field(0, ge=0)
+    limit: int = Field(default=0, ge=0)
     """Use the first `limit` images only; 0 uses all."""
-    size: int = Field(0, ge=0)
+    size: int = Field(default=0, ge=0)
     """Side length in pixels; 0 keeps the images as they are, which must then be square and of one size."""
     resize: Literal["crop", "squash"] = "crop"
     """`crop` scales the shorter side to `size` and cuts the centre; `squash` ignores the aspect ratio."""
@@ -28,9 +28,9 @@ class AnchorsConfig(Section):
 class ShardsConfig(Section):
     """How the shard set is cut and coded."""
 
-    candidates: int = Field(8, ge=1, le=256)
+    candidates: int = Field(default=8, ge=1, le=256)
     """K, the number of synthetic positives per anchor."""
-    records: int = Field(1024, ge=1)
+    records: int = Field(default=1024, ge=1)
     """Anchors per shard: the unit of work and of retry."""
     codec: Literal["webp", "png"] = "webp"
     """Both are lossless; WebP is a third smaller and decodes as fast."""

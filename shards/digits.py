@@ -23,7 +23,7 @@ class DigitsSource:
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise InputError("anchors.path: digits needs scikit-learn; run: pip install 'clsp[all]'") from error
-        grey, labels = load_digits(return_X_y=True)
+        grey, labels = map(np.asarray, load_digits(return_X_y=True))
         images = np.rint(grey.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
         is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
         chosen = is_test if split == "test" else ~is_test

@@ -36,7 +36,7 @@ def epoch_order(shard_sizes: list[int], plan_digest: str, seed: int, epoch: int,
     parts = []
     for number, start in enumerate(range(0, len(shards), window)):
         chosen = shards[start : start + window]
-        positions = np.concatenate([np.arange(firsts[shard], firsts[shard + 1]) for shard in chosen])
+        positions = np.concatenate([np.arange(int(firsts[shard]), int(firsts[shard + 1])) for shard in chosen])
         parts.append(positions[permutation(len(positions), plan_digest, seed, epoch, "records", number)])
     return np.concatenate(parts)
 

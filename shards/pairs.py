@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -73,7 +74,9 @@ def _decode(content: bytes) -> torch.Tensor:
     return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
 
 
-def pair_loader(dataset: PairDataset, order: BatchOrder, first: int, last: int, workers: int = 0) -> DataLoader[PairBatch]:
+def pair_loader(
+    dataset: PairDataset, order: BatchOrder, first: int, last: int, workers: int = 0
+) -> DataLoader[PairBatch]:
     """A loader of this rank's parts of the global batches `first` … `last - 1`; starting at `first` is the resume.
 
     Never pass it through `accelerator.prepare()`: it already holds this rank's slices only.
@@ -81,13 +84,13 @@ def pair_loader(dataset: PairDataset, order: BatchOrder, first: int, last: int, 
     return DataLoader(
         dataset,
         batch_sampler=_BatchSampler(order, first, last),
-        collate_fn=_identity,
+        collate_fn=_already_batched,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _identity(batch: PairBatch) -> PairBatch:
+def _already_batched(batch: Any) -> PairBatch:
     return batch
 
 

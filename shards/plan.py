@@ -129,7 +129,9 @@ def read_plan(root: Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{root / PLAN}: {where}: {first['msg']}; expected a plan of schema {SCHEMA_VERSION}") from error
+        raise InputError(
+            f"{root / PLAN}: {where}: {first['msg']}; expected a plan of schema {SCHEMA_VERSION}"
+        ) from error
 
 
 def check_schema(content: Any, path: Path) -> None:

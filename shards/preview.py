@@ -10,7 +10,7 @@ GAP, ANCHOR_GAP, TARGET = 2, 8, 64
 
 
 def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Image:
-    """`rows` anchors drawn by `seed`, each (left, set apart) with its candidates; small images are enlarged 2x, 3x, …"""
+    """`rows` anchors drawn by `seed`, each (left, set apart) with its candidates, small ones enlarged."""
     chosen = np.sort(permutation(len(shards), seed, "preview")[:rows])
     scale = max(1, TARGET // shards.size)
     side = shards.size * scale

@@ -3,6 +3,7 @@
 import mmap
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class ShardSet:
     def __len__(self) -> int:
         return self.plan.count
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": OrderedDict()}  # workers map the shards anew
 
     @property
@@ -87,10 +88,14 @@ class ShardSet:
         if content is not None:
             return self._decode(content, position)
         if self._anchors is None:
-            raise InputError(f"{self.root} holds no anchors (shards.include_anchors = false); give its source to join them")
+            raise InputError(
+                f"{self.root} holds no anchors (shards.include_anchors = false); give its source to join them"
+            )
         anchor = self._anchors[position]
         if bytes.fromhex(anchor.digest) != self.index.anchors[position].as_py():
-            raise WorkError(f"anchor {anchor.key} of {self._anchors.config.path} is not the image the set was made from")
+            raise WorkError(
+                f"anchor {anchor.key} of {self._anchors.config.path} is not the image the set was made from"
+            )
         return anchor.image
 
     def candidate(self, position: int, candidate: int) -> np.ndarray:
@@ -116,7 +121,9 @@ class ShardSet:
         size = int(self.index.sizes[position, member])
         content = self._map(int(self.index.shards[position]))[start : start + size]
         if len(content) != size:
-            raise WorkError(f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}")
+            raise WorkError(
+                f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}"
+            )
         return content
 
     def _map(self, shard: int) -> mmap.mmap:

@@ -73,10 +73,10 @@ def write_shard(
     """
     from webdataset.writer import TarWriter  # imports torch where it is installed, so not at the top
 
-    expected = [index for index in plan.shard_range(shard)]
+    expected = list(plan.shard_range(shard))
     written = []
     with replacing(shard_path(root, layer, shard)) as file:
-        hashing = _HashingFile(file)
+        hashing: Any = _HashingFile(file)  # has the two methods that a tar writer needs
         with TarWriter(hashing, encoder=False, user=OWNER, group=GROUP, mode=MODE, mtime=MTIME) as tar:
             for record in records:
                 tar.write(tar_sample(plan, record))

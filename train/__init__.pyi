@@ -4,11 +4,11 @@ from .backbone import load_backbone as load_backbone
 from .config import AugmentConfig as AugmentConfig
 from .config import PretrainConfig as PretrainConfig
 from .config import SyntheticConfig as SyntheticConfig
-from .losses import alignment as alignment
-from .losses import nt_xent as nt_xent
 from .loop import batch_order as batch_order
 from .loop import claim_out as claim_out
 from .loop import pretrain as pretrain
+from .losses import alignment as alignment
+from .losses import nt_xent as nt_xent
 from .methods import METHODS as METHODS
 from .methods import Method as Method
 from .methods import build_method as build_method

@@ -14,7 +14,9 @@ from ..shards import InputError, write_file
 FOLDER = "checkpoints"
 
 
-def save_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+def save_checkpoint(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> None:
     """Write everything that a run needs to go on after `state["step"]` steps; the last `keep` files stay."""
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():

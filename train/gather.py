@@ -1,5 +1,8 @@
 """All-gather with gradient: the one place that knows which of torch's functions to use."""
 
+import importlib
+from typing import Any
+
 import torch
 from torch import distributed
 
@@ -20,8 +23,7 @@ def gather_with_gradient(x_BD: torch.Tensor) -> torch.Tensor:
     if rank_and_world_size()[1] == 1:
         return x_BD
     x_BD = x_BD.contiguous()
-    from torch.distributed import _functional_collectives as collectives
-
+    collectives: Any = importlib.import_module("torch.distributed._functional_collectives")
     if hasattr(collectives, "all_gather_single_autograd"):  # torch 2.15 and later
         return collectives.all_gather_single_autograd(x_BD, 0, distributed.group.WORLD)
     from torch.distributed.nn.functional import all_gather

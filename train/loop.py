@@ -12,7 +12,17 @@ import timm.optim
 import torch
 from accelerate import Accelerator
 
-from ..shards import BatchOrder, InputError, PairDataset, ShardSet, WorkError, canonical_json, pair_loader, stream_key, write_file
+from ..shards import (
+    BatchOrder,
+    InputError,
+    PairDataset,
+    ShardSet,
+    WorkError,
+    canonical_json,
+    pair_loader,
+    stream_key,
+    write_file,
+)
 from .backbone import save_backbone
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import PretrainConfig
@@ -58,7 +68,9 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
         if rest:
             continue
         means = {name: float(value) / per_epoch for name, value in sums.items()}
-        log.append({"epoch": epoch, "step": step + 1, **means, "lr": steps.rate, "seconds": round(time.time() - started, 3)})
+        log.append(
+            {"epoch": epoch, "step": step + 1, **means, "lr": steps.rate, "seconds": round(time.time() - started, 3)}
+        )
         sums.clear()
         if accelerator.is_main_process and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
             save_checkpoint(out, method, optimizer, {"step": step + 1}, config.keep_checkpoints)
@@ -75,7 +87,9 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
 class _Steps:
     """One optimisation step at a time."""
 
-    def __init__(self, accelerator, model, optimizer, config: PretrainConfig, views: Views, order: BatchOrder, out: Path):
+    def __init__(
+        self, accelerator, model, optimizer, config: PretrainConfig, views: Views, order: BatchOrder, out: Path
+    ):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.config, self.views, self.order, self.out = config, views, order, out
         self.rate = 0.0
@@ -124,9 +138,7 @@ def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_s
         InputError: the batch is larger than the set or not divisible by the number of processes.
     """
     if config.batch_size > len(shards):
-        raise InputError(
-            f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors; set a smaller one"
-        )
+        raise InputError(f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors")
     if config.batch_size % world_size:
         raise InputError(f"pretrain.batch_size is {config.batch_size}, not divisible by the {world_size} processes")
     sizes = [len(shards.plan.shard_range(shard)) for shard in range(shards.plan.shard_count)]
@@ -135,7 +147,7 @@ def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_s
 
 def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optimizer:
     """timm's optimizer of that name; LARS leaves 1-D parameters without decay and without adaptation."""
-    kwargs = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
+    kwargs: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
     if config.optimizer == "sgd":
         kwargs["nesterov"] = False
     return timm.optim.create_optimizer_v2(
