@@ -1,0 +1,62 @@
+# `make demo` and `make test` set up everything themselves. Variables: RECIPE, OUT, SHARDS, CHECKPOINT, GPUS, ARGS.
+RECIPE ?= digits
+OUT ?= runs/$(basename $(notdir $(RECIPE)))
+SHARDS ?= $(OUT)/shards
+CHECKPOINT ?= $(OUT)/pretrain/{name}-s{seed}
+GPUS ?= 1
+ARGS ?=
+
+PYTHON ?= python3
+BIN := .venv/bin
+CLSP := $(BIN)/clsp
+# The `--set` part of ARGS, for the commands that a target runs before its own.
+SETTINGS = $(foreach word,$(subst --set=,--set ,$(ARGS)),$(if $(findstring =,$(word)),--set '$(word)'))
+
+# One process needs no launcher. Several: accelerate on GPUs, torchrun on CPUs (accelerate's launcher needs MPI there).
+ifeq ($(GPUS),1)
+LAUNCH = $(CLSP)
+else ifneq ($(shell command -v nvidia-smi),)
+LAUNCH = $(BIN)/accelerate launch --num_processes $(GPUS) --multi_gpu -m clsp.cli
+else
+LAUNCH = ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli
+endif
+
+.PHONY: setup demo shards pretrain linear-eval knn report test lint
+.DEFAULT_GOAL := demo
+
+setup: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+demo: setup
+	$(CLSP) reproduce --recipe digits --out runs/demo $(ARGS)
+
+shards: setup
+	$(CLSP) diffusion train --recipe $(RECIPE) --out $(OUT)/diffusion $(SETTINGS)
+	$(CLSP) shards make --recipe $(RECIPE) --out $(SHARDS) $(ARGS) --check
+	$(LAUNCH) shards make --recipe $(RECIPE) --out $(SHARDS) $(ARGS)
+
+pretrain: setup
+	$(CLSP) pretrain --recipe $(RECIPE) --shards $(SHARDS) --out '$(CHECKPOINT)' $(ARGS) --check
+	$(LAUNCH) pretrain --recipe $(RECIPE) --shards $(SHARDS) --out '$(CHECKPOINT)' $(ARGS)
+
+linear-eval: setup
+	$(CLSP) linear-eval --recipe $(RECIPE) --checkpoint '$(CHECKPOINT)' --out '$(CHECKPOINT)' $(ARGS)
+
+knn: setup
+	$(CLSP) knn --recipe $(RECIPE) --checkpoint '$(CHECKPOINT)' --out '$(CHECKPOINT)' $(ARGS)
+
+report: setup
+	$(CLSP) compare $(OUT)/pretrain/* --out $(OUT)
+	$(CLSP) report $(OUT) --out $(OUT)/report.html
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright

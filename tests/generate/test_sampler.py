@@ -1,0 +1,96 @@
+"""The sampler against an independent computation: DDPM and DDIM equations in numpy, float64 schedule, own U-Net calls."""
+
+import numpy as np
+import pytest
+import torch
+from clsp.generate import Sampler, SamplerConfig, Stream, decode, encode, keyed_normal, noise_keys
+from clsp.generate.schedulers import make_scheduler
+from clsp.shards import WorkError
+
+
+def noise(key: str, timestep: int, candidate: int, stream: Stream, seed: int = 0) -> np.ndarray:
+    keys = noise_keys(seed, [key], torch.device("cpu"))
+    return keyed_normal(keys, (3, 8, 8), timestep, candidate, stream).double().numpy()
+
+
+def reference_positive(unet, anchor_HWC: np.ndarray, key: str, candidate: int, config: SamplerConfig) -> np.ndarray:
+    """One candidate by the equations of facts: β linear 1e-4 … 0.02, timesteps 999, 989, …, DDIM with η, h = w·h_s + (1-w)·h_a."""
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    stride = 1000 // config.steps
+    x0 = anchor_HWC.transpose(2, 0, 1)[None] / 127.5 - 1
+    x = noise(key, 0, candidate, Stream.INITIAL)
+    for t in range(999, 0, -stride):
+        a, previous = alpha_bar[t], alpha_bar[t - stride] if t >= stride else 1.0
+        stream, index = (Stream.SHARED_ANCHOR, 0) if config.share_anchor else (Stream.ANCHOR, candidate)
+        x_anchor = np.sqrt(a) * x0 + np.sqrt(1 - a) * noise(key, t, index, stream)
+        with torch.inference_mode():
+            sample = encode(unet, torch.from_numpy(x).float(), t)
+            anchor = encode(unet, torch.from_numpy(x_anchor).float(), t)
+            h = config.weight * sample.bottleneck + (1 - config.weight) * anchor.bottleneck
+            epsilon = decode(unet, sample._replace(bottleneck=h)).double().numpy()
+        predicted_x0 = (x - np.sqrt(1 - a) * epsilon) / np.sqrt(a)
+        sigma = config.eta * np.sqrt((1 - previous) / (1 - a)) * np.sqrt(1 - a / previous)
+        x = np.sqrt(previous) * predicted_x0 + np.sqrt(1 - previous - sigma**2) * epsilon
+        x = x + sigma * noise(key, t, candidate, Stream.STEP)
+    return np.rint((x.clip(-1, 1) + 1) * 127.5)[0].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("share_anchor", [False, True])
+@pytest.mark.parametrize(("weight", "eta"), [(0.1, 0.1), (0.0, 0.0), (0.5, 1.0)])
+def test_positives_agree_with_the_papers_equations(model, digits, weight, eta, share_anchor):
+    config = SamplerConfig(steps=20, weight=weight, eta=eta, share_anchor=share_anchor, micro_batch=4)
+    anchors = digits[:3]
+    images = np.stack([anchor.image for anchor in anchors])
+    found = Sampler(model, config)(images, [anchor.key for anchor in anchors], candidates=2)
+    for row, anchor in enumerate(anchors):
+        for candidate in range(2):
+            expected = reference_positive(model.unet, anchor.image, anchor.key, candidate, config)
+            difference = np.abs(found[row, candidate].astype(int) - expected)
+            assert difference.max() <= 1 and (difference > 0).mean() < 0.02
+
+
+def test_the_papers_timesteps():
+    scheduler = make_scheduler(SamplerConfig(), {"num_train_timesteps": 1000})
+    assert scheduler.timesteps.tolist() == list(range(999, 0, -10))
+    assert not scheduler.config.clip_sample
+
+
+def test_candidates_do_not_depend_on_how_many_there_are(model, digits):
+    sampler = Sampler(model, SamplerConfig(steps=4, micro_batch=4))
+    images, keys = np.stack([anchor.image for anchor in digits[:4]]), [anchor.key for anchor in digits[:4]]
+    eight = sampler(images, keys, candidates=8)
+    assert np.array_equal(sampler(images, keys, candidates=4), eight[:, :4])
+    assert np.array_equal(sampler(images, keys, candidates=4, first=4), eight[:, 4:])
+    assert not np.array_equal(eight[:, 0], eight[:, 1])
+
+
+def test_another_micro_batch_changes_images_by_rounding_only(model, digits):
+    images, keys = np.stack([anchor.image for anchor in digits[:6]]), [anchor.key for anchor in digits[:6]]
+    whole = Sampler(model, SamplerConfig(steps=10, micro_batch=6))(images, keys, 2).astype(int)
+    single = Sampler(model, SamplerConfig(steps=10, micro_batch=1))
+    parts = np.concatenate([single(images[i : i + 1], keys[i : i + 1], 2) for i in range(6)])
+    assert np.abs(whole - parts).max() <= 1 and (whole != parts).mean() <= 1e-3
+
+
+def test_weight_one_ignores_the_anchor(model, digits):
+    sampler = Sampler(model, SamplerConfig(steps=4, weight=1.0, micro_batch=1))
+    first, other = digits[0], digits[1]
+    assert np.array_equal(sampler(first.image[None], [first.key], 1), sampler(other.image[None], [first.key], 1))
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "dpmsolver++"])
+def test_solvers_keep_their_state_per_candidate(model, digits, scheduler):
+    sampler = Sampler(model, SamplerConfig(steps=5, eta=0.0, scheduler=scheduler, micro_batch=2))
+    images, keys = np.stack([anchor.image for anchor in digits[:2]]), [anchor.key for anchor in digits[:2]]
+    together = sampler(images, keys, 2)
+    assert np.array_equal(together[:, 1:], sampler(images, keys, 1, first=1))
+
+
+def test_values_that_are_not_finite_are_named(model, digits):
+    import copy
+    import dataclasses
+
+    broken = dataclasses.replace(model, unet=copy.deepcopy(model.unet))
+    torch.nn.init.constant_(broken.unet.conv_out.bias, float("nan"))
+    with pytest.raises(WorkError, match="train_00000000"):
+        Sampler(broken, SamplerConfig(steps=2, micro_batch=1))(digits[0].image[None], [digits[0].key], 1)

@@ -1,0 +1,43 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clsp.generate import Sampler, SamplerConfig, assigned_shards, make_plan, make_shards
+from clsp.shards import ShardsConfig, ShardSet, write_plan
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_shard_belongs_to_exactly_one_process(parts, world_size):
+    mine = [assigned_shards(29, (part, parts), rank, world_size) for part in range(parts) for rank in range(world_size)]
+    assert sorted(sum(mine, [])) == list(range(29))
+
+
+def content_digests(root: Path) -> dict[str, str]:
+    files = [*root.glob("layer-*/*.tar"), *root.glob("*.parquet"), root / "plan.json"]
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_parts_and_processes_give_the_bytes_of_one(model, digits, shard_set, tmp_path):
+    config, shards = SamplerConfig(steps=2, micro_batch=8), ShardsConfig(candidates=3, records=16)
+    plan = make_plan(digits, model, config, shards)
+    write_plan(tmp_path / "set", plan)
+    sealed = [
+        make_shards(tmp_path / "set", plan, digits, Sampler(model, config), (part, 2), rank, 2)
+        for part in range(2)
+        for rank in range(2)
+    ]
+    assert sealed[:2] == [None, None] and sealed[-1] is not None
+    assert content_digests(tmp_path / "set") == content_digests(shard_set)
+
+
+def test_candidates_are_the_samplers_and_anchors_the_sources(model, digits, shard_set):
+    shards = ShardSet(shard_set)
+    sampler = Sampler(model, SamplerConfig(steps=2, micro_batch=8))
+    chosen = digits[16:24]  # the first micro-batch of the second shard
+    expected = sampler(np.stack([anchor.image for anchor in chosen]), [anchor.key for anchor in chosen], 3)
+    for row, anchor in enumerate(chosen):
+        assert np.array_equal(shards.anchor(anchor.index), anchor.image)
+        for candidate in range(3):
+            assert np.array_equal(shards.candidate(anchor.index, candidate), expected[row, candidate])

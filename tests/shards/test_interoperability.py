@@ -1,0 +1,39 @@
+"""A set is read with nothing of ours: plain webdataset, and datasets by builder name and through the card."""
+
+import datasets
+import numpy as np
+import pytest
+import webdataset
+from clsp.shards import ShardSet
+
+FIELDS = {"anchor.webp", "c000.webp", "c001.webp", "c002.webp", "json"}
+
+
+@pytest.fixture(scope="module")
+def shards(shard_set):
+    return ShardSet(shard_set)
+
+
+def test_webdataset(shard_set, shards):
+    urls = [str(path) for path in sorted((shard_set / "layer-000").glob("*.tar"))]
+    records = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert [record["__key__"] for record in records] == [shards.key(position) for position in range(40)]
+    for position, record in enumerate(records):
+        assert set(record) >= FIELDS and record["json"]["index"] == position
+        assert np.array_equal(record["anchor.webp"], shards.anchor(position))
+        assert np.array_equal(record["c002.webp"], shards.candidate(position, 2))
+
+
+@pytest.mark.parametrize("how", ["builder", "card"])
+def test_datasets(shard_set, shards, how, tmp_path):
+    if how == "builder":
+        files = str(shard_set / "layer-000" / "*.tar")
+        rows = datasets.load_dataset("webdataset", data_files={"train": files}, split="train", cache_dir=str(tmp_path))
+    else:
+        rows = datasets.load_dataset(str(shard_set), "layer-000", split="train", cache_dir=str(tmp_path))
+    assert len(rows) == 40 and set(rows.column_names) >= FIELDS
+    by_key = {row["__key__"]: row for row in rows}
+    for position in range(40):
+        row = by_key[shards.key(position)]
+        assert row["json"]["label"] == shards.labels()[position]
+        assert np.array_equal(np.asarray(row["c001.webp"]), shards.candidate(position, 1))
