@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..shards import Anchors, InputError, remove_temporaries
-from .options import PATH, open_recipe, out_option, parse_part, recipe_options
+from .options import PATH, check_option, open_recipe, out_option, parse_part, recipe_options
 from .progress import ProgressReport, say
 from .recipe import Recipe
 
@@ -58,7 +58,8 @@ def plan(recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path
 @out_option("Folder of the set; new, or a set of the same plan, which goes on where it stopped.")
 @diffusion_option
 @click.option("--part", default="0/1", metavar="I/N", show_default=True, help="Only part I of N, for job arrays.")
-def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str) -> None:
+@check_option
+def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool) -> None:
     """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
     recipe = open_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
@@ -67,9 +68,12 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
     from accelerate import Accelerator
 
     from ..generate import Sampler, load_diffusion, make_plan, make_shards
-    from ..shards import read_plan, write_plan
+    from ..shards import check_plan, read_plan, write_plan
 
     model = load_diffusion(path, anchors.size)
+    if check:
+        check_plan(out, make_plan(anchors, model, recipe.sampler, recipe.shards))
+        return
     accelerator = Accelerator()
     if accelerator.is_main_process:
         write_plan(out, make_plan(anchors, model, recipe.sampler, recipe.shards))

@@ -32,6 +32,9 @@ def set_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("root", metavar="SET", type=PATH)(command)
 
 
+check_option = click.option("--check", is_flag=True, help="Check the input and stop before any work.")
+
+
 def open_recipe(name: str, overrides: tuple[str, ...]) -> Recipe:
     """The resolved recipe of a command line."""
     return load_recipe(name, overrides)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..shards import Anchors, ShardSet
-from .options import PATH, expand, open_recipe, out_option, recipe_options
+from .options import PATH, check_option, expand, open_recipe, out_option, recipe_options
 from .progress import ProgressReport, say
 
 
@@ -17,8 +17,15 @@ from .progress import ProgressReport, say
 @out_option("Folder of the run; {name} and {seed} are filled in. A run that was interrupted goes on from it.")
 @click.option("--method", default=None, help="Instead of the recipe's pretrain.method.")
 @click.option("--seed", default=None, type=int, help="Instead of the recipe's pretrain.seed.")
+@check_option
 def pretrain(
-    recipe_name: str, overrides: tuple[str, ...], root: Path, out: Path, method: str | None, seed: int | None
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    root: Path,
+    out: Path,
+    method: str | None,
+    seed: int | None,
+    check: bool,
 ) -> None:
     """Pretrain a backbone on a shard set."""
     given = {"pretrain.method": method, "pretrain.seed": seed}
@@ -27,9 +34,14 @@ def pretrain(
     shards = ShardSet(root)
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, Anchors(recipe.anchors))
-    from ..train import claim_out, pretrain
+    from ..train import batch_order, build_method, check_run, pretrain
 
-    if claim_out(shards, recipe.pretrain, out):
+    batch_order(shards, recipe.pretrain)
+    finished = check_run(shards, recipe.pretrain, out)
+    if check:
+        build_method(recipe.pretrain)
+        return
+    if finished:
         say(f"backbone: {out / 'backbone'} (already trained)")
         return
     recipe.save(out / "recipe.toml")

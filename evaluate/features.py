@@ -28,14 +28,14 @@ class Features:
 
 def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -> tuple[Anchors, Anchors]:
     """The training images (the anchors' source) and the test images, at the backbone's image size."""
-    geometry = anchors.size or size
-    train = Anchors(anchors.model_copy(update={"limit": config.train_limit, "size": geometry}))
     test_path = config.test_path or anchors.path
     if not config.test_path and Path(test_path).is_file():
         raise InputError(
             f"{test_path} is one file, so it has no split {config.test_split}; set linear_eval.test_path, or give "
             "anchors.path the folder of both"
         )
+    geometry = anchors.size or size
+    train = Anchors(anchors.model_copy(update={"limit": config.train_limit, "size": geometry}))
     update = {"path": test_path, "split": config.test_split, "limit": config.test_limit, "size": geometry}
     return train, Anchors(anchors.model_copy(update=update))
 

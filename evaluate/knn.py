@@ -18,7 +18,7 @@ def knn_predict(
     predictions = []
     for chunk in test.split(CHUNK):
         similarity, nearest = (chunk @ train.T).topk(min(k, len(train)), dim=1)
-        votes = torch.zeros(len(chunk), classes).scatter_add_(
+        votes = similarity.new_zeros(len(chunk), classes).scatter_add_(
             1, labels_N[nearest], ((similarity - similarity[:, :1]) / temperature).exp()
         )
         predictions.append(votes.argmax(dim=1))

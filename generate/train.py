@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ..shards import Anchors, InputError, canonical_json, permutation, stream_key, write_file
+from ..shards import Anchors, InputError, canonical_json, owner_of, permutation, stream_key, write_file
 from .config import DiffusionConfig
 from .sampler import to_model_range
 
@@ -89,6 +89,8 @@ def train_diffusion(anchors: Anchors, config: DiffusionConfig, out: Path, report
         )
     torch.manual_seed(stream_key(config.seed, "diffusion weights") % 2**63)
     net = build_unet(config, anchors.size)
+    if accelerator.is_main_process:
+        write_file(out / IDENTITY, _identity(anchors, config))
     unet, optimizer = accelerator.prepare(net, torch.optim.Adam(net.parameters(), lr=config.lr))
     ema = EMAModel(net.parameters(), decay=config.ema_decay)
     ema.to(accelerator.device)
@@ -138,23 +140,20 @@ def _train_step(accelerator: Accelerator, unet, optimizer, scheduler, x0, config
 
 
 def check_out(anchors: Anchors, config: DiffusionConfig, out: Path) -> bool:
-    """True if `out` holds the finished model of these settings; claims an empty folder for them.
+    """True if `out` holds the finished model of these settings and images, False if it can start or go on there.
 
     Raises:
         InputError: it holds something else.
     """
-    wanted = canonical_json(
-        {"anchors": anchors.digest, "size": anchors.size, **config.model_dump(mode="json", exclude={"path", "workers"})}
-    )
-    identity = out / IDENTITY
-    if identity.exists():
-        if identity.read_bytes() != wanted:
-            raise InputError(f"{out} holds a model trained with other settings ({identity}); choose another --out")
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} exists and is not a model of clsp diffusion train; choose an empty or new --out")
-    else:
-        write_file(identity, wanted)
+    found = owner_of(out, IDENTITY, "model of clsp diffusion train")
+    if found is not None and found != _identity(anchors, config):
+        raise InputError(f"{out} holds a model trained with other settings ({out / IDENTITY}); choose another --out")
     return (out / "model_index.json").exists()
+
+
+def _identity(anchors: Anchors, config: DiffusionConfig) -> bytes:
+    settings = config.model_dump(mode="json", exclude={"path", "workers", "checkpoint_steps"})
+    return canonical_json({"anchors": anchors.digest, "size": anchors.size, **settings})
 
 
 def _save_checkpoint(out: Path, net, ema: EMAModel, optimizer, step: int) -> None:

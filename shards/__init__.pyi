@@ -14,6 +14,7 @@ from .durable import write_file as write_file
 from .errors import InputError as InputError
 from .errors import StopRequested as StopRequested
 from .errors import WorkError as WorkError
+from .folders import owner_of as owner_of
 from .order import BatchOrder as BatchOrder
 from .order import draw_candidate as draw_candidate
 from .order import epoch_order as epoch_order

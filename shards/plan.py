@@ -11,6 +11,7 @@ from .anchors import Anchors
 from .config import ShardsConfig
 from .durable import write_file
 from .errors import InputError
+from .folders import owner_of
 from .layout import PLAN, image_fields
 
 SCHEMA_VERSION = "1.0"
@@ -152,19 +153,13 @@ def check_plan(root: Path, plan: Plan) -> bool:
     Raises:
         InputError: another plan is there (naming what differs), or the folder holds something else.
     """
-    path = root / PLAN
-    if path.exists():
-        if path.read_bytes() == plan.to_bytes():
-            return True
+    found = owner_of(root, PLAN, "shard set")
+    if found is not None and found != plan.to_bytes():
         differences = ", ".join(differing_fields(read_plan(root), plan)) or "the file's formatting"
         raise InputError(
             f"{root} was made by another plan ({differences}); choose another --out or restore those settings"
         )
-    if root.exists() and (not root.is_dir() or any(child.name[0] != "." for child in root.iterdir())):
-        if path.exists():  # another process has written it since
-            return check_plan(root, plan)
-        raise InputError(f"{root} exists and is no shard set; choose an empty or new --out")
-    return False
+    return found is not None
 
 
 def write_plan(root: Path, plan: Plan) -> None:

@@ -5,7 +5,7 @@ from .config import AugmentConfig as AugmentConfig
 from .config import PretrainConfig as PretrainConfig
 from .config import SyntheticConfig as SyntheticConfig
 from .loop import batch_order as batch_order
-from .loop import claim_out as claim_out
+from .loop import check_run as check_run
 from .loop import pretrain as pretrain
 from .losses import alignment as alignment
 from .losses import nt_xent as nt_xent

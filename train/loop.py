@@ -19,6 +19,7 @@ from ..shards import (
     ShardSet,
     WorkError,
     canonical_json,
+    owner_of,
     pair_loader,
     stream_key,
     write_file,
@@ -45,12 +46,14 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
         InputError: `out` holds another run, the batch does not fit, or the set lacks what the method needs.
         WorkError: the loss is not finite; names the step, the keys and the last good checkpoint.
     """
-    if claim_out(shards, config, out):
+    if check_run(shards, config, out):
         return out / BACKBONE
     accelerator = Accelerator(mixed_precision=config.precision)
     order = batch_order(shards, config, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(stream_key(config.seed, "weights") % 2**63)
     method = build_method(config)
+    if accelerator.is_main_process:
+        _claim(shards, config, out)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
     saved = checkpoints(out)
     first = load_checkpoint(saved[-1], method, optimizer)["step"] if saved else 0
@@ -160,32 +163,40 @@ def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optim
     )
 
 
-def claim_out(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
-    """True if `out` holds the finished run of these settings on this set; claims an empty folder for it.
+def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
+    """True if `out` holds the finished run of these settings on this set, False if it can start or go on there.
 
     Raises:
         InputError: it holds another run (naming what differs) or something else.
     """
-    run = {
+    content = owner_of(out, RUN, "run of clsp pretrain")
+    if content is None:
+        return False
+    found, run = json.loads(content), _identity(shards, config)
+    found.pop("versions")
+    if found != run:
+        old, new = {**found, **found["pretrain"]}, {**run, **run["pretrain"]}
+        keys = [key for key in new if key != "pretrain" and old.get(key) != new[key]]
+        different = "; ".join(f"{key}: {old.get(key)} there, {new[key]} here" for key in keys)
+        raise InputError(f"{out} holds another run ({different}); choose another --out")
+    return (out / BACKBONE).exists()
+
+
+def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    return {
         "name": config.run_name,
         "seed": config.seed,
         "set": shards.set_id,
         "plan": shards.plan.digest,
         "pretrain": config.model_dump(mode="json", exclude=UNESSENTIAL),
     }
-    if (out / RUN).exists():
-        found = json.loads((out / RUN).read_text())
-        found.pop("versions")
-        if found != run:
-            old, new = {**found, **found.pop("pretrain")}, {**run, **run.pop("pretrain")}
-            different = [f"{key}: {old.get(key)} there, {new[key]} here" for key in new if old.get(key) != new[key]]
-            raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} exists and is no run of clsp pretrain; choose an empty or new --out")
-    else:
-        versions = {name: version(name) for name in ("clsp", "torch", "timm", "kornia", "accelerate")}
-        write_file(out / RUN, canonical_json({**run, "versions": versions}))
-    return (out / BACKBONE).exists()
+
+
+def _claim(shards: ShardSet, config: PretrainConfig, out: Path) -> None:
+    versions = {name: version(name) for name in ("clsp", "torch", "timm", "kornia", "accelerate")}
+    if not (out / RUN).exists():
+        write_file(out / RUN, canonical_json({**_identity(shards, config), "versions": versions}))
 
 
 def _read_log(out: Path, step: int) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def test_accuracy_is_that_of_logistic_regression_without_regularisation():
 
 
 def test_the_first_epoch_is_sgd_without_momentum_or_decay():
-    """One batch per epoch: the weights after two epochs follow the softmax gradient by hand, ×0.1 after the milestone."""
+    """One batch per epoch: two epochs of the softmax gradient by hand, ×0.1 after the milestone."""
     data = features(1, 30)
     config = LinearEvalConfig(epochs=2, milestones=(1,), batch_size=30, lr=1.0, flip=False)
     start = train_linear(data, 7, config.model_copy(update={"epochs": 1, "lr": 1e-12}))

@@ -1,4 +1,4 @@
-"""The sampler against an independent computation: DDPM and DDIM equations in numpy, float64 schedule, own U-Net calls."""
+"""The sampler against an independent computation: the equations in numpy and float64, own U-Net calls."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def noise(key: str, timestep: int, candidate: int, stream: Stream, seed: int = 0
 
 
 def reference_positive(unet, anchor_HWC: np.ndarray, key: str, candidate: int, config: SamplerConfig) -> np.ndarray:
-    """One candidate by the equations of facts: β linear 1e-4 … 0.02, timesteps 999, 989, …, DDIM with η, h = w·h_s + (1-w)·h_a."""
+    """One candidate: β linear 1e-4 … 0.02, timesteps 999, 989, …, DDIM with η, h = w·h_s + (1-w)·h_a."""
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     stride = 1000 // config.steps
     x0 = anchor_HWC.transpose(2, 0, 1)[None] / 127.5 - 1

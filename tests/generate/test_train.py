@@ -44,7 +44,7 @@ def test_the_folder_of_another_run_is_refused(digits, tmp_path):
     assert weights(tmp_path / "model") == before
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").touch()
-    with pytest.raises(InputError, match="exists and is not a model"):
+    with pytest.raises(InputError, match="exists and is no model"):
         train_diffusion(digits, CONFIG, tmp_path / "foreign")
 
 

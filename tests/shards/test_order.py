@@ -21,7 +21,7 @@ def test_order_depends_on_plan_seed_and_epoch_alone():
 
 def test_records_are_shuffled_inside_windows_of_shards():
     order = epoch_order([10] * 40, "p", 0, 0, window=4)
-    windows = [set(position // 10 for position in order[start : start + 40]) for start in range(0, 400, 40)]
+    windows = [{position // 10 for position in order[start : start + 40]} for start in range(0, 400, 40)]
     assert all(len(window) == 4 for window in windows)
     assert len(set().union(*windows)) == 40
 

@@ -32,7 +32,7 @@ def test_another_plan_is_refused_naming_what_differs(tmp_path):
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="no shard set"):
+    with pytest.raises(InputError, match="exists and is no shard set"):
         write_plan(tmp_path, plan())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
