@@ -5,12 +5,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from clsp.cli.main import run
 from clsp.generate import DiffusionConfig, Sampler, SamplerConfig, build_unet, load_diffusion, make_plan, make_shards
 from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
 from diffusers import DDPMPipeline, DDPMScheduler
@@ -61,13 +61,14 @@ def shard_set(tmp_path_factory, make_set) -> Path:
     return make_set(tmp_path_factory.mktemp("sets") / "set")
 
 
-def run_clsp(*arguments, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clsp.cli", *map(str, arguments)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+@pytest.fixture
+def clsp(capfd):
+    """Run a command line in this process: `clsp("shards", "make", …)` gives its `returncode`, `stdout` and `stderr`."""
 
+    def run_clsp(*arguments) -> SimpleNamespace:
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return SimpleNamespace(returncode=code, stdout=captured.out, stderr=captured.err)
 
-@pytest.fixture(scope="session")
-def clsp():
-    """Run `clsp` as a user does: `clsp("shards", "make", …)` gives the finished process."""
     return run_clsp

@@ -1,0 +1,44 @@
+import pytest
+from clsp.cli.recipe import load_recipe, shipped_recipes
+from clsp.shards import InputError
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_resolves_and_survives_its_file(name, tmp_path):
+    recipe = load_recipe(name)
+    recipe.save(tmp_path / "resolved.toml")
+    assert load_recipe(str(tmp_path / "resolved.toml")) == recipe
+
+
+def test_overrides_are_toml_values_or_plain_strings():
+    overrides = ["sampler.steps=20", "anchors.path=photos/mine", "pretrain.backbone_kwargs.channels=[8, 8]"]
+    recipe = load_recipe("digits", overrides)
+    assert recipe.sampler.steps == 20 and recipe.anchors.path == "photos/mine"
+    assert recipe.pretrain.backbone_kwargs["channels"] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampler.stepz=20", r"unknown key sampler\.stepz; the nearest is sampler\.steps"),
+        ("smapler.steps=20", r"unknown key smapler; the nearest is sampler"),
+        ("pretrain.synthetic.lambda=1", r"unknown key pretrain\.synthetic\.lambda"),
+        ("shards.candidates=0", r"shards\.candidates = 0: .*greater than or equal to 1"),
+        ("sampler.weight=1.5", r"sampler\.weight = 1\.5: .*less than or equal to 1"),
+        ("sampler.weight=-0.1", r"sampler\.weight = -0\.1"),
+        ("sampler.scheduler=unipc", r"unipc is deterministic; set sampler\.eta=0"),
+        ("steps=20", "expected SECTION.KEY=VALUE"),
+        ("sampler.steps", "expected SECTION.KEY=VALUE"),
+    ],
+)
+def test_bad_overrides_say_what_to_do(override, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe("cifar10", [override])
+
+
+def test_unknown_recipes_and_broken_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="shipped are cifar10, digits"):
+        load_recipe("cifar11")
+    (tmp_path / "x.toml").write_text("[anchors\n")
+    with pytest.raises(InputError, match="is not TOML"):
+        load_recipe(str(tmp_path / "x.toml"))

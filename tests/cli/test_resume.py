@@ -1,0 +1,91 @@
+"""`shards make` killed at random moments, stopped politely, and run by several processes: always the same bytes."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from clsp.shards import ShardSet, verify_set
+
+SETTINGS = ["anchors.limit=96", "shards.records=8", "shards.candidates=3", "sampler.steps=6", "sampler.micro_batch=8"]
+
+
+def command(model_folder, out, processes=1):
+    python = [sys.executable]
+    if processes > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    arguments = ["shards", "make", "--recipe", "digits", "--out", out, "--diffusion", model_folder, *settings]
+    return [*python, "-m", "clsp.cli", *map(str, arguments)]
+
+
+def content(root):
+    files = [*root.glob("layer-*/*"), *root.glob("*.parquet"), root / "plan.json", root / "README.md"]
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model_folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("uninterrupted") / "set"
+    subprocess.run(command(model_folder, root), check=True, capture_output=True)
+    return root
+
+
+def start_and_signal(model_folder, root, signum, after_shards):
+    process = subprocess.Popen(command(model_folder, root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(root.glob("commits/*/*.json"))) < after_shards:
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.05))
+    process.send_signal(signum)
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def test_killed_at_random_moments_the_set_ends_with_the_same_bytes(model_folder, tmp_path, uninterrupted):
+    random.seed(0)
+    root = tmp_path / "set"
+    for after in (1, 5, 9):
+        code, _ = start_and_signal(model_folder, root, signal.SIGKILL, after)
+        assert code == -signal.SIGKILL
+        committed = set(root.glob("commits/*/*.json"))
+        times = {path: path.stat().st_mtime_ns for path in committed}
+    subprocess.run(command(model_folder, root), check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in committed} == times  # finished shards were not made again
+    assert content(root) == content(uninterrupted)
+    assert verify_set(root, deep=True) == [] and not list(root.rglob("*.tmp"))
+
+
+def test_a_polite_stop_exits_with_75_and_is_resumable(model_folder, tmp_path, uninterrupted):
+    root = tmp_path / "set"
+    code, errors = start_and_signal(model_folder, root, signal.SIGTERM, 2)
+    assert code == 75 and "resumable" in errors and len(errors.strip().splitlines()) == 1
+    assert not list(root.rglob("*.tmp"))
+    subprocess.run(command(model_folder, root), check=True, capture_output=True)
+    assert content(root) == content(uninterrupted)
+
+
+def test_two_processes_give_the_bytes_of_one(model_folder, tmp_path, uninterrupted):
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    found = subprocess.run(
+        command(model_folder, tmp_path / "set", 2), capture_output=True, text=True, env=environment, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("is sealed, set ID") >= 1
+    assert content(tmp_path / "set") == content(uninterrupted)
+
+
+def test_another_thread_count_gives_the_same_bytes(model_folder, tmp_path, uninterrupted):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run(command(model_folder, tmp_path / "set"), check=True, capture_output=True, env=environment)
+    assert content(tmp_path / "set") == content(uninterrupted)
+
+
+def test_running_it_again_does_nothing(model_folder, uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    found = subprocess.run(command(model_folder, uninterrupted), check=True, capture_output=True, text=True)
+    assert ShardSet(uninterrupted).set_id in found.stdout
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
