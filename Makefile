@@ -21,7 +21,7 @@ else
 LAUNCH = ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli
 endif
 
-.PHONY: setup demo shards pretrain linear-eval knn report test lint
+.PHONY: setup demo shards pretrain linear-eval report test lint
 .DEFAULT_GOAL := demo
 
 setup: $(BIN)/.installed
@@ -45,9 +45,6 @@ pretrain: setup
 
 linear-eval: setup
 	$(CLSP) linear-eval --recipe $(RECIPE) --checkpoint '$(CHECKPOINT)' --out '$(CHECKPOINT)' $(ARGS)
-
-knn: setup
-	$(CLSP) knn --recipe $(RECIPE) --checkpoint '$(CHECKPOINT)' --out '$(CHECKPOINT)' $(ARGS)
 
 report: setup
 	$(CLSP) compare $(OUT)/pretrain/* --out $(OUT)

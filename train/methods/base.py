@@ -1,5 +1,6 @@
 """What all methods share: backbone, projector, the passes over the views, and the synthetic term."""
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -36,7 +37,7 @@ def build_method(config: PretrainConfig) -> "Method":
     return METHODS[config.method](config)
 
 
-class Method(nn.Module):
+class Method(nn.Module, abc.ABC):
     """A contrastive method: views to a dict of scalar losses.
 
     A subclass sets `views` and gives `base_loss`; the synthetic term is added here, the same for all.
@@ -55,9 +56,9 @@ class Method(nn.Module):
             nn.Linear(config.projector_hidden, config.projector_out),
         )
 
+    @abc.abstractmethod
     def base_loss(self, z_BD: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """The method's own losses from the normalised projections of its views."""
-        raise NotImplementedError(f"{type(self).__name__} must give base_loss")
 
     def forward(
         self, views: Sequence[torch.Tensor], third: torch.Tensor | None, weights_B: torch.Tensor | None
