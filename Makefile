@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLSP := $(BIN)/clsp
 # The `--set` part of ARGS, for the commands that a target runs before its own.
-SETTINGS = $(foreach word,$(subst --set=,--set ,$(ARGS)),$(if $(findstring =,$(word)),--set '$(word)'))
+SETTINGS = $(foreach word,$(filter-out --%,$(subst --set=,--set ,$(ARGS))),$(if $(findstring =,$(word)),--set '$(word)'))
 
 # One process needs no launcher. Several: accelerate on GPUs, torchrun on CPUs (accelerate's launcher needs MPI there).
 ifeq ($(GPUS),1)

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from ..shards import Anchors
-from .options import open_recipe, out_option, recipe_options
+from .options import out_option, recipe_options
 from .progress import ProgressReport, say
+from .recipe import load_recipe
 
 
 @click.command(epilog="Example: clsp diffusion train --recipe digits --out runs/digits/diffusion")
@@ -14,7 +15,7 @@ from .progress import ProgressReport, say
 @out_option("Folder for the model, in diffusers' format; a run that was interrupted goes on from it.")
 def train(recipe_name: str, overrides: tuple[str, ...], out: Path) -> None:
     """Train an unconditional DDPM on the anchors."""
-    recipe = open_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, overrides)
     if recipe.diffusion.path:
         say(f"nothing to train: recipe {recipe_name} uses the diffusion model {recipe.diffusion.path}")
         return

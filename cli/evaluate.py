@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from .options import PATH, expand, open_recipe, out_option, recipe_options
+from .options import PATH, expand, out_option, recipe_options
 from .progress import say
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 
 Evaluation = Callable[[Any, Any, int], dict[str, Any]]
 
@@ -28,7 +28,7 @@ def linear_eval(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, 
     """Linear evaluation of a pretrained backbone (the paper's protocol)."""
     from ..evaluate import evaluate_linear
 
-    recipe = open_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, overrides)
 
     def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
         result = evaluate_linear(train, test, classes, recipe.linear_eval, recipe.pretrain.seed)
@@ -45,7 +45,7 @@ def knn(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Pat
     """k-nearest-neighbour evaluation of a pretrained backbone."""
     from ..evaluate import evaluate_knn
 
-    recipe = open_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, overrides)
 
     def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
         return evaluate_knn(train, test, classes, recipe.knn)

@@ -6,15 +6,15 @@ import click
 
 from ..shards import (
     Anchors,
-    AnchorsConfig,
+    InputError,
     ShardSet,
     committed_shards,
     contact_sheet,
+    is_sealed,
     read_manifest,
     read_plan,
     verify_set,
 )
-from ..shards.layout import MANIFEST
 from .options import PATH, set_argument
 from .progress import ProgressReport, say
 
@@ -26,7 +26,7 @@ def status(root: Path) -> None:
     plan = read_plan(root)
     finished = committed_shards(root, plan)
     anchors = sum(len(plan.shard_range(shard)) for shard in finished)
-    state = "sealed" if (root / MANIFEST).exists() else "unfinished"
+    state = "sealed" if is_sealed(root) else "unfinished"
     say(f"{root}: {state}, {len(finished)}/{plan.shard_count} shards, {anchors}/{plan.count} anchors")
 
 
@@ -53,15 +53,19 @@ def info(root: Path) -> None:
 
 @click.command(epilog="Example: clsp shards preview runs/digits/shards --out sheet.png")
 @set_argument
-@click.option("--out", type=PATH, required=True, help="The picture to write (PNG).")
-@click.option("--rows", default=16, show_default=True, help="Anchors to show.")
+@click.option("--out", type=PATH, required=True, help="The picture to write (.png).")
+@click.option("--rows", default=16, show_default=True, type=click.IntRange(1), help="Anchors to show.")
 @click.option("--seed", default=0, show_default=True, help="Which anchors are drawn.")
-def preview(root: Path, out: Path, rows: int, seed: int) -> None:
+@click.option("--recipe", "recipe_name", default=None, help="Where the anchors come from, for a set without them.")
+def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None) -> None:
     """A contact sheet: anchors (left) beside their candidates."""
-    plan = read_plan(root)
+    if out.suffix != ".png":
+        raise InputError(f"--out {out}: expected a name that ends in .png")
     anchors = None
-    if not plan.shards.include_anchors:
-        anchors = Anchors(AnchorsConfig(path=plan.source.name, split=plan.source.split, size=plan.source.size))
+    if recipe_name:
+        from .recipe import load_recipe
+
+        anchors = Anchors(load_recipe(recipe_name).anchors)
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(ShardSet(root, anchors), rows, seed).save(out)
     say(f"contact sheet: {out}")

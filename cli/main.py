@@ -84,21 +84,37 @@ def run(arguments: list[str]) -> int:
     try:
         result = root.main(arguments, prog_name="clsp", standalone_mode=False)
         return result if isinstance(result, int) else DONE
-    except click.ClickException as error:
-        return _say(error.format_message(), BAD_INPUT)
-    except InputError as error:
-        return _say(str(error), BAD_INPUT)
-    except WorkError as error:
-        return _say(str(error), FAILED)
-    except (StopRequested, click.Abort, KeyboardInterrupt):
-        return _say("stopped; what is finished is kept, run the same command again to go on (resumable)", STOPPED)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(error.format_message() + "\n")
+        return BAD_INPUT
+    except (Exception, KeyboardInterrupt) as error:
+        foreseen = _foreseen(error)
+        if foreseen is None:
             raise
-        return _say(f"cannot write {error.filename or 'to the disk'}: {error.strerror}; free it and run again", FAILED)
+        return _say(*foreseen)
     finally:
         signal.signal(signal.SIGTERM, previous)
         _leave_process_group()
+
+
+def _foreseen(error: BaseException) -> tuple[str, int] | None:
+    """The line to say and the exit code of an error that users can meet; None for a bug."""
+    match error:
+        case click.ClickException():
+            return error.format_message(), BAD_INPUT
+        case InputError():
+            return str(error), BAD_INPUT
+        case WorkError():
+            return str(error), FAILED
+        case StopRequested() | click.Abort() | KeyboardInterrupt():
+            return "stopped; what is finished is kept, run the same command again to go on (resumable)", STOPPED
+        case NotADirectoryError() | FileExistsError() | IsADirectoryError() | PermissionError():
+            return f"{error.filename}: {error.strerror}; give another path", BAD_INPUT
+        case OSError(errno=errno.ENOSPC | errno.EROFS | errno.EDQUOT):
+            return f"cannot write {error.filename or 'to the disk'}: {error.strerror}; mend it and run again", FAILED
+        case ModuleNotFoundError(name=str() as name) if not name.startswith("clsp"):
+            return f"this command needs {name}; install everything with: pip install 'clsp[all]'", BAD_INPUT
+    return None
 
 
 def _request_stop(signum: int, frame: object) -> None:
@@ -106,13 +122,18 @@ def _request_stop(signum: int, frame: object) -> None:
 
 
 def _say(message: str, code: int) -> int:
-    if code != BAD_INPUT or int(os.environ.get("RANK", "0")) == 0:
+    """One line on standard error; bad input that every process finds before work begins is said by the first alone."""
+    if code != BAD_INPUT or int(os.environ.get("RANK", "0")) == 0 or _in_process_group():
         sys.stderr.write(f"clsp: {' '.join(message.split())}\n")
     return code
 
 
+def _in_process_group() -> bool:
+    torch = sys.modules.get("torch")
+    return bool(torch and torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
 def _leave_process_group() -> None:
     """A gloo process that ends inside its group may abort at exit."""
-    torch = sys.modules.get("torch")
-    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if _in_process_group():
+        sys.modules["torch"].distributed.destroy_process_group()

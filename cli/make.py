@@ -1,13 +1,14 @@
 """`clsp shards plan` and `clsp shards make`."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
 from ..shards import Anchors, InputError, remove_temporaries
-from .options import PATH, check_option, open_recipe, out_option, parse_part, recipe_options
+from .options import PATH, check_option, out_option, parse_part, recipe_options
 from .progress import ProgressReport, say
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 
 diffusion_option = click.option(
     "--diffusion",
@@ -35,7 +36,7 @@ def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
 @click.option("--out", type=PATH, default=None, help="Also check this folder: new, or a set of the same plan.")
 def plan(recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path | None) -> None:
     """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
-    recipe = open_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, overrides)
     anchors = Anchors(recipe.anchors)
     path = diffusion_path(recipe, diffusion, out)
     from ..generate import Sampler, estimate, load_diffusion, make_plan
@@ -61,11 +62,11 @@ def plan(recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path
 @check_option
 def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool) -> None:
     """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
-    recipe = open_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
     path = diffusion_path(recipe, diffusion, out)
     anchors = Anchors(recipe.anchors)
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     from ..generate import Sampler, load_diffusion, make_plan, make_shards
     from ..shards import check_plan, read_plan, write_plan
@@ -74,7 +75,8 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
     if check:
         check_plan(out, make_plan(anchors, model, recipe.sampler, recipe.shards))
         return
-    accelerator = Accelerator()
+    hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process reads the whole source for the plan
+    accelerator = Accelerator(kwargs_handlers=[hours])
     if accelerator.is_main_process:
         write_plan(out, make_plan(anchors, model, recipe.sampler, recipe.shards))
         remove_temporaries(out)

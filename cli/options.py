@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..shards import InputError
-from .recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from .recipe import Recipe  # reading a recipe imports every package; a command on a set needs none of them
 
 PATH = click.Path(path_type=Path)
 
@@ -35,11 +37,6 @@ def set_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 check_option = click.option("--check", is_flag=True, help="Check the input and stop before any work.")
 
 
-def open_recipe(name: str, overrides: tuple[str, ...]) -> Recipe:
-    """The resolved recipe of a command line."""
-    return load_recipe(name, overrides)
-
-
 def parse_part(text: str) -> tuple[int, int]:
     """`i/n` as (i, n), 0 ≤ i < n.
 
@@ -52,7 +49,7 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
-def expand(path: Path, recipe: Recipe) -> Path:
+def expand(path: Path, recipe: "Recipe") -> Path:
     """Fill `{name}` (`simclr+shards`, …) and `{seed}` of the recipe's run into a path."""
     text = str(path)
     return Path(text.replace("{name}", recipe.pretrain.run_name).replace("{seed}", str(recipe.pretrain.seed)))

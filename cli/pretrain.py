@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from ..shards import Anchors, ShardSet
-from .options import PATH, check_option, expand, open_recipe, out_option, recipe_options
+from .options import PATH, check_option, expand, out_option, recipe_options
 from .progress import ProgressReport, say
+from .recipe import load_recipe
 
 
 @click.command(
@@ -29,7 +30,7 @@ def pretrain(
 ) -> None:
     """Pretrain a backbone on a shard set."""
     given = {"pretrain.method": method, "pretrain.seed": seed}
-    recipe = open_recipe(recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)))
+    recipe = load_recipe(recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)))
     out = expand(out, recipe)
     shards = ShardSet(root)
     if not shards.plan.shards.include_anchors:

@@ -57,7 +57,7 @@ def _read(name: str) -> dict[str, Any]:
     if name in shipped_recipes():
         text = resources.files("clsp.recipes").joinpath(f"{name}.toml").read_text()
     elif Path(name).is_file():
-        text = Path(name).read_text()
+        text = Path(name).read_text(errors="replace")
     else:
         raise InputError(f"--recipe {name}: no such file or shipped recipe; shipped are {', '.join(shipped_recipes())}")
     try:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import click
 
-from ..shards import InputError, WorkError, write_file
-from .options import open_recipe, out_option, recipe_options
+from ..shards import Anchors, InputError, StopRequested, WorkError, owner_of, write_file
+from .main import BAD_INPUT, STOPPED
+from .options import out_option, recipe_options
 from .progress import say
+from .recipe import load_recipe
 
 SOURCES = ("none", "augmentation", "shards")
 SECONDS_BETWEEN_POLLS = 0.1
@@ -26,12 +28,14 @@ class Stage:
     name: str
     arguments: tuple[str, ...]
     after: tuple[str, ...] = ()
+    alone: bool = False
+    """True if nothing else can run beside it, so that it gets every core."""
 
 
 def pipeline(out: Path, recipe: str, seeds: int, parts: int) -> list[Stage]:
     """The stages from images to report: a run per third view (none, augmentation, shards) and seed."""
     shards, with_recipe = str(out / "shards"), ("--recipe", recipe)
-    stages = [Stage("diffusion", ("diffusion", "train", *with_recipe, "--out", str(out / "diffusion")))]
+    stages = [Stage("diffusion", ("diffusion", "train", *with_recipe, "--out", str(out / "diffusion")), alone=True)]
     makes = [
         Stage(
             f"shards-{part}",
@@ -67,7 +71,10 @@ class Driver:
 
     def __init__(self, out: Path, stages: Sequence[Stage], jobs: int):
         self.out, self.stages, self.jobs = out, stages, jobs
-        self.finished = {stage.name for stage in stages if self._record(stage).exists()}
+        self.finished: set[str] = set()
+        for stage in stages:  # in the order of their dependencies: what follows a changed stage is done again
+            if set(stage.after) <= self.finished and self._recorded(stage) == list(stage.arguments):
+                self.finished.add(stage.name)
         self.running: dict[str, tuple[Stage, subprocess.Popen[bytes], float]] = {}
 
     def run(self) -> None:
@@ -92,8 +99,7 @@ class Driver:
                 self.running[stage.name] = (stage, self._start(stage), time.monotonic())
 
     def _start(self, stage: Stage) -> "subprocess.Popen[bytes]":
-        alone = not any(other.after == stage.after and other is not stage for other in self.stages)
-        threads = max(1, (os.cpu_count() or 1) // (1 if alone else self.jobs))
+        threads = max(1, (os.cpu_count() or 1) // (1 if stage.alone else self.jobs))
         log = self._log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -104,21 +110,31 @@ class Driver:
     def _finish(self, stage: Stage, code: int, seconds: float) -> None:
         del self.running[stage.name]
         if code:
-            lines = self._log(stage).read_text().strip().splitlines()
-            raise WorkError(
-                f"stage {stage.name} ended with exit code {code}: {lines[-1] if lines else ''} (see {self._log(stage)})"
-            )
+            raise _failure(stage, code, self._log(stage))
         self.finished.add(stage.name)
         write_file(
             self._record(stage), json.dumps({"arguments": stage.arguments, "seconds": round(seconds, 1)}).encode()
         )
         say(f"[{len(self.finished):>2}/{len(self.stages)}] {stage.name} ({seconds:.0f} s)")
 
+    def _recorded(self, stage: Stage) -> list[str] | None:
+        path = self._record(stage)
+        return json.loads(path.read_text())["arguments"] if path.exists() else None
+
     def _record(self, stage: Stage) -> Path:
         return self.out / "stages" / f"{stage.name}.json"
 
     def _log(self, stage: Stage) -> Path:
         return self.out / "logs" / f"{stage.name}.log"
+
+
+def _failure(stage: Stage, code: int, log: Path) -> Exception:
+    """The error of a stage, which ends the driver with the stage's own exit code."""
+    lines = log.read_text().strip().splitlines() or [""]
+    if code == STOPPED:
+        return StopRequested()
+    kind = InputError if code == BAD_INPUT else WorkError
+    return kind(f"stage {stage.name}: {lines[-1].removeprefix('clsp: ')} (log: {log})")
 
 
 @click.command(epilog="Example: clsp reproduce --recipe digits --out runs/demo")
@@ -128,12 +144,11 @@ class Driver:
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="Stages that run at a time.")
 def reproduce(recipe_name: str, overrides: tuple[str, ...], out: Path, seeds: int, jobs: int) -> None:
     """The whole pipeline of a recipe: diffusion, shards, pretraining without, with augmentation, with shards, table."""
-    recipe = open_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, overrides)
     path = out / "recipe.toml"
-    if path.exists() and open_recipe(str(path), ()) != recipe:
+    if owner_of(out, path.name, "work of clsp reproduce") and load_recipe(str(path)) != recipe:
         raise InputError(f"{out} holds the work of another recipe ({path}); choose another --out")
-    if not path.exists() and out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} exists and holds no work of clsp reproduce; choose an empty or new --out")
+    Anchors(recipe.anchors)  # a missing data set is found here, before anything is written
     recipe.save(path)
     Driver(out, pipeline(out, str(path), seeds, jobs), jobs).run()
     log = out / "logs" / "compare.log"

@@ -24,10 +24,14 @@ def compare(folders: tuple[Path, ...], out: Path) -> None:
     write_comparison(comparison, out)
     write_file(out / "curves.png", loss_curves(folders, "png"))
     headings, rows = table_rows(comparison)
-    table = Table(*headings, caption="accuracy in percent, mean ± std over seeds")
+    table = Table(caption="accuracy in percent, mean ± std over seeds")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    width = console.measure(table).maximum  # never cut a name short, also in a log or a narrow window
+    Console(width=max(width, console.width)).print(table)
     say(f"written: {out / 'results.json'}, {out / 'results.md'}, {out / 'curves.png'}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..shards import canonical_json, write_file
+from ..shards import InputError, canonical_json, write_file
 from .results import read_results
 
 HEADINGS = {"linear.top1": "linear top-1", "linear.top5": "linear top-5"}
@@ -18,18 +18,31 @@ def compare_runs(folders: Iterable[Path]) -> dict[str, Any]:
     The standard deviation is the sample's (n - 1) and absent for a single seed.
     """
     runs = [_run(folder) for folder in folders]
+    _check_comparable(runs)
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         by_name[run["name"]].append(run)
     summary = []
     for name, members in by_name.items():
         metrics = {}
-        for metric in members[0]["metrics"]:
+        for metric in dict.fromkeys(metric for run in members for metric in run["metrics"]):
             values = [run["metrics"][metric] for run in members if metric in run["metrics"]]
             spread = statistics.stdev(values) if len(values) > 1 else None
             metrics[metric] = {"mean": statistics.fmean(values), "std": spread, "n": len(values)}
         summary.append({"name": name, "seeds": sorted(run["seed"] for run in members), "metrics": metrics})
     return {"runs": runs, "summary": summary}
+
+
+def _check_comparable(runs: list[dict[str, Any]]) -> None:
+    """Refuse two runs of one name and seed, and runs of one name on different shard sets: a mean would hide it."""
+    seen: dict[tuple[str, int], str] = {}
+    sets: dict[str, str | None] = {}
+    for run in runs:
+        other = seen.setdefault((run["name"], run["seed"]), run["folder"])
+        if other != run["folder"]:
+            raise InputError(f"{other} and {run['folder']} are both {run['name']} seed {run['seed']}; leave one out")
+        if sets.setdefault(run["name"], run["set"]) != run["set"]:
+            raise InputError(f"runs of {run['name']} used different shard sets; compare runs on one set")
 
 
 def _run(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-LOG = "log.jsonl"
+LOG, RUN = "log.jsonl", "run.json"
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
@@ -14,24 +14,28 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def run_name(folder: Path) -> str:
+    """The name of a run, the same for all seeds."""
+    path = folder / RUN
+    return str(json.loads(path.read_text())["name"]) if path.exists() else folder.name
+
+
 def loss_curves(folders: Sequence[Path], image_format: str) -> bytes:
-    """A picture (`png` or `svg`) of every loss in the runs' logs over the epochs, a panel per loss."""
+    """A picture (`png` or `svg`) of the runs' losses over the epochs: a panel per loss, a colour per name."""
     from matplotlib.figure import Figure
 
-    logs = {folder.name: read_log(folder) for folder in folders}
-    losses = sorted(
-        {name for rows in logs.values() for row in rows for name in row} - {"epoch", "step", "lr", "seconds"}
-    )
+    runs = [(run_name(folder), read_log(folder)) for folder in folders]
+    names = list(dict.fromkeys(name for name, _ in runs))
+    losses = sorted({key for _, rows in runs for row in rows for key in row} - {"epoch", "step", "lr", "seconds"})
     figure = Figure(figsize=(4.2 * max(1, len(losses)), 3.2), layout="constrained")
-    names = sorted({name.rsplit("-s", 1)[0] for name in logs})
     for number, loss in enumerate(losses, start=1):
         axes = figure.add_subplot(1, len(losses), number)
-        for run, rows in logs.items():
-            name = run.rsplit("-s", 1)[0]
+        labelled: set[str] = set()
+        for name, rows in runs:
             points = [(row["epoch"], row[loss]) for row in rows if loss in row]
             if points:
-                first = run == next(other for other in logs if other.rsplit("-s", 1)[0] == name)
-                label = name if first else None
+                label = None if name in labelled else name
+                labelled.add(name)
                 axes.plot(*zip(*points, strict=True), color=f"C{names.index(name)}", linewidth=1, label=label)
         axes.set(title=loss, xlabel="epoch")
         axes.grid(alpha=0.3)

@@ -3,9 +3,9 @@
 Shape legend: N images, F features, B batch.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +28,21 @@ class Features:
 
 def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -> tuple[Anchors, Anchors]:
     """The training images (the anchors' source) and the test images, at the backbone's image size."""
-    test_path = config.test_path or anchors.path
-    if not config.test_path and Path(test_path).is_file():
-        raise InputError(
-            f"{test_path} is one file, so it has no split {config.test_split}; set linear_eval.test_path, or give "
-            "anchors.path the folder of both"
-        )
+    test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
     train = Anchors(anchors.model_copy(update={"limit": config.train_limit, "size": geometry}))
     update = {"path": test_path, "split": config.test_split, "limit": config.test_limit, "size": geometry}
     return train, Anchors(anchors.model_copy(update=update))
+
+
+def _test_path(path: str, split: str) -> str:
+    """The anchors' own path, or beside a single file `train.parquet` the file `test.parquet`."""
+    if not Path(path).is_file():
+        return path
+    sibling = Path(path).with_name(f"{split}{Path(path).suffix}")
+    if not sibling.exists():
+        raise InputError(f"{path} is one file, and there is no {sibling.name} beside it; set linear_eval.test_path")
+    return str(sibling)
 
 
 def check_labels(train: np.ndarray, test: np.ndarray) -> int:
@@ -75,6 +80,4 @@ def extract(folder: Path, images: Anchors, flips: bool = False) -> Features:
 
 def backbone_size(folder: Path) -> int:
     """The image size that the backbone in `folder` was trained at, in pixels."""
-    _, config = load_backbone(folder)
-    shape: Any = config["input_size"]
-    return int(shape[-1])
+    return int(json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"][-1])

@@ -42,8 +42,13 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
     if channels != (3, 3):
         raise InputError(f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3)")
     schedule = _noise_schedule(path)
-    unet = UNet2DModel.from_pretrained(path, subfolder=subfolder, low_cpu_mem_usage=False)
-    assert isinstance(unet, UNet2DModel)
+    loaded: Any = UNet2DModel.from_pretrained(
+        path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
+    )
+    unet, loading = loaded
+    faults = sorted(f"{kind}: {', '.join(map(str, keys))}" for kind, keys in loading.items() if keys)
+    if faults:  # diffusers would go on with random weights in their place
+        raise InputError(f"diffusion model {path}: its weights do not fit its config ({'; '.join(faults)[:200]})")
     unet = unet.eval().requires_grad_(False)
     origin = Path(path).resolve().name if Path(path).exists() else path
     return DiffusionModel(unet, schedule, origin, _digest(config, schedule, unet))
@@ -71,7 +76,9 @@ def _noise_schedule(path: str) -> dict[str, Any]:
             config: Any = DDPMScheduler.load_config(path, subfolder=subfolder)
             break
         except OSError:
-            config = {}
+            continue
+    else:
+        raise InputError(f"diffusion model {path} has no scheduler_config.json; its noise schedule must not be guessed")
     schedule = {key: config.get(key, DDPMScheduler().config[key]) for key in NOISE_SCHEDULE}
     if schedule["prediction_type"] != "epsilon":
         raise InputError(f"diffusion model {path} predicts {schedule['prediction_type']}, expected epsilon")

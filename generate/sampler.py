@@ -83,7 +83,7 @@ class Sampler:
 
 def to_model_range(images_BHWC: np.ndarray) -> torch.Tensor:
     """uint8 `(B, H, W, C)` to float32 `(B, C, H, W)` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images_BHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:

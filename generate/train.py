@@ -1,12 +1,11 @@
 """Training the unconditional diffusion model on the anchors: DDPM with ε-prediction (Ho et al. 2020, algorithm 1)."""
 
 import contextlib
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -14,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ..shards import Anchors, InputError, canonical_json, owner_of, permutation, stream_key, write_file
+from ..shards import Anchors, InputError, canonical_json, owner_of, permutation, replacing, stream_key, write_file
 from .config import DiffusionConfig
 from .sampler import to_model_range
 
@@ -58,18 +57,31 @@ class _Images(Dataset[torch.Tensor]):
         return to_model_range(self.anchors[index].image[None])[0]
 
 
-def batch_indices(count: int, config: DiffusionConfig, step: int, rank: int, world_size: int) -> list[int]:
-    """This rank's part of the images of a step: passes over shuffled images, joined end to end."""
-    local = config.batch_size // world_size
-    first = step * config.batch_size + rank * local
-    orders: dict[int, Any] = {}
-    chosen = []
-    for sample in range(first, first + local):
-        epoch, place = divmod(sample, count)
-        if epoch not in orders:
-            orders[epoch] = permutation(count, config.seed, epoch, "diffusion")
-        chosen.append(int(orders[epoch][place]))
-    return chosen
+class ImageOrder:
+    """This rank's images of the steps `first` … `last - 1`: passes over shuffled images, joined end to end.
+
+    A batch sampler that makes one batch at a time and keeps one pass in memory.
+    """
+
+    def __init__(self, count: int, config: DiffusionConfig, first: int, last: int, rank: int = 0, world_size: int = 1):
+        self.count, self.seed, self.batch_size = count, config.seed, config.batch_size
+        self.first, self.last, self.rank, self.world_size = first, last, rank, world_size
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, order_epoch = np.empty(0, np.int64), -1
+        local = self.batch_size // self.world_size
+        for step in range(self.first, self.last):
+            batch = []
+            start = step * self.batch_size + self.rank * local
+            for sample in range(start, start + local):
+                epoch, place = divmod(sample, self.count)
+                if epoch != order_epoch:
+                    order, order_epoch = permutation(self.count, self.seed, epoch, "diffusion"), epoch
+                batch.append(int(order[place]))
+            yield batch
 
 
 def train_diffusion(anchors: Anchors, config: DiffusionConfig, out: Path, report: Report | None = None) -> Path:
@@ -118,8 +130,8 @@ def train_diffusion(anchors: Anchors, config: DiffusionConfig, out: Path, report
 
 def _batches(anchors: Anchors, config: DiffusionConfig, first: int, accelerator: Accelerator):
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    indices = [batch_indices(len(anchors), config, step, rank, world_size) for step in range(first, config.steps)]
-    loader = DataLoader(_Images(anchors), batch_sampler=indices, num_workers=config.workers)
+    order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
+    loader = DataLoader(_Images(anchors), batch_sampler=order, num_workers=config.workers)
     return (batch.to(accelerator.device) for batch in loader)
 
 
@@ -158,11 +170,8 @@ def _identity(anchors: Anchors, config: DiffusionConfig) -> bytes:
 
 def _save_checkpoint(out: Path, net, ema: EMAModel, optimizer, step: int) -> None:
     state = {"unet": net.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    temporary = out / f".{CHECKPOINT}.tmp"
-    torch.save(state, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(out / CHECKPOINT)
+    with replacing(out / CHECKPOINT) as file:
+        torch.save(state, file)
 
 
 def _load_checkpoint(out: Path, net, ema: EMAModel, optimizer) -> int:
@@ -171,6 +180,7 @@ def _load_checkpoint(out: Path, net, ema: EMAModel, optimizer) -> int:
     state = torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)
     net.load_state_dict(state["unet"])
     ema.load_state_dict(state["ema"])
+    ema.to(next(net.parameters()).device)  # its own loading drops the device
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 

@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from ..shards import (
     Plan,
     Record,
     ShardsConfig,
+    WorkError,
     committed_shards,
+    is_sealed,
+    read_commit,
     seal_if_complete,
     source_plan,
     write_shard,
@@ -74,10 +78,14 @@ def make_shards(
         if report:
             report(done, total)
 
+    if todo and is_sealed(root):
+        raise WorkError(f"{root} is sealed but {len(todo)} of its shards are damaged; run: clsp shards verify {root}")
     for shard in todo:
-        started = time.time()
-        records = list(_records(plan, anchors, sampler, shard, advance))
-        write_shard(root, plan, 0, shard, records, run_facts(sampler, started, world_size))
+        if read_commit(root, plan, 0, shard) is not None:  # another writer has made it since
+            advance(len(plan.shard_range(shard)))
+            continue
+        facts = partial(run_facts, sampler, time.time(), world_size)
+        write_shard(root, plan, 0, shard, _records(plan, anchors, sampler, shard, advance), facts)
     return seal_if_complete(root, plan)
 
 

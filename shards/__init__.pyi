@@ -5,10 +5,12 @@ from .codec import encode as encode
 from .codec import pixel_digest as pixel_digest
 from .commits import CommitRecord as CommitRecord
 from .commits import committed_shards as committed_shards
+from .commits import read_commit as read_commit
 from .config import AnchorsConfig as AnchorsConfig
 from .config import Section as Section
 from .config import ShardsConfig as ShardsConfig
 from .durable import remove_temporaries as remove_temporaries
+from .durable import replacing as replacing
 from .durable import sha256_file as sha256_file
 from .durable import write_file as write_file
 from .errors import InputError as InputError
@@ -34,6 +36,7 @@ from .plan import write_plan as write_plan
 from .preview import contact_sheet as contact_sheet
 from .reader import ShardSet as ShardSet
 from .seal import Manifest as Manifest
+from .seal import is_sealed as is_sealed
 from .seal import read_manifest as read_manifest
 from .seal import seal_if_complete as seal_if_complete
 from .verify import verify_set as verify_set

@@ -123,7 +123,12 @@ class Anchors(Sequence[Anchor]):
             return content
         try:
             with Image.open(io.BytesIO(content)) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I;16"):  # Pillow's own conversion would clip 16 bits to 8
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                elif upright.mode in ("I", "F"):
+                    raise ValueError(f"mode {upright.mode}, expected 8 or 16 bits per channel")
+                return np.asarray(upright.convert("RGB"))
         except Exception as error:  # Pillow raises many kinds on damaged bytes
             raise InputError(
                 f"{self._where(index)} does not decode as an image; replace or remove it ({error})"

@@ -2,18 +2,14 @@
 
 from pathlib import Path
 
+from huggingface_hub import DatasetCardData
+
 from .durable import write_file
 from .layout import CARD
 from .plan import Plan
 
 TEMPLATE = """---
-{licence}pretty_name: Synthetic positives for {source}
-tags:
-- contrastive-learning
-- synthetic-positives
-- webdataset
-configs:
-{configs}
+{header}
 ---
 
 # Synthetic positives for {source}
@@ -47,13 +43,15 @@ records = webdataset.WebDataset("layer-000/shard-000000.tar", shardshuffle=False
 
 def write_card(root: Path, plan: Plan, layers: list[str]) -> None:
     """Write `README.md` for a set with these layers."""
-    licence = plan.source.licence
+    header = DatasetCardData(
+        license=plan.source.licence or None,
+        pretty_name=f"Synthetic positives for {plan.source.name}",
+        tags=["contrastive-learning", "synthetic-positives", "webdataset"],
+        configs=[{"config_name": name, "data_files": [{"split": "train", "path": f"{name}/*.tar"}]} for name in layers],
+    )
     fields = plan.image_fields
     text = TEMPLATE.format(
-        licence=f"license: {licence}\n" if licence else "",
-        configs="\n".join(
-            f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/*.tar" for name in layers
-        ),
+        header=header.to_yaml(),
         source=plan.source.name,
         split=plan.source.split,
         count=plan.count,

@@ -54,8 +54,18 @@ def remove_temporaries(root: Path) -> None:
     mine = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
     for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
         writer = mine.search(path.name)
-        if writer and not Path("/proc", writer[1]).exists():
+        if writer and not _is_alive(int(writer[1])):
             path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sha256_file(path: Path) -> str:

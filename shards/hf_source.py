@@ -84,5 +84,8 @@ def _image_column(features: Any, path: str) -> str:
 def _label_column(features: Any) -> str | None:
     from datasets import ClassLabel
 
-    named = [name for name in LABEL_NAMES if name in features]
+    def holds_classes(feature: Any) -> bool:
+        return isinstance(feature, ClassLabel) or "int" in str(getattr(feature, "dtype", ""))
+
+    named = [name for name in LABEL_NAMES if name in features and holds_classes(features[name])]
     return next(iter(named + [name for name, feature in features.items() if isinstance(feature, ClassLabel)]), None)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 
+from .errors import WorkError
 from .order import BatchOrder, draw_candidate
 from .reader import ShardSet
 
@@ -62,16 +63,21 @@ class PairDataset(Dataset[PairBatch]):
         content = self.shards.anchor_bytes(position)
         if content is None:
             return torch.from_numpy(self.shards.anchor(position).copy()).permute(2, 0, 1)
-        return _decode(content)
+        return self._decode(content, position)
 
     def _candidate(self, epoch: int, position: int, key: str) -> torch.Tensor:
         candidate = draw_candidate(self.seed, epoch, key, self.shards.candidates)
-        return _decode(self.shards.candidate_bytes(position, candidate))
+        return self._decode(self.shards.candidate_bytes(position, candidate), position)
 
-
-def _decode(content: bytes) -> torch.Tensor:
-    # torch.frombuffer wants a writable buffer; the copy is of a few kilobytes
-    return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+    def _decode(self, content: bytes, position: int) -> torch.Tensor:
+        size, where = self.shards.size, f"{self.shards.root}: record {self.shards.key(position)}"
+        try:  # torch.frombuffer wants a writable buffer; the copy is of a few kilobytes
+            image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+        except RuntimeError as error:
+            raise WorkError(f"{where} does not decode ({error})") from error
+        if image.shape != (3, size, size):
+            raise WorkError(f"{where} has the shape {tuple(image.shape)}, expected (3, {size}, {size})")
+        return image
 
 
 def pair_loader(

@@ -89,7 +89,7 @@ class ShardSet:
             return self._decode(content, position)
         if self._anchors is None:
             raise InputError(
-                f"{self.root} holds no anchors (shards.include_anchors = false); give its source to join them"
+                f"{self.root} holds no anchors (shards.include_anchors = false); give its source (--recipe)"
             )
         anchor = self._anchors[position]
         if bytes.fromhex(anchor.digest) != self.index.anchors[position].as_py():
@@ -103,11 +103,15 @@ class ShardSet:
         return self._decode(self.candidate_bytes(position, candidate), position)
 
     def _check_source(self, anchors: Anchors | None) -> Anchors | None:
-        if anchors is not None and (len(anchors), anchors.size) != (self.plan.count, self.size):
-            raise InputError(
-                f"{self.root} was made from {self.plan.count} anchors of {self.size} pixels, the source given has "
-                f"{len(anchors)} of {anchors.size}; check the recipe's [anchors]"
-            )
+        source = self.plan.source
+        wanted = (source.split, source.count, source.size, source.resize)
+        if anchors is not None:
+            found = (anchors.config.split, len(anchors), anchors.size, anchors.config.resize)
+            if found != wanted:
+                raise InputError(
+                    f"{self.root} was made from anchors with (split, count, size, resize) = {wanted}, the source given "
+                    f"has {found}; check the recipe's [anchors]"
+                )
         return anchors
 
     def _decode(self, content: bytes, position: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from pydantic import JsonValue, ValidationError
 
 from .card import write_card
 from .commits import committed_shards, read_commit
-from .durable import TEMPORARY_SUFFIX, remove_temporaries, sha256_file, write_file
+from .durable import remove_temporaries, sha256_file, write_file
 from .errors import InputError
 from .index import write_index
 from .layout import CARD, MANIFEST, PLAN, commit_path, index_path, layer_name, shard_path
@@ -49,6 +49,11 @@ class Manifest(Frozen):
         return canonical_json(self.model_dump(mode="json"))
 
 
+def is_sealed(root: Path) -> bool:
+    """True if the set at `root` has its manifest."""
+    return (root / MANIFEST).exists()
+
+
 def seal_if_complete(root: Path, plan: Plan) -> str | None:
     """Seal the set if every shard is committed and return its set ID, else None.
 
@@ -56,12 +61,9 @@ def seal_if_complete(root: Path, plan: Plan) -> str | None:
     """
     if len(committed_shards(root, plan)) < plan.shard_count:
         return None
-    if (root / MANIFEST).exists():
+    if is_sealed(root):
         return read_manifest(root).set_id
     remove_temporaries(root)
-    for folder in (root / layer_name(0), commit_path(root, 0, 0).parent):
-        for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):  # every shard is committed: nobody needs these
-            leftover.unlink(missing_ok=True)
     write_index(root, plan, 0)
     layers = [Layer(name=layer_name(0), first=0, candidates=plan.shards.candidates)]
     write_card(root, plan, [layer.name for layer in layers])

@@ -1,7 +1,7 @@
 """Writing one shard: tar first, commit record last."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,7 +10,7 @@ import numpy as np
 
 from .anchors import Anchor
 from .codec import encode, pixel_digest
-from .commits import CommitRecord, write_commit
+from .commits import CommitRecord, read_commit, write_commit
 from .durable import replacing
 from .layout import layer_name, shard_path
 from .plan import Plan, canonical_json
@@ -64,9 +64,14 @@ def tar_sample(plan: Plan, record: Record) -> dict[str, Any]:
 
 
 def write_shard(
-    root: Path, plan: Plan, layer: int, shard: int, records: Iterable[Record], made: Mapping[str, Any]
+    root: Path, plan: Plan, layer: int, shard: int, records: Iterable[Record], made: Callable[[], Mapping[str, Any]]
 ) -> CommitRecord:
-    """Write a shard of `records` (in anchor order) and then its commit record, with `made` as the facts of the run.
+    """Write a shard of `records` (in anchor order, one at a time) and then its commit record.
+
+    A record that another writer has committed meanwhile stays as it is: its bytes are the same.
+
+    Args:
+        made: gives the facts of the run, asked for when the tar is finished.
 
     Raises:
         ValueError: the records are not exactly the shard's anchors in order. Nothing is committed.
@@ -83,6 +88,9 @@ def write_shard(
                 written.append(record.anchor.index)
         if written != expected:
             raise ValueError(f"shard {shard}: wrote anchors {written[:3]}…, the plan has {expected[:3]}…")
+    existing = read_commit(root, plan, layer, shard)
+    if existing is not None:
+        return existing
     commit = CommitRecord(
         plan=plan.digest,
         layer=layer_name(layer),
@@ -90,7 +98,7 @@ def write_shard(
         records=len(written),
         bytes=hashing.size,
         sha256=hashing.sha256,
-        made=dict(made),
+        made=dict(made()),
     )
     write_commit(root, layer, commit)
     return commit

@@ -24,7 +24,7 @@ def gather_with_gradient(x_BD: torch.Tensor) -> torch.Tensor:
         return x_BD
     x_BD = x_BD.contiguous()
     collectives: Any = importlib.import_module("torch.distributed._functional_collectives")
-    if hasattr(collectives, "all_gather_single_autograd"):  # torch 2.15 and later
+    if hasattr(collectives, "all_gather_single_autograd"):  # newer torch
         return collectives.all_gather_single_autograd(x_BD, 0, distributed.group.WORLD)
     from torch.distributed.nn.functional import all_gather
 

@@ -70,14 +70,14 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
         epoch, rest = divmod(step + 1, per_epoch)
         if rest:
             continue
-        means = {name: float(value) / per_epoch for name, value in sums.items()}
+        means = {name: _mean_over_ranks(accelerator, value) / per_epoch for name, value in sums.items()}
         log.append(
             {"epoch": epoch, "step": step + 1, **means, "lr": steps.rate, "seconds": round(time.time() - started, 3)}
         )
         sums.clear()
         if accelerator.is_main_process and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            save_checkpoint(out, method, optimizer, {"step": step + 1}, config.keep_checkpoints)
             write_file(out / LOG, "".join(json.dumps(row) + "\n" for row in log).encode())
+            save_checkpoint(out, method, optimizer, {"step": step + 1}, config.keep_checkpoints)
         if report:
             report(epoch, config.epochs, means)
     if accelerator.is_main_process:
@@ -85,6 +85,11 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / BACKBONE
+
+
+def _mean_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> float:
+    mean: Any = accelerator.reduce(value, "mean")
+    return float(mean)
 
 
 class _Steps:

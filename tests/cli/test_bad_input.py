@@ -52,7 +52,7 @@ def test_bad_settings(make, tmp_path, setting, parts):
 
 def test_bad_part_and_missing_model(make, clsp, tmp_path):
     assert_one_line(make("--part", "2/2"), "--part 2/2", "i/n")
-    assert_one_line(clsp("shards", "make", "--recipe", "digits", "--out", tmp_path / "x" / "set"), "clsp diffusion train")
+    assert_one_line(clsp("shards", "make", "--recipe=digits", "--out", tmp_path / "x" / "set"), "clsp diffusion train")
     assert_one_line(make("--diffusion", tmp_path / "nowhere"), "does not exist")
 
 

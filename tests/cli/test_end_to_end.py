@@ -92,6 +92,14 @@ def test_demo_again_uses_what_is_finished_and_a_lost_stage_is_made_again(demo):
     before = (root / "results.json").stat().st_mtime_ns
     assert make("demo", args=args, cwd=root.parents[1]).returncode == 0
     assert (root / "results.json").stat().st_mtime_ns == before
+    lost = root / "stages" / "knn-simclr-s0.json"
+    result = root / "pretrain" / "simclr-s0" / "knn.json"
+    good = json.loads(result.read_text())["result"]
+    lost.unlink()
+    result.unlink()
+    found = make("demo", args=args, cwd=root.parents[1])
+    assert found.returncode == 0 and "knn-simclr-s0" in found.stdout and "linear-eval-simclr-s0" not in found.stdout
+    assert json.loads(result.read_text())["result"] == good
     found = make("demo", args=[*args, "--set=sampler.steps=3"], cwd=root.parents[1])
     assert found.returncode != 0 and "another recipe" in found.stderr
 
@@ -108,11 +116,11 @@ def test_shards_pretrain_and_linear_eval_in_a_row(gpus, tmp_path):
     assert {facts["processes"] for facts in made} == {gpus}
 
 
-def test_bad_input_stops_make_before_processes_are_launched(tmp_path):
-    found = make("shards", "GPUS=2", args=["--set=shards.candidates=0"], cwd=tmp_path)
-    assert (
-        "shards.candidates = 0" in found.stderr and "torchrun" not in found.stderr and "Traceback" not in found.stderr
-    )
+def test_bad_input_stops_make_before_processes_are_launched(tmp_path, shard_set):
+    found = make("pretrain", "GPUS=2", f"SHARDS={shard_set}", args=["--set=pretrain.batch_size=100"], cwd=tmp_path)
+    lines = found.stderr.strip().splitlines()
+    assert found.returncode == 2 and "batch_size is 100" in lines[0] and len(lines) == 2  # ours and make's own
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +177,48 @@ def test_the_readme_reads_a_set_without_clsp(shard_set, monkeypatch, tmp_path):
     names: dict = {}
     exec(code, names)
     assert len(names["pairs"]) == 40 and len(list(names["records"])) == 16
+
+
+CIFAR10 = REPOSITORY.parent / "shared" / "cifar10"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="the real CIFAR-10 images are not beside the checkout")
+def test_the_cifar10_recipe_on_real_images(clsp, tmp_path):
+    """64 anchors with a U-Net of the recipe's own design (35.7 M weights), trained for two steps; every command."""
+    short = {
+        **SMALL_NETWORKS,
+        "anchors.path": CIFAR10 / "train.parquet",
+        "anchors.limit": 64,
+        "diffusion.path": '""',
+        "diffusion.steps": 2,
+        "diffusion.batch_size": 4,
+        "diffusion.workers": 0,
+        "sampler.steps": 1,
+        "sampler.micro_batch": 32,
+        "shards.candidates": 1,
+        "linear_eval.train_limit": 200,
+        "linear_eval.test_limit": 100,
+    }
+    options = ["--recipe", "cifar10", *settings(short)]
+    root, run = tmp_path / "shards", tmp_path / "run"
+    evaluated = ["--checkpoint", run, "--out", run]
+    for command in (
+        ["diffusion", "train", *options, "--out", tmp_path / "diffusion"],
+        ["shards", "plan", *options, "--out", root],
+        ["shards", "make", *options, "--out", root],
+        ["shards", "status", root],
+        ["shards", "info", root],
+        ["shards", "verify", root, "--deep"],
+        ["shards", "preview", root, "--out", tmp_path / "sheet.png"],
+        ["pretrain", *options, "--shards", root, "--out", run],
+        ["linear-eval", *options, *evaluated],
+        ["knn", *options, *evaluated],
+        ["compare", run, "--out", tmp_path],
+        ["report", tmp_path, "--out", tmp_path / "report.html"],
+    ):
+        found = clsp(*command)
+        assert found.returncode == 0, f"{command}\n{found.stderr}"
+    config = json.loads((tmp_path / "diffusion" / "unet" / "config.json").read_text())
+    assert config["block_out_channels"] == [128, 256, 256, 256]
+    assert json.loads((run / "linear.json").read_text())["set"] == ShardSet(root).set_id

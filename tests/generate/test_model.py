@@ -51,3 +51,23 @@ def test_models_that_do_not_fit_are_refused(model_folder, tmp_path):
     config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 1}))
     with pytest.raises(InputError, match="channels"):
         load_diffusion(str(other), 8)
+
+
+def test_weights_that_do_not_fit_are_refused_not_replaced_by_random_ones(model_folder, tmp_path):
+    import safetensors.torch
+
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    path = other / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    weights.pop("conv_out.weight")
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(InputError, match="conv_out.weight"):
+        load_diffusion(str(other), 8)
+
+
+def test_a_missing_noise_schedule_is_not_guessed(model_folder, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder / "unet", bare)
+    with pytest.raises(InputError, match="no scheduler_config.json"):
+        load_diffusion(str(bare), 8)

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 from clsp.generate import DiffusionConfig, train_diffusion
-from clsp.generate.train import batch_indices
+from clsp.generate.train import ImageOrder
 from clsp.shards import InputError, StopRequested
 from diffusers import DDPMPipeline
 
@@ -50,7 +50,8 @@ def test_the_folder_of_another_run_is_refused(digits, tmp_path):
 
 def test_ranks_share_the_global_batches_and_an_epoch_has_every_image_once():
     config = CONFIG.model_copy(update={"batch_size": 4})
-    steps = [batch_indices(20, config, step, 0, 1) for step in range(5)]
+    steps = list(ImageOrder(20, config, 0, 5))
     assert sorted(sum(steps, [])) == list(range(20))
-    halves = [batch_indices(20, config, 3, rank, 2) for rank in range(2)]
+    halves = [next(iter(ImageOrder(20, config, 3, 4, rank, 2))) for rank in range(2)]
     assert halves[0] + halves[1] == steps[3]
+    assert list(ImageOrder(20, config, 3, 12)) == list(ImageOrder(20, config, 0, 12))[3:]

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clsp.generate import Sampler, SamplerConfig, assigned_shards, make_plan, make_shards
-from clsp.shards import ShardsConfig, ShardSet, write_plan
+from clsp.shards import ShardsConfig, ShardSet, WorkError, read_plan, verify_set, write_plan
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -41,3 +41,32 @@ def test_candidates_are_the_samplers_and_anchors_the_sources(model, digits, shar
         assert np.array_equal(shards.anchor(anchor.index), anchor.image)
         for candidate in range(3):
             assert np.array_equal(shards.candidate(anchor.index, candidate), expected[row, candidate])
+
+
+def test_a_second_writer_of_the_same_part_changes_nothing(model, digits, shard_set, tmp_path):
+    """Both start on an empty set; the second makes everything while the first is in its first shard."""
+    config, shards = SamplerConfig(steps=2, micro_batch=8), ShardsConfig(candidates=3, records=16)
+    plan, root = make_plan(digits, model, config, shards), tmp_path / "set"
+    write_plan(root, plan)
+    sampler = Sampler(model, config)
+    sealed: list[str | None] = []
+
+    class Overtaken(Sampler):
+        def __call__(self, *arguments, **options):
+            if not sealed:
+                sealed.append(make_shards(root, plan, digits, sampler))
+            return super().__call__(*arguments, **options)
+
+    assert make_shards(root, plan, digits, Overtaken(model, config)) == sealed[0] is not None
+    assert verify_set(root, deep=True) == [] and content_digests(root) == content_digests(shard_set)
+    assert not list(root.rglob("*.tmp"))
+
+
+def test_a_damaged_shard_of_a_sealed_set_is_reported_not_remade(model, digits, make_set, tmp_path):
+    root = make_set(tmp_path / "set")
+    (root / "layer-000" / "shard-000001.tar").unlink()
+    before = (root / "commits" / "layer-000" / "shard-000001.json").read_bytes()
+    config = SamplerConfig(steps=2, micro_batch=8)
+    with pytest.raises(WorkError, match="clsp shards verify"):
+        make_shards(root, read_plan(root), digits, Sampler(model, config))
+    assert (root / "commits" / "layer-000" / "shard-000001.json").read_bytes() == before

@@ -102,3 +102,20 @@ def test_an_image_that_does_not_decode_is_named(tmp_path):
     path = str(parquet(tmp_path / "x.parquet", [good, good[:40], good]))
     with pytest.raises(InputError, match="train_00000001.*does not decode"):
         Anchors(AnchorsConfig(path=path))[1]
+
+
+def test_16_bit_grey_keeps_its_upper_8_bits(tmp_path):
+    grey = np.arange(144, dtype=np.uint16).reshape(12, 12) * 450
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    path = parquet(tmp_path / "x.parquet", [buffer.getvalue()])
+    assert np.array_equal(Anchors(AnchorsConfig(path=str(path)))[0].image[..., 0], grey >> 8)
+
+
+def test_labels_that_are_no_class_numbers_are_no_labels(tmp_path):
+    cells = {"img": [{"bytes": encoded(random_images(1)[0]), "path": None}], "label": ["cat"]}
+    datasets.Dataset.from_dict(cells).to_parquet(tmp_path / "x.parquet")
+    anchors = Anchors(AnchorsConfig(path=str(tmp_path / "x.parquet")))
+    assert anchors[0].label is None
+    with pytest.raises(InputError, match="without a label"):
+        anchors.labels()

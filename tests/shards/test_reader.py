@@ -29,10 +29,12 @@ def test_without_anchors_they_are_joined_from_the_source(make_set, tmp_path, dig
     joined = ShardSet(root, digits)
     assert np.array_equal(joined.anchor(17), digits[17].image)
     assert np.array_equal(joined.candidate(17, 1), ShardSet(shard_set).candidate(17, 1))
-    with pytest.raises(InputError, match="40 anchors"):
+    with pytest.raises(InputError, match="40, 8, 'crop'"):
         ShardSet(root, Anchors(AnchorsConfig(limit=39)))
     with pytest.raises(WorkError, match="not the image the set was made from"):
-        ShardSet(root, Anchors(AnchorsConfig(limit=40, split="test"))).anchor(0)
+        other = Anchors(AnchorsConfig(limit=40))
+        other.source = Anchors(AnchorsConfig(split="test")).source
+        ShardSet(root, other).anchor(0)
 
 
 def test_unsealed_foreign_and_newer_sets_are_refused(shard_set, tmp_path):

@@ -41,7 +41,7 @@ def test_an_exception_leaves_no_shard(digits, empty_set):
         raise OSError("disk on fire")
 
     with pytest.raises(OSError, match="fire"):
-        write_shard(root, plan, 0, 0, failing(), {})
+        write_shard(root, plan, 0, 0, failing(), dict)
     assert read_commit(root, plan, 0, 0) is None
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["plan.json"]
 
@@ -49,13 +49,13 @@ def test_an_exception_leaves_no_shard(digits, empty_set):
 def test_missing_records_are_not_committed(digits, empty_set):
     root, plan = empty_set
     with pytest.raises(ValueError, match="wrote anchors"):
-        write_shard(root, plan, 0, 0, records(digits, range(15)), {})
+        write_shard(root, plan, 0, 0, records(digits, range(15)), dict)
     assert read_commit(root, plan, 0, 0) is None
 
 
 def test_a_shard_without_a_fitting_commit_record_does_not_exist(digits, empty_set):
     root, plan = empty_set
-    write_shard(root, plan, 0, 0, records(digits, range(16)), {})
+    write_shard(root, plan, 0, 0, records(digits, range(16)), dict)
     assert read_commit(root, plan, 0, 0) is not None
     path, tar = commit_path(root, 0, 0), shard_path(root, 0, 0)
     good = path.read_bytes()

@@ -68,3 +68,8 @@ def test_loading_is_strict(tmp_path):
 def test_bad_names_are_refused(config, message):
     with pytest.raises(InputError, match=message):
         build_backbone(config)
+
+
+def test_importing_the_package_makes_the_stem_known_to_timm():
+    code = "import clsp.train, timm; raise SystemExit(not timm.is_model('clsp_resnet18_cifar'))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

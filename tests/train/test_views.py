@@ -34,8 +34,28 @@ def test_normalisation():
     torch.testing.assert_close(made, expected[None, :, None, None].expand_as(made))
 
 
-def test_the_chain_has_what_the_recipe_asks_for():
-    full = build_augmentation(AugmentConfig(), 16)
-    names = [type(step).__name__ for step in full.children()]
-    assert names == ["RandomResizedCrop", "ColorJitter", "RandomGrayscale", "RandomHorizontalFlip"]
-    assert len(build_augmentation(AugmentConfig(flip=False, grey_probability=0), 16)) == 2
+def varying(channel_means: torch.Tensor) -> bool:
+    return bool(channel_means.std(dim=0).max() > 1e-3)
+
+
+def test_each_setting_switches_its_operation():
+    """On flat grey images only brightness shows in the level, on half-black ones only crop and flip in the place."""
+    off = {"crop_scale": 1.0, "flip": False, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+    flat = torch.full((64, 3, 16, 16), 0.4)
+    half = torch.zeros(64, 3, 16, 16)
+    half[..., :8] = 1.0
+
+    def made(images, **on):
+        torch.manual_seed(0)
+        return build_augmentation(AugmentConfig(**{**off, "grey_probability": 0.0, **on}), 16)(images)
+
+    assert not varying(made(flat).mean(dim=(2, 3))) and varying(made(flat, brightness=0.4).mean(dim=(2, 3)))
+    flipped = made(half, flip=True)[..., 0].mean(dim=(1, 2)) < 0.5
+    assert 16 < flipped.sum() < 48
+    assert varying(made(half, crop_scale=0.1).mean(dim=(2, 3))) and not varying(made(half).mean(dim=(2, 3)))
+    red = torch.zeros(64, 3, 16, 16)
+    red[:, 0] = 1.0
+    grey = made(red, grey_probability=0.5)
+    assert 16 < (grey[:, 0, 0, 0] < 0.5).sum() < 48 and torch.equal(made(red), red)
+    brighter = made(flat, brightness=0.4, jitter_probability=0.5).mean(dim=(1, 2, 3))
+    assert 16 < ((brighter - 0.4).abs() < 1e-6).sum() < 48
