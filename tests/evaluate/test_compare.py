@@ -53,7 +53,7 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 def test_runs_that_a_mean_must_not_mix_are_refused(tmp_path):
     first = write_run(tmp_path / "a", "simclr", 0, 90.0, 80.0)
-    with pytest.raises(InputError, match="are both simclr, seed 0"):
+    with pytest.raises(InputError, match="are both simclr seed 0"):
         compare_runs([first, write_run(tmp_path / "b", "simclr", 0, 91.0, 81.0)])
     other = write_run(tmp_path / "c", "simclr", 1, 91.0, 81.0)
     path = other / "linear.json"
