@@ -160,6 +160,7 @@ def test_every_other_command_of_the_readme(images_of_cifar_size, tmp_path_factor
             found = make(*words, args=settings(small), cwd=cwd)
         else:
             takes_recipe = "--recipe" in line
+            line = line.removeprefix(".venv/bin/")
             command = f"{line} {' '.join(map(repr, settings(small)))}" if takes_recipe else line
             found = subprocess.run(
                 command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False

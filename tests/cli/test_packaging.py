@@ -37,19 +37,20 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel):
 
 
 def test_it_works_outside_the_checkout(wheel, tmp_path):
-    """Installed alone in a folder, with only the libraries of this environment beside it."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
+    """Installed by pip into a folder of its own; its libraries are those of this environment."""
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(install, check=True, capture_output=True)
     code = (
-        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
-        f"sys.path.insert(0, {str(tmp_path / 'site')!r}); import clsp.cli.recipe as r; "
-        f"assert r.__file__.startswith({str(tmp_path)!r}), r.__file__; "
-        "assert r.load_recipe('cifar10').sampler.weight == 0.1; "
-        "import clsp.generate, clsp.train; clsp.generate.Sampler, clsp.train.METHODS; "
-        "from clsp.cli.main import run; sys.exit(run(['shards', '--help']))"
+        "import clsp.cli.recipe as r, clsp.generate, clsp.train; from clsp.cli.recipe import load_recipe; "
+        f"assert r.__file__.startswith({str(site)!r}), r.__file__; "
+        "assert load_recipe('cifar10').sampler.weight == 0.1; clsp.generate.Sampler, clsp.train.METHODS"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert found.returncode == 0 and "preview" in found.stdout, found.stderr
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    for command in ([sys.executable, "-c", code], [site / "bin" / "clsp", "shards", "--help"]):
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+        assert found.returncode == 0, found.stderr
+    assert "preview" in found.stdout
 
 
 def test_shards_and_the_command_line_need_the_base_install_only(shard_set):

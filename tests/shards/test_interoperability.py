@@ -6,6 +6,8 @@ import pytest
 import webdataset
 from clsp.shards import ShardSet
 
+# The other libraries leave their tars to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 FIELDS = {"anchor.webp", "c000.webp", "c001.webp", "c002.webp", "json"}
 
 
