@@ -51,7 +51,7 @@ report: setup
 	$(CLSP) report $(OUT) --out $(OUT)/report.html
 
 test: setup
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -29,9 +29,8 @@ def compare(folders: tuple[Path, ...], out: Path) -> None:
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    width = console.measure(table).maximum  # never cut a name short, also in a log or a narrow window
-    Console(width=max(width, console.width)).print(table)
+    width = Console(width=1000).measure(table).maximum
+    Console(width=width).print(table)  # never cut a name short, also in a log or a narrow window
     say(f"written: {out / 'results.json'}, {out / 'results.md'}, {out / 'curves.png'}")
 
 

@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,20 @@ from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
 from diffusers import DDPMPipeline, DDPMScheduler
 
 REPOSITORY = Path(__file__).parent.parent
+SMALL_NETWORKS = {
+    "diffusion.steps": 4,
+    "diffusion.batch_size": 16,
+    "sampler.steps": 2,
+    "pretrain.epochs": 2,
+    "pretrain.batch_size": 16,
+    "pretrain.backbone_kwargs": "{channels=[8,8,8,8],layers=[1,1,1,1]}",
+    "pretrain.projector_hidden": 16,
+    "pretrain.workers": 0,
+    "linear_eval.epochs": 2,
+    "linear_eval.milestones": "[1]",
+}
+"""Settings that make every stage of the pipeline real but quick."""
+
 TINY = DiffusionConfig(channels=(32, 32), attention=(False, True), blocks=1, dropout=0.0)
 
 
@@ -72,3 +88,24 @@ def clsp(capfd):
         return SimpleNamespace(returncode=code, stdout=captured.out, stderr=captured.err)
 
     return run_clsp
+
+
+def settings(values: dict) -> list[str]:
+    return [f"--set={key}={value}" for key, value in values.items()]
+
+
+def run_make(*arguments: str, args: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the repository's Makefile in another folder, with this environment in the place of a new one."""
+    binaries = Path(sys.executable).parent
+    command = [
+        "make",
+        "-f",
+        REPOSITORY / "Makefile",
+        f"BIN={binaries}",
+        "-o",
+        "setup",
+        *arguments,
+        f"ARGS={' '.join(args)}",
+    ]
+    environment = {**os.environ, "MAKEFLAGS": "", "MAKELEVEL": ""}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)

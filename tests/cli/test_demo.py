@@ -1,0 +1,63 @@
+"""`make demo` with tiny networks: every stage real, its table, pictures and page, and running it again."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from clsp.shards import ShardSet, verify_set
+from conftest import SMALL_NETWORKS, run_make, settings
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """`make demo` with tiny networks and one seed: every stage real."""
+    folder = tmp_path_factory.mktemp("demo")
+    args = [*settings({**SMALL_NETWORKS, "anchors.limit": 64, "shards.records": 32}), "--seeds=1"]
+    found = run_make("demo", args=args, cwd=folder)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return folder / "runs" / "demo", args, found.stdout
+
+
+def test_demo_writes_table_pictures_and_page(demo):
+    root, _, output = demo
+    names = ["simclr", "simclr+augmentation", "simclr+shards"]
+    assert all(name in output for name in names) and "linear top-1" in output and "…" not in output
+    results = json.loads((root / "results.json").read_text())
+    assert [row["name"] for row in results["summary"]] == names
+    assert all(0 <= run["metrics"]["linear.top1"] <= 100 for run in results["runs"])
+    assert len({run["set"] for run in results["runs"]}) == 1 and verify_set(root / "shards", deep=True) == []
+    shards = ShardSet(root / "shards")
+    assert shards.candidates == 4 and results["runs"][0]["set"] == shards.set_id
+    for name in ("contact-sheet.png", "curves.png"):
+        assert np.asarray(Image.open(root / name).convert("L")).std() > 10, f"{name} is blank"
+
+
+def test_report_is_self_contained(demo):
+    page = (demo[0] / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 2 and all(source.startswith("data:image/png;base64,") for source in sources)
+    for source in sources:
+        image = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
+        assert min(image.size) > 50
+    assert "http" not in re.sub(r"data:[^\"]*", "", page) and "simclr+shards" in page
+
+
+def test_demo_again_uses_what_is_finished_and_a_lost_stage_is_made_again(demo):
+    root, args, _ = demo
+    before = (root / "results.json").stat().st_mtime_ns
+    assert run_make("demo", args=args, cwd=root.parents[1]).returncode == 0
+    assert (root / "results.json").stat().st_mtime_ns == before
+    lost = root / "stages" / "knn-simclr-s0.json"
+    result = root / "pretrain" / "simclr-s0" / "knn.json"
+    good = json.loads(result.read_text())["result"]
+    lost.unlink()
+    result.unlink()
+    found = run_make("demo", args=args, cwd=root.parents[1])
+    assert found.returncode == 0 and "knn-simclr-s0" in found.stdout and "linear-eval-simclr-s0" not in found.stdout
+    assert json.loads(result.read_text())["result"] == good
+    found = run_make("demo", args=[*args, "--set=sampler.steps=3"], cwd=root.parents[1])
+    assert found.returncode != 0 and "another recipe" in found.stderr

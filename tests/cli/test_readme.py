@@ -1,0 +1,75 @@
+"""Every command of the README, word for word but for the sizes."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import REPOSITORY, SMALL_NETWORKS, run_make, save_random_model, settings
+from PIL import Image
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def images_of_cifar_size(tmp_path_factory):
+    """A folder with train.parquet and test.parquet in the layout of the hub's CIFAR-10."""
+    folder, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
+    for split, count in (("train", 64), ("test", 20)):
+        contents = []
+        for _ in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "PNG")
+            contents.append({"bytes": buffer.getvalue(), "path": None})
+        labels = [number % 10 for number in range(count)]
+        datasets.Dataset.from_dict({"img": contents, "label": labels}).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_other_command_of_the_readme(images_of_cifar_size, tmp_path_factory):
+    """In the README's order and in one folder, off the hub and with small networks; two processes for four GPUs."""
+    cwd = tmp_path_factory.mktemp("readme")
+    model = save_random_model(cwd / "ddpm", 32)
+    small = {
+        **SMALL_NETWORKS,
+        "anchors.path": images_of_cifar_size,
+        "diffusion.path": model,
+        "shards.records": 32,
+        "shards.candidates": 2,
+    }
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ran = []
+    for line in COMMANDS:
+        if line in ("make demo", "make test"):  # the demo has a test of its own, and this is `make test`
+            continue
+        if line.startswith("make"):
+            words = [word.replace("GPUS=4", "GPUS=2") for word in line.split()[1:]]
+            found = run_make(*words, args=settings(small), cwd=cwd)
+        else:
+            takes_recipe = "--recipe" in line
+            line = line.removeprefix(".venv/bin/")
+            command = f"{line} {' '.join(map(repr, settings(small)))}" if takes_recipe else line
+            found = subprocess.run(
+                command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+            )
+        assert found.returncode == 0, f"{line}\n{found.stdout}{found.stderr}"
+        ran.append(line)
+    assert len(ran) == 10 and (cwd / "runs" / "cifar10" / "report.html").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_the_readme_reads_a_set_without_clsp(shard_set, monkeypatch, tmp_path):
+    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    (tmp_path / "runs" / "digits" / "shards").symlink_to(shard_set)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert len(names["pairs"]) == 40 and len(list(names["records"])) == 16
