@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shards import InputError, canonical_json, write_file
-from .results import read_results
+from .results import TASKS, read_results
 
 HEADINGS = {"linear.top1": "linear top-1", "linear.top5": "linear top-5"}
 
@@ -59,13 +59,19 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def table_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table: a row per run name, `mean ± std` per metric."""
-    metrics = list(dict.fromkeys(metric for row in comparison["summary"] for metric in row["metrics"]))
+    metrics = metric_order(comparison)
     headings = ["run", "seeds", *(HEADINGS.get(metric, metric.replace(".", " ")) for metric in metrics)]
     rows = [
         [row["name"], str(len(row["seeds"])), *(_cell(row["metrics"].get(metric)) for metric in metrics)]
         for row in comparison["summary"]
     ]
     return headings, rows
+
+
+def metric_order(comparison: dict[str, Any]) -> list[str]:
+    """Every metric of a comparison, by task in the order of the evaluations, then by name."""
+    found = {metric for row in comparison["summary"] for metric in row["metrics"]}
+    return sorted(found, key=lambda metric: (TASKS.index(metric.split(".")[0]), metric))
 
 
 def _cell(value: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from ..shards import InputError, ShardSet, contact_sheet, write_file
-from .compare import table_rows
+from .compare import metric_order, table_rows
 from .curves import loss_curves
 
 SHEET_ROWS = 12
@@ -38,6 +38,7 @@ def write_report(folder: Path, out: Path) -> None:
             title=folder.name,
             headings=headings,
             rows=rows,
+            metrics=metric_order(comparison),
             runs=comparison["runs"],
             curves=_data_uri(loss_curves(runs, "png"), "png") if runs else None,
             **_shard_facts(folder / "shards"),
