@@ -12,13 +12,15 @@ CLSP := $(BIN)/clsp
 # The `--set` part of ARGS, for the commands that a target runs before its own.
 SETTINGS = $(foreach word,$(filter-out --%,$(subst --set=,--set ,$(ARGS))),$(if $(findstring =,$(word)),--set '$(word)'))
 
-# One process needs no launcher. Several: accelerate on GPUs, torchrun on CPUs (accelerate's launcher needs MPI there).
+# One process needs no launcher. Several: accelerate on GPUs, torchrun on CPUs (accelerate's launcher needs MPI there);
+# bad input is found before they are launched, since a launcher turns every exit code into 1.
 ifeq ($(GPUS),1)
-LAUNCH = $(CLSP)
+run = $(CLSP) $(1)
 else ifneq ($(shell command -v nvidia-smi),)
-LAUNCH = $(BIN)/accelerate launch --num_processes $(GPUS) --multi_gpu -m clsp.cli
+run = $(CLSP) $(1) --check && $(BIN)/accelerate launch --num_processes $(GPUS) --multi_gpu -m clsp.cli $(1)
 else
-LAUNCH = ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli
+run = $(CLSP) $(1) --check && \
+	ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli $(1)
 endif
 
 .PHONY: setup demo shards pretrain linear-eval report test lint
@@ -35,13 +37,11 @@ demo: setup
 	$(CLSP) reproduce --recipe digits --out runs/demo $(ARGS)
 
 shards: setup
-	$(CLSP) diffusion train --recipe $(RECIPE) --out $(OUT)/diffusion $(SETTINGS)
-	$(CLSP) shards make --recipe $(RECIPE) --out $(SHARDS) $(ARGS) --check
-	$(LAUNCH) shards make --recipe $(RECIPE) --out $(SHARDS) $(ARGS)
+	$(call run,diffusion train --recipe $(RECIPE) --out $(OUT)/diffusion $(SETTINGS))
+	$(call run,shards make --recipe $(RECIPE) --out $(SHARDS) $(ARGS))
 
 pretrain: setup
-	$(CLSP) pretrain --recipe $(RECIPE) --shards $(SHARDS) --out '$(CHECKPOINT)' $(ARGS) --check
-	$(LAUNCH) pretrain --recipe $(RECIPE) --shards $(SHARDS) --out '$(CHECKPOINT)' $(ARGS)
+	$(call run,pretrain --recipe $(RECIPE) --shards $(SHARDS) --out '$(CHECKPOINT)' $(ARGS))
 
 linear-eval: setup
 	$(CLSP) linear-eval --recipe $(RECIPE) --checkpoint '$(CHECKPOINT)' --out '$(CHECKPOINT)' $(ARGS)

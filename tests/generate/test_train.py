@@ -1,4 +1,7 @@
 import hashlib
+import os
+import subprocess
+import sys
 
 import pytest
 from clsp.generate import DiffusionConfig, train_diffusion
@@ -55,3 +58,23 @@ def test_ranks_share_the_global_batches_and_an_epoch_has_every_image_once():
     halves = [next(iter(ImageOrder(20, config, 3, 4, rank, 2))) for rank in range(2)]
     assert halves[0] + halves[1] == steps[3]
     assert list(ImageOrder(20, config, 3, 12)) == list(ImageOrder(20, config, 0, 12))[3:]
+
+
+def test_two_processes_train_one_model(tmp_path):
+    settings = [f"--set=diffusion.{key}" for key in ("steps=4", "batch_size=8", "checkpoint_steps=2", "warmup_steps=1")]
+    command = [
+        "-m",
+        "clsp.cli",
+        "diffusion",
+        "train",
+        "--recipe",
+        "digits",
+        *settings,
+        "--out",
+        str(tmp_path / "model"),
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    found = subprocess.run([*launcher, *command], env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=False)
+    assert found.returncode == 0
+    assert DDPMPipeline.from_pretrained(tmp_path / "model").unet.config["sample_size"] == 8
+    assert not list((tmp_path / "model").glob("*.pt"))
