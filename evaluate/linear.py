@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..shards import permutation, stream_key
+from ..shards import permutation, stream_seed
 from .config import LinearEvalConfig
 from .features import Features
 from .metrics import accuracy_with_interval
@@ -15,7 +15,7 @@ def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: 
     Flips are drawn per image and epoch between the cached features of an image and of its mirror image, which equals
     flipping before a frozen backbone in eval mode. The order and the flips depend on (seed, epoch) alone.
     """
-    torch.manual_seed(stream_key(seed, "linear weights") % 2**63)
+    torch.manual_seed(stream_seed(seed, "linear weights"))
     head = nn.Linear(train.plain_NF.shape[1], classes)
     optimizer = torch.optim.SGD(head.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), gamma=0.1)
@@ -34,7 +34,7 @@ def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: 
 def _with_flips(features: Features, seed: int, epoch: int) -> torch.Tensor:
     if features.flipped_NF is None:
         return features.plain_NF
-    generator = torch.Generator().manual_seed(stream_key(seed, epoch, "flips") % 2**63)
+    generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "flips"))
     flip = torch.rand(len(features.plain_NF), 1, generator=generator) < 0.5
     return torch.where(flip, features.flipped_NF, features.plain_NF)
 

@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ..shards import Anchors, InputError, canonical_json, owner_of, permutation, replacing, stream_key, write_file
+from ..shards import Anchors, InputError, canonical_json, owner_of, permutation, replacing, stream_seed, write_file
 from .config import DiffusionConfig
 from .sampler import to_model_range
 
@@ -99,7 +99,7 @@ def train_diffusion(anchors: Anchors, config: DiffusionConfig, out: Path, report
         raise InputError(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
         )
-    torch.manual_seed(stream_key(config.seed, "diffusion weights") % 2**63)
+    torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
     net = build_unet(config, anchors.size)
     if accelerator.is_main_process:
         write_file(out / IDENTITY, _identity(anchors, config))
@@ -137,7 +137,7 @@ def _batches(anchors: Anchors, config: DiffusionConfig, first: int, accelerator:
 
 def _train_step(accelerator: Accelerator, unet, optimizer, scheduler, x0, config: DiffusionConfig, step: int):
     """One step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
-    torch.manual_seed(stream_key(config.seed, step, accelerator.process_index, "diffusion") % 2**63)
+    torch.manual_seed(stream_seed(config.seed, step, accelerator.process_index, "diffusion"))
     if config.flip:
         x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0.flip(-1), x0)
     noise = torch.randn_like(x0)

@@ -22,6 +22,7 @@ from .order import draw_candidate as draw_candidate
 from .order import epoch_order as epoch_order
 from .order import permutation as permutation
 from .order import stream_key as stream_key
+from .order import stream_seed as stream_seed
 from .pairs import PairBatch as PairBatch
 from .pairs import PairDataset as PairDataset
 from .pairs import pair_loader as pair_loader

@@ -16,6 +16,11 @@ def stream_key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
+def stream_seed(*parts: object) -> int:
+    """The number of the stream as a seed for torch's generators: 63 bits, never negative."""
+    return stream_key(*parts) % 2**63
+
+
 def permutation(count: int, *stream: object) -> np.ndarray:
     """A permutation of 0 … count-1 that depends on `stream` alone.
 

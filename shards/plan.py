@@ -128,11 +128,13 @@ def read_plan(root: Path) -> Plan:
     try:
         return Plan.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{root / PLAN}: {where}: {first['msg']}; expected a plan of schema {SCHEMA_VERSION}"
-        ) from error
+        raise InputError(f"{root / PLAN}: {first_fault(error)}; expected a plan of schema {SCHEMA_VERSION}") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """`field: what is wrong with it`, of the first field that does not validate."""
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 def check_schema(content: Any, path: Path) -> None:

@@ -11,7 +11,7 @@ from .durable import remove_temporaries, sha256_file, write_file
 from .errors import InputError
 from .index import write_index
 from .layout import CARD, MANIFEST, PLAN, commit_path, index_path, layer_name, shard_path
-from .plan import SCHEMA_VERSION, Frozen, Plan, canonical_json, check_schema, read_json
+from .plan import SCHEMA_VERSION, Frozen, Plan, canonical_json, check_schema, first_fault, read_json
 
 
 class FileEntry(Frozen):
@@ -110,6 +110,4 @@ def read_manifest(root: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{root / MANIFEST}: {where}: {first['msg']}; fetch the file again") from error
+        raise InputError(f"{root / MANIFEST}: {first_fault(error)}; fetch the file again") from error

@@ -21,13 +21,13 @@ from ..shards import (
     canonical_json,
     owner_of,
     pair_loader,
-    stream_key,
+    stream_seed,
     write_file,
 )
 from .backbone import save_backbone
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import PretrainConfig
-from .methods import Method, build_method
+from .methods import METHODS, Method, build_method
 from .schedule import learning_rate, synthetic_weight
 from .views import Views
 
@@ -50,7 +50,7 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
         return out / BACKBONE
     accelerator = Accelerator(mixed_precision=config.precision)
     order = batch_order(shards, config, accelerator.process_index, accelerator.num_processes)
-    torch.manual_seed(stream_key(config.seed, "weights") % 2**63)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
     method = build_method(config)
     if accelerator.is_main_process:
         _claim(shards, config, out)
@@ -104,16 +104,17 @@ class _Steps:
 
     def run(self, step: int, batch) -> dict[str, torch.Tensor]:
         config, rank = self.config, self.accelerator.process_index
-        views = [self.views(batch.anchors_BCHW, view, step, rank) for view in range(1, Method.views + 1)]
+        ordinary = METHODS[config.method].views
+        views = [self.views(batch.anchors_BCHW, view, step, rank) for view in range(1, ordinary + 1)]
         third, weights = None, None
         if config.third_view != "none":
             images = batch.candidates_BCHW if config.third_view == "shards" else batch.anchors_BCHW
-            third = self.views(images, Method.views + 1, step, rank)
+            third = self.views(images, ordinary + 1, step, rank)
             weights = self._sample_weights(step, len(third))
         self.rate = learning_rate(step, self.order.batches_per_epoch, config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        torch.manual_seed(stream_key(config.seed, step, rank, "model") % 2**63)
+        torch.manual_seed(stream_seed(config.seed, step, rank, "model"))
         with self.accelerator.autocast():
             losses = self.model(views, third, weights)
         factor = synthetic_weight(step, self.order.batches_per_epoch, config)
@@ -128,7 +129,7 @@ class _Steps:
     def _sample_weights(self, step: int, count: int) -> torch.Tensor | None:
         if self.config.synthetic.probability == 1:
             return None
-        torch.manual_seed(stream_key(self.config.seed, step, self.accelerator.process_index, "synthetic") % 2**63)
+        torch.manual_seed(stream_seed(self.config.seed, step, self.accelerator.process_index, "synthetic"))
         return (torch.rand(count) < self.config.synthetic.probability).float().to(self.accelerator.device)
 
     def _stop_on(self, loss: torch.Tensor, step: int, keys: list[str]) -> None:

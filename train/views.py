@@ -6,7 +6,7 @@ import kornia.augmentation as K
 import torch
 from torch import nn
 
-from ..shards import stream_key
+from ..shards import stream_seed
 from .config import AugmentConfig, PretrainConfig
 
 CHUNK = 256
@@ -43,7 +43,7 @@ class Views:
 
     def __call__(self, images_BCHW: torch.Tensor, view: int, step: int, rank: int) -> torch.Tensor:
         """A view of uint8 images `(B, 3, H, W)`: float32, normalised."""
-        torch.manual_seed(stream_key(self.seed, step, rank, "view", view) % 2**63)
+        torch.manual_seed(stream_seed(self.seed, step, rank, "view", view))
         images = images_BCHW.to(self.device, non_blocking=True).float() / 255
         chunk = CHUNK if self.device.type == "cpu" else len(images)
         with torch.no_grad():
