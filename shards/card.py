@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCardData
 
 from .durable import write_file
-from .layout import CARD
+from .layout import CARD, layer_name
 from .plan import Plan
 
 TEMPLATE = """---
@@ -18,12 +18,11 @@ TEMPLATE = """---
 made by a diffusion model that keep the anchor's content and change its background
 ([CLSP, ECCV 2024](https://arxiv.org/abs/2408.16965)).
 
-| | |
-|---|---|
-| Diffusion model | `{origin}` (digest `{diffusion}`) |
-| Sampler | {sampler} |
-| Images | {codec}, lossless, uint8 RGB |
-| Plan | `{plan}` |
+| layer | candidates | diffusion model | sampler | images |
+|---|---|---|---|---|
+{layers}
+
+Plan `{plan}`{derived}.
 
 ## Reading
 
@@ -41,8 +40,9 @@ records = webdataset.WebDataset("layer-000/shard-000000.tar", shardshuffle=False
 """
 
 
-def write_card(root: Path, plan: Plan, layers: list[str]) -> None:
-    """Write `README.md` for a set with these layers."""
+def write_card(root: Path, plans: list[Plan]) -> None:
+    """Write `README.md` for a set whose layers have these plans."""
+    plan, layers = plans[0], [layer_name(number) for number in range(len(plans))]
     header = DatasetCardData(
         license=plan.source.licence or None,
         pretty_name=f"Synthetic positives for {plan.source.name}",
@@ -56,12 +56,17 @@ def write_card(root: Path, plan: Plan, layers: list[str]) -> None:
         split=plan.source.split,
         count=plan.count,
         size=plan.source.size,
-        candidates=plan.shards.candidates,
-        origin=plan.diffusion.origin,
-        diffusion=plan.diffusion.digest,
-        sampler=", ".join(f"{key} {value}" for key, value in sorted(plan.sampler.items())),
-        codec=plan.shards.codec,
+        candidates=plans[-1].end,
+        layers="\n".join(_layer_row(name, layer) for name, layer in zip(layers, plans, strict=True)),
+        derived=f", made by `{plan.derived.operation}` from other sets" if plan.derived else "",
         plan=plan.digest,
         members=", ".join(f"`{{key}}.{field}`" for field in [*fields[:2], "…", fields[-1], "json"]),
     )
     write_file(root / CARD, text.encode())
+
+
+def _layer_row(name: str, plan: Plan) -> str:
+    sampler = ", ".join(f"{key} {value}" for key, value in sorted(plan.sampler.items()))
+    numbers = f"{plan.start}-{plan.end - 1}"
+    model = f"`{plan.diffusion.origin}` (digest `{plan.diffusion.digest[:16]}`)"
+    return f"| `{name}` | {numbers} | {model} | {sampler} | {plan.shards.codec}, lossless |"

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,22 @@ def pixel_digest(image_HWC: np.ndarray) -> str:
     """128-bit BLAKE2b of an image's shape and RGB bytes, as 32 hexadecimal characters."""
     shape = "x".join(map(str, image_HWC.shape)).encode()
     return hashlib.blake2b(shape + b":" + np.ascontiguousarray(image_HWC).tobytes(), digest_size=16).hexdigest()
+
+
+def check_header(head: bytes, codec: str, size: int) -> None:
+    """Check the size that the first 32 bytes of an image state, before a decoder allocates memory for it.
+
+    Raises:
+        WorkError: another codec (for WebP: another kind than lossless) or another size than `size` x `size`.
+    """
+    if codec == "png" and head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
+        found = struct.unpack(">II", head[16:24])
+        kind = (8, 2) == (head[24], head[25])  # 8 bits, RGB
+    elif codec == "webp" and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8L" and head[20] == 0x2F:
+        bits = int.from_bytes(head[21:25], "little")
+        found = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        kind = not bits >> 29 & 7  # the version, 0; alpha is bit 28
+    else:
+        raise WorkError(f"does not begin as a lossless RGB {codec}")
+    if found != (size, size) or not kind:
+        raise WorkError(f"image of {found[0]}x{found[1]}, expected {size}x{size} RGB")

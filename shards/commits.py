@@ -7,7 +7,8 @@ from pydantic import JsonValue, ValidationError
 from .durable import write_file
 from .errors import InputError
 from .layout import commit_path, layer_name, shard_path
-from .plan import Frozen, Plan, canonical_json, read_json
+from .metadata import Frozen, canonical_json, read_json
+from .plan import Plan
 
 
 class CommitRecord(Frozen):

@@ -2,8 +2,10 @@
 
 import json
 import tarfile
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,9 @@ from .plan import Plan
 
 BLOCK = 512
 """The tar block: a member is a header of one block and its data padded to whole blocks."""
+CACHED_SHARDS = 64
+MAX_JSON_MEMBER = 1 << 20
+FACTS = {"key", "index", "label", "anchor", "pixels"}
 
 
 def index_schema(images: int) -> pa.Schema:
@@ -33,102 +38,175 @@ def index_schema(images: int) -> pa.Schema:
     )
 
 
-def read_tar_rows(path: Path, plan: Plan, shard: int) -> list[dict[str, object]]:
+def max_member(plan: Plan) -> int:
+    """The most bytes that a lossless image of the plan's size may have."""
+    return 4 * plan.source.size**2 + (1 << 16)
+
+
+def read_tar_rows(path: Path, plan: Plan, shard: int) -> list[dict[str, Any]]:
     """The index rows of a shard, read from the headers and the JSON members of its tar.
 
     Raises:
         WorkError: the tar does not hold exactly the records and members that the plan declares.
     """
-    fields = [*plan.image_fields, "json"]
-    rows = []
     try:
         with tarfile.open(path, "r:") as tar:
-            for index in plan.shard_range(shard):
-                members = [tar.next() for _ in fields]
-                names = [member.name if member else "nothing" for member in members]
-                key = names[0].split(".")[0]
-                if names != [f"{key}.{field}" for field in fields]:
-                    raise WorkError(f"{path}: record {index} has the members {names}, expected {fields}")
-                json_member = members[-1]
-                assert json_member is not None
-                stream = tar.extractfile(json_member)
-                assert stream is not None
-                rows.append(_row(json.loads(stream.read()), shard, [m.size for m in members if m]))
+            rows = [_read_row(tar, path, plan, shard) for _ in plan.shard_range(shard)]
             if tar.next() is not None:
                 raise WorkError(f"{path}: more members than the plan's {len(plan.shard_range(shard))} records")
-    except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
         raise WorkError(f"{path}: not a readable shard ({error})") from error
     return rows
 
 
-def _row(facts: dict[str, object], shard: int, sizes: list[int]) -> dict[str, object]:
-    pixels = facts["pixels"]
-    assert isinstance(pixels, dict)
+def _read_row(tar: tarfile.TarFile, path: Path, plan: Plan, shard: int) -> dict[str, Any]:
+    fields = [*plan.image_fields, "json"]
+    members = [tar.next() for _ in fields]
+    names = [member.name if member else "nothing" for member in members]
+    key = names[0].split(".")[0]
+    if names != [f"{key}.{field}" for field in fields]:
+        raise WorkError(f"{path}: a record has the members {names}, expected {fields}")
+    limits = [max_member(plan)] * len(plan.image_fields) + [MAX_JSON_MEMBER]
+    for member, limit in zip(members, limits, strict=True):
+        if not member or not member.isreg() or member.size > limit:
+            raise WorkError(f"{path}: record {key} has a member that is no plain file of at most {limit} bytes")
+    stream = tar.extractfile(members[-1]) if members[-1] else None
+    assert stream is not None
+    facts = json.loads(stream.read())
+    return _row(facts, key, plan, shard, [member.size for member in members if member])
+
+
+def _row(facts: Any, key: str, plan: Plan, shard: int, sizes: list[int]) -> dict[str, Any]:
+    names = [field.split(".")[0] for field in plan.image_fields]
+    if not isinstance(facts, dict) or set(facts) != FACTS or facts["key"] != key:
+        raise ValueError(f"record {key}: its JSON has not exactly the fields {', '.join(sorted(FACTS))}")
+    if not isinstance(facts["pixels"], dict) or sorted(facts["pixels"]) != sorted(names):
+        raise ValueError(f"record {key}: pixel digests of other images than {', '.join(names)}")
+    if type(facts["index"]) is not int or type(facts["label"]) not in (int, type(None)):
+        raise ValueError(f"record {key}: index and label are no whole numbers")
+    digests = [bytes.fromhex(facts["pixels"][name]) for name in names]
+    anchor = bytes.fromhex(facts["anchor"])
+    if {len(digest) for digest in [anchor, *digests]} != {16}:
+        raise ValueError(f"record {key}: digests are not of 16 bytes")
     return {
-        "key": facts["key"],
+        "key": key,
         "index": facts["index"],
         "label": facts["label"],
         "shard": shard,
-        "anchor": bytes.fromhex(str(facts["anchor"])),
+        "anchor": anchor,
         "sizes": sizes,
-        "pixels": [bytes.fromhex(digest) for digest in pixels.values()],
+        "pixels": digests,
     }
 
 
 def write_index(root: Path, plan: Plan, layer: int) -> None:
     """Write the layer's index durably; equal tars give equal bytes."""
     schema = index_schema(len(plan.image_fields))
-    with replacing(index_path(root, layer)) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    # Statistics would make the footer, which every reader parses whole, several times larger.
+    options: dict[str, Any] = {"compression": "zstd", "write_statistics": False}
+    with replacing(index_path(root, layer)) as file, pq.ParquetWriter(file, schema, **options) as writer:
         for shard in range(plan.shard_count):
             rows = read_tar_rows(shard_path(root, layer, shard), plan, shard)
             writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
 
 
 @dataclass(frozen=True)
+class ShardRows:
+    """The rows of one shard: `sizes_NM` and `offsets_NM` of the members, where a member's data starts in the tar."""
+
+    keys: list[str]
+    indices: list[int]
+    labels: list[int | None]
+    sizes_NM: np.ndarray
+    offsets_NM: np.ndarray
+
+
 class LayerIndex:
-    """The columns of a layer's index as arrays; `offsets` `(N, M+1)` are where a record's members start in its tar."""
-
-    keys: pa.ChunkedArray
-    indices: np.ndarray
-    labels: pa.ChunkedArray
-    shards: np.ndarray
-    anchors: pa.ChunkedArray
-    sizes: np.ndarray
-    offsets: np.ndarray
-    pixels: pa.ChunkedArray
-
-
-def read_index(path: Path, plan: Plan) -> LayerIndex:
-    """Read a layer's index.
+    """A layer's index, read a row group (one shard) at a time.
 
     Raises:
-        WorkError: it is not a parquet file with the declared columns and one row per anchor.
+        WorkError: it is not a parquet file with the declared columns and a row group of the right size per shard.
     """
-    members = len(plan.image_fields) + 1
-    try:
-        table = pq.read_table(path, schema=index_schema(members - 1))
-    except (OSError, pa.ArrowException) as error:
-        raise WorkError(f"{path}: not a readable index ({error}); run: clsp shards verify {path.parent}") from error
-    if table.num_rows != plan.count:
-        raise WorkError(f"{path}: {table.num_rows} rows, the plan has {plan.count} anchors")
-    sizes = table["sizes"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, members)
-    shards = table["shard"].to_numpy()
-    return LayerIndex(
-        keys=table["key"],
-        indices=table["index"].to_numpy(),
-        labels=table["label"],
-        shards=shards,
-        anchors=table["anchor"],
-        sizes=sizes,
-        offsets=member_offsets(sizes, shards),
-        pixels=table["pixels"],
-    )
+
+    def __init__(self, path: Path, plan: Plan):
+        self.path, self.plan = path, plan
+        self._schema = index_schema(len(plan.image_fields))
+        self._rows: OrderedDict[int, ShardRows] = OrderedDict()
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._file = pq.ParquetFile(self.path, memory_map=True)
+            found = self._file.schema_arrow.remove_metadata()
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise self._damaged(f"not a readable index ({error})") from error
+        if not found.equals(self._schema):
+            raise self._damaged(f"has the columns {', '.join(found.names)} of other types or names than the plan's")
+        if self._file.num_row_groups != self.plan.shard_count or self._file.metadata.num_rows != self.plan.count:
+            raise self._damaged(
+                f"{self._file.metadata.num_rows} rows in {self._file.num_row_groups} row groups, the plan has "
+                f"{self.plan.count} anchors in {self.plan.shard_count} shards"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "plan": self.plan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # another process maps the file anew
+
+    def rows(self, shard: int) -> ShardRows:
+        """Keys, labels and where the members lie of a shard's records; the last ones used are kept."""
+        if shard in self._rows:
+            self._rows.move_to_end(shard)
+            return self._rows[shard]
+        table = self._read(shard, ["key", "index", "label", "sizes"])
+        sizes_NM = _matrix(table["sizes"], len(self.plan.image_fields) + 1)
+        if sizes_NM.min(initial=0) < 0 or sizes_NM.max(initial=0) > max(max_member(self.plan), MAX_JSON_MEMBER):
+            raise self._damaged(f"row group {shard} has member sizes out of bounds")
+        rows = ShardRows(
+            keys=table["key"].to_pylist(),
+            indices=table["index"].to_pylist(),
+            labels=table["label"].to_pylist(),
+            sizes_NM=sizes_NM,
+            offsets_NM=member_offsets(sizes_NM),
+        )
+        self._rows[shard] = rows
+        if len(self._rows) > CACHED_SHARDS:
+            self._rows.popitem(last=False)
+        return rows
+
+    def table(self, shard: int) -> list[dict[str, Any]]:
+        """All columns of a shard's rows, as `read_tar_rows` gives them."""
+        return self._read(shard, self._schema.names).to_pylist()
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of all rows."""
+        try:
+            return self._file.read([name], use_threads=False)[name]
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise self._damaged(f"column {name} cannot be read ({error})") from error
+
+    def _read(self, shard: int, columns: list[str]) -> pa.Table:
+        expected = len(self.plan.shard_range(shard))
+        group = self._file.metadata.row_group(shard)
+        limit = expected * (64 * len(self._schema) + 64 * len(self.plan.image_fields)) + (1 << 20)
+        if group.num_rows != expected or group.total_byte_size > limit:
+            raise self._damaged(f"row group {shard} has {group.num_rows} rows, the plan {expected}")
+        try:
+            return self._file.read_row_group(shard, columns, use_threads=False)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise self._damaged(f"row group {shard} cannot be read ({error})") from error
+
+    def _damaged(self, what: str) -> WorkError:
+        return WorkError(f"{self.path}: {what}; run: clsp shards verify {self.path.parent}")
 
 
-def member_offsets(sizes_NM: np.ndarray, shards_N: np.ndarray) -> np.ndarray:
-    """Where the data of each member starts in its tar, `(N, M)` int64, from the members' sizes alone."""
+def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+
+
+def member_offsets(sizes_NM: np.ndarray) -> np.ndarray:
+    """Where the data of each member starts in its tar, `(N, M)` int64, from the sizes of the tar's members alone."""
     spans = BLOCK + -(-sizes_NM.astype(np.int64) // BLOCK) * BLOCK
     ends = spans.reshape(-1).cumsum().reshape(spans.shape)
-    starts = ends - spans
-    first_row = np.searchsorted(shards_N, shards_N, side="left")
-    return starts - starts[first_row, :1] + BLOCK
+    return ends - spans + BLOCK

@@ -1,16 +1,21 @@
 """A torch Dataset of pairs (anchor, candidate), and its loader. The only module of `shards` that imports torch."""
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import decode_png, decode_webp
 
-from .errors import WorkError
+from .codec import check_header
+from .errors import InputError, WorkError
 from .order import BatchOrder, draw_candidate
-from .reader import ShardSet
+from .plan import differences
+from .reader import LayerReader, ShardSet
+
+DECODERS = {"webp": decode_webp, "png": decode_png}
 
 
 @dataclass
@@ -41,10 +46,13 @@ class PairDataset(Dataset[PairBatch]):
 
     def __init__(self, shards: ShardSet, seed: int, with_candidates: bool = True):
         self.shards, self.seed, self.with_candidates = shards, seed, with_candidates
-        self._labels = torch.from_numpy(shards.index.labels.fill_null(-1).to_numpy().copy())
+        self._tensors: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tensors": {}}
 
     def __getitem__(self, item: tuple[int, int]) -> PairBatch:
         return self.__getitems__([item])
@@ -56,45 +64,91 @@ class PairDataset(Dataset[PairBatch]):
         if self.with_candidates:
             drawn = zip(items, keys, strict=True)
             candidates = torch.stack([self._candidate(epoch, position, key) for (epoch, position), key in drawn])
-        labels = self._labels[[position for _, position in items]]
-        return PairBatch(anchors, candidates, labels, keys)
+        labels = [self.shards.label(position) for _, position in items]
+        return PairBatch(anchors, candidates, torch.tensor([-1 if n is None else n for n in labels]), keys)
 
     def _anchor(self, position: int) -> torch.Tensor:
-        content = self.shards.anchor_bytes(position)
-        if content is None:
+        if not self.shards.plan.shards.include_anchors:
             return torch.from_numpy(self.shards.anchor(position).copy()).permute(2, 0, 1)
-        return self._decode(content, position)
+        return self._decode(self.shards.layers[0], position, 0)
 
     def _candidate(self, epoch: int, position: int, key: str) -> torch.Tensor:
         candidate = draw_candidate(self.seed, epoch, key, self.shards.candidates)
-        return self._decode(self.shards.candidate_bytes(position, candidate), position)
+        layer, member = self.shards.candidate_member(candidate)
+        return self._decode(layer, position, member)
 
-    def _decode(self, content: bytes, position: int) -> torch.Tensor:
-        size, where = self.shards.size, f"{self.shards.root}: record {self.shards.key(position)}"
-        # torchvision's decoder is the fastest measured; since 0.29 it announces that TorchCodec will take its place.
-        try:  # torch.frombuffer wants a writable buffer; the copy is of a few kilobytes
-            image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError as error:
+    def _decode(self, layer: LayerReader, position: int, member: int) -> torch.Tensor:
+        mapped, start, size = self.shards.member_view(layer, position, member)
+        codec = layer.plan.shards.codec
+        try:
+            check_header(mapped[start : start + 32], codec, self.shards.size)
+            image = DECODERS[codec](self._tensor(mapped)[start : start + size])
+        except (RuntimeError, WorkError) as error:
+            where = f"{self.shards.root}: record {self.shards.key(position)}"
             raise WorkError(f"{where} does not decode ({error})") from error
-        if image.shape != (3, size, size):
-            raise WorkError(f"{where} has the shape {tuple(image.shape)}, expected (3, {size}, {size})")
         return image
 
+    def _tensor(self, mapped: mmap.mmap) -> torch.Tensor:
+        """The bytes of a tar as a tensor that shares the map's memory."""
+        tensor = self._tensors.get(id(mapped))
+        if tensor is None:
+            if len(self._tensors) >= 64:
+                self._tensors.clear()
+            tensor = self._tensors[id(mapped)] = torch.frombuffer(mapped, dtype=torch.uint8)
+        return tensor
 
-def pair_loader(
-    dataset: PairDataset, order: BatchOrder, first: int, last: int, workers: int = 0
-) -> DataLoader[PairBatch]:
-    """A loader of this rank's parts of the global batches `first` … `last - 1`; starting at `first` is the resume.
+
+class PairLoader:
+    """This rank's parts of the global batches up to `last`, from `first` on or from a saved state; iterate it.
 
     Never pass it through `accelerator.prepare()`: it already holds this rank's slices only.
+
+    Args:
+        last: one past the last global batch, counted over epochs.
+        first: the first one.
+        workers: decoding processes; they change nothing but the speed.
     """
-    return DataLoader(
-        dataset,
-        batch_sampler=_BatchSampler(order, first, last),
-        collate_fn=_already_batched,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+
+    def __init__(self, dataset: PairDataset, order: BatchOrder, last: int, first: int = 0, workers: int = 0):
+        self.dataset, self.order, self.last, self.workers = dataset, order, last, workers
+        self.batch = first
+
+    def __len__(self) -> int:
+        return self.last - self.batch
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        loader: DataLoader[PairBatch] = DataLoader(
+            self.dataset,
+            batch_sampler=_BatchSampler(self.order, self.batch, self.last),
+            collate_fn=_already_batched,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch in loader:
+            self.batch += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reading stands after the batches handed out so far, for any number of processes."""
+        epoch, batch = divmod(self.batch, self.order.batches_per_epoch)
+        seen = batch * self.order.batch_size
+        return {**self.dataset.shards.identity, "seed": self.dataset.seed, "epoch": epoch, "samples_seen": seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batches of `state`.
+
+        Raises:
+            InputError: the state is of another plan, of layers with another content, or of another seed; or it lies
+                inside a batch of this size.
+        """
+        here = {**self.dataset.shards.identity, "seed": self.dataset.seed}
+        faults = differences({key: state.get(key) for key in here}, here)
+        if faults:
+            raise InputError(f"the data is not what the run was reading ({'; '.join(faults)}); give it the same set")
+        batch, rest = divmod(int(state["samples_seen"]), self.order.batch_size)
+        if rest:
+            raise InputError(f"{state['samples_seen']} samples were seen, no multiple of {self.order.batch_size}")
+        self.batch = int(state["epoch"]) * self.order.batches_per_epoch + batch
 
 
 def _already_batched(batch: Any) -> PairBatch:

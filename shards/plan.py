@@ -1,27 +1,21 @@
-"""The plan of a shard set: everything that determines its content, and nothing else."""
+"""The plan of a layer: everything that determines its content, and nothing else."""
 
 import hashlib
-import json
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import Field, JsonValue, model_validator
 
 from .anchors import Anchors
 from .config import ShardsConfig
 from .durable import write_file
 from .errors import InputError
 from .folders import owner_of
-from .layout import PLAN, image_fields
+from .layout import MAX_SHARDS, PLAN, image_fields, plan_path
+from .metadata import FORMAT, SCHEMA_VERSION, Frozen, canonical_json, parse_metadata, read_json
 
-SCHEMA_VERSION = "1.0"
-MAX_JSON_BYTES = 64 * 1024 * 1024
-
-
-class Frozen(BaseModel):
-    """A part of a set's metadata: immutable, unknown fields refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+MAX_CANDIDATES, MAX_RECORDS, MAX_SIZE = 1000, 1 << 20, 1 << 14
 
 
 class SourcePlan(Frozen):
@@ -30,8 +24,8 @@ class SourcePlan(Frozen):
     name: str
     split: str
     licence: str
-    count: int
-    size: int
+    count: int = Field(ge=1)
+    size: int = Field(ge=1, le=MAX_SIZE)
     resize: str
     digest: str
 
@@ -43,65 +37,83 @@ class DiffusionPlan(Frozen):
     digest: str
 
 
-class Plan(Frozen):
-    """`plan.json`: no time, no host. Its digest (SHA-256 of the file) names the plan."""
+class Selection(Frozen):
+    """A part of the source's anchors: how many, and the 128-bit BLAKE2b over their indices (int64, little-endian)."""
 
-    format: Literal["clsp-shard-set"] = "clsp-shard-set"
+    count: int = Field(ge=1)
+    digest: str
+
+
+class Derived(Frozen):
+    """How a layer was made from other sets: the command, its settings, and the provenance of every parent."""
+
+    operation: str
+    settings: dict[str, JsonValue]
+    parents: list[dict[str, JsonValue]]
+
+
+class Plan(Frozen):
+    """`plan.json` of layer 0, `layer-001.json` … of added ones: no time, no host.
+
+    Its digest (SHA-256 of the file) names the plan. `first` is the layer's first candidate.
+    """
+
+    format: Literal["clsp-shard-set"] = FORMAT
     schema_version: str = SCHEMA_VERSION
     source: SourcePlan
     diffusion: DiffusionPlan
     sampler: dict[str, JsonValue]
     shards: ShardsConfig
+    first: int | None = Field(default=None, ge=1)
+    selection: Selection | None = None
+    derived: Derived | None = None
 
-    @property
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        if self.shard_count > MAX_SHARDS or self.shards.records > MAX_RECORDS:
+            raise ValueError(f"{self.shard_count} shards of {self.shards.records}, at most {MAX_SHARDS}, {MAX_RECORDS}")
+        if self.end > MAX_CANDIDATES:
+            raise ValueError(f"{self.end} candidates, at most {MAX_CANDIDATES}")
+        return self
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the plan's file."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @property
     def count(self) -> int:
-        """The number of anchors."""
-        return self.source.count
+        """The number of anchors in the set."""
+        return self.selection.count if self.selection else self.source.count
+
+    @property
+    def start(self) -> int:
+        """The layer's first candidate."""
+        return self.first or 0
+
+    @property
+    def end(self) -> int:
+        """One past the layer's last candidate."""
+        return self.start + self.shards.candidates
 
     @property
     def shard_count(self) -> int:
         """The number of shards per layer."""
-        return -(-self.source.count // self.shards.records)
+        return -(-self.count // self.shards.records)
 
     def shard_range(self, shard: int) -> range:
-        """The anchor indices of a shard."""
+        """The positions (rows of the index) of a shard."""
         first = shard * self.shards.records
-        return range(first, min(first + self.shards.records, self.source.count))
+        return range(first, min(first + self.shards.records, self.count))
 
-    @property
+    @cached_property
     def image_fields(self) -> list[str]:
-        """Member endings of the images of a record of layer 0, in tar order."""
-        return image_fields(0, self.shards.candidates, self.shards.codec, self.shards.include_anchors)
+        """Member endings of the images of a record, in tar order."""
+        return image_fields(self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors)
 
     def to_bytes(self) -> bytes:
-        """The bytes of `plan.json`."""
-        return canonical_json(self.model_dump(mode="json"))
-
-
-def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and a final newline: equal values give equal bytes."""
-    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a set, bounded in size.
-
-    Raises:
-        InputError: it is missing, too large or not JSON.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}; not read")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected a shard set made by: clsp shards make") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); fetch the file again") from error
+        """The bytes of the plan's file; optional fields that say nothing are left out."""
+        return canonical_json({key: value for key, value in self.model_dump(mode="json").items() if value is not None})
 
 
 def source_plan(anchors: Anchors) -> SourcePlan:
@@ -117,36 +129,14 @@ def source_plan(anchors: Anchors) -> SourcePlan:
     )
 
 
-def read_plan(root: Path) -> Plan:
-    """The plan of the set at `root`.
+def read_plan(root: Path, layer: int = 0) -> Plan:
+    """The plan of a layer of the set at `root`.
 
     Raises:
         InputError: no set there, another schema version, or not a plan.
     """
-    content = read_json(root / PLAN)
-    check_schema(content, root / PLAN)
-    try:
-        return Plan.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{root / PLAN}: {first_fault(error)}; expected a plan of schema {SCHEMA_VERSION}") from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """`field: what is wrong with it`, of the first field that does not validate."""
-    fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-
-
-def check_schema(content: Any, path: Path) -> None:
-    """Refuse metadata of another format or major schema version."""
-    if not isinstance(content, dict) or content.get("format") != "clsp-shard-set":
-        raise InputError(f"{path} does not describe a clsp shard set; give the folder that clsp shards make wrote")
-    found = str(content.get("schema_version"))
-    if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise InputError(
-            f"{path}: schema version {found}, this clsp reads {SCHEMA_VERSION.split('.')[0]}.x; "
-            "install a matching clsp or make the set again"
-        )
+    path = plan_path(root, layer)
+    return parse_metadata(Plan, read_json(path), str(path))
 
 
 def check_plan(root: Path, plan: Plan) -> bool:
@@ -172,14 +162,16 @@ def write_plan(root: Path, plan: Plan) -> None:
 
 def differing_fields(old: Plan, new: Plan) -> list[str]:
     """`section.key: old there, new here` for every field in which two plans differ."""
+    return differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`section.key: old there, new here` for every value in which two nested mappings differ."""
     rows = []
-    old_fields, new_fields = old.model_dump(mode="json"), new.model_dump(mode="json")
-    for section in new_fields:
-        before, after = old_fields[section], new_fields[section]
-        if not isinstance(after, dict):
-            before, after = {"": before}, {"": after}
-        for key in sorted(set(before) | set(after)):
-            if before.get(key) != after.get(key):
-                name = f"{section}.{key}".rstrip(".")
-                rows.append(f"{name}: {before.get(key)} there, {after.get(key)} here")
+    for section in sorted(set(old) | set(new), key=[*new, *old].index):
+        before, after = old.get(section), new.get(section)
+        if isinstance(before, dict) and isinstance(after, dict):
+            rows += [f"{section}.{row}" for row in differences(before, after)]
+        elif before != after:
+            rows.append(f"{section}: {before} there, {after} here")
     return rows

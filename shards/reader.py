@@ -2,45 +2,94 @@
 
 import mmap
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .anchors import Anchors
+from .anchors import Anchor, Anchors
 from .codec import decode
 from .errors import InputError, WorkError
-from .index import LayerIndex, read_index
-from .layout import index_path, shard_path
-from .plan import Plan, read_plan
-from .seal import Manifest, read_manifest
+from .index import LayerIndex
+from .layout import index_path, plan_path, relative, shard_path
+from .manifest import Manifest, read_manifest
+from .metadata import parse_metadata, read_json
+from .plan import Plan
+from .store import open_store
 
 OPEN_SHARDS = 64
+HERE = Path()
+
+
+@dataclass(frozen=True)
+class LayerReader:
+    """An opened layer: its number, plan and index."""
+
+    number: int
+    plan: Plan
+    index: LayerIndex
 
 
 class ShardSet:
-    """A sealed shard set on a local disk, map-style: position `i` is the i-th anchor.
+    """A sealed shard set, map-style: position `i` is its i-th anchor.
 
     Args:
-        root: the folder that holds `manifest.json`.
+        location: the folder that holds `manifest.json`, or the URL of one (fsspec's; a shard at a time is fetched
+            into a bounded local cache and checked).
         anchors: the source, needed only for sets written with `shards.include_anchors = false`.
+        layers: names of the layers to use, which must be the first ones; None uses all.
+        cache: folder of the cache for a URL.
 
     Raises:
         InputError: no sealed set there, another schema version, or a plan that the manifest does not know.
         WorkError: the index is damaged.
     """
 
-    def __init__(self, root: str | Path, anchors: Anchors | None = None):
-        self.root = Path(root)
-        self.manifest: Manifest = read_manifest(self.root)
-        self.plan: Plan = read_plan(self.root)
-        if self.manifest.plan != self.plan.digest:
-            raise InputError(f"{self.root}: plan.json is not the manifest's; run: clsp shards verify {self.root}")
+    def __init__(
+        self,
+        location: str | Path,
+        anchors: Anchors | None = None,
+        layers: Sequence[str] | None = None,
+        cache: Path | None = None,
+    ):
+        self.store = open_store(location, cache)
+        self.root: Path = self.store.root
+        self.manifest: Manifest = read_manifest(self.store.root)
         self.set_id = self.manifest.set_id
-        self.index: LayerIndex = read_index(index_path(self.root, 0), self.plan)
-        self._fields = self.plan.image_fields
+        used = [layer.name for layer in self.manifest.layers] if layers is None else list(layers)
+        if not used or used != [layer.name for layer in self.manifest.layers][: len(used)]:
+            raise InputError(f"{location} has {len(self.manifest.layers)} layers, asked for {', '.join(used)}")
+        self.layers: list[LayerReader] = []
+        for number in range(len(used)):
+            self.layers.append(self._open_layer(number, self.layers))
+        self.plan: Plan = self.layers[0].plan
+        if self.manifest.plan != self.plan.digest:
+            raise InputError(f"{location}: plan.json is not the manifest's; run: clsp shards verify {location}")
+        self._members = [
+            (layer, member)
+            for layer in self.layers
+            for member, field in enumerate(layer.plan.image_fields)
+            if not field.startswith("anchor")
+        ]
+        self._records = self.plan.shards.records
         self._anchors = self._check_source(anchors)
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._maps: OrderedDict[tuple[int, int], mmap.mmap] = OrderedDict()
+
+    def _open_layer(self, number: int, layers: list[LayerReader]) -> LayerReader:
+        path = self.store.path(plan_path(HERE, number).as_posix())
+        plan = parse_metadata(Plan, read_json(path), str(path))
+        declared = self.manifest.layers[number]
+        first = plan if number == 0 else layers[0].plan
+        if (plan.start, plan.shards.candidates, plan.count, plan.shards.records) != (
+            declared.first,
+            declared.candidates,
+            first.count,
+            first.shards.records,
+        ):
+            raise InputError(f"{path}: not the plan of the manifest's {declared.name}; run: clsp shards verify")
+        return LayerReader(number, plan, LayerIndex(self.store.path(index_path(HERE, number).as_posix()), plan))
 
     def __len__(self) -> int:
         return self.plan.count
@@ -51,16 +100,34 @@ class ShardSet:
     @property
     def candidates(self) -> int:
         """K, the number of candidates per anchor."""
-        return self.plan.shards.candidates
+        return len(self._members)
 
     @property
     def size(self) -> int:
         """The side length of every image in pixels."""
         return self.plan.source.size
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the content read is: the plan's digest, and the digest of the index of every layer used."""
+        names = [relative(HERE, index_path(HERE, layer.number)) for layer in self.layers]
+        digests = {name.removesuffix(".parquet"): self.manifest.files[name].sha256 for name in names}
+        return {"plan": self.plan.digest, "layers": digests}
+
     def key(self, position: int) -> str:
         """The key of an anchor."""
-        return str(self.index.keys[position])
+        rows, row = self._locate(self.layers[0], position)
+        return rows.keys[row]
+
+    def source_index(self, position: int) -> int:
+        """The index of an anchor in its source."""
+        rows, row = self._locate(self.layers[0], position)
+        return rows.indices[row]
+
+    def label(self, position: int) -> int | None:
+        """The label of an anchor, or None without one."""
+        rows, row = self._locate(self.layers[0], position)
+        return rows.labels[row]
 
     def labels(self) -> np.ndarray:
         """All labels `(N,)` int64, in order.
@@ -68,39 +135,71 @@ class ShardSet:
         Raises:
             InputError: the set was made from a source without labels.
         """
-        if self.index.labels.null_count:
+        labels = self.layers[0].index.column("label")
+        if labels.null_count:
             raise InputError(f"{self.root} has no labels; expected a set made from a labelled source")
-        return self.index.labels.to_numpy()
+        return labels.to_numpy()
 
     def anchor_bytes(self, position: int) -> bytes | None:
         """The encoded anchor, or None in a set without anchors."""
-        return self._member(position, 0) if self.plan.shards.include_anchors else None
+        return self._member(self.layers[0], position, 0) if self.plan.shards.include_anchors else None
 
     def candidate_bytes(self, position: int, candidate: int) -> bytes:
         """Encoded candidate `candidate` (0 … K-1) of an anchor."""
         if not 0 <= candidate < self.candidates:
             raise IndexError(f"candidate {candidate}, the set has {self.candidates}")
-        return self._member(position, candidate + self.plan.shards.include_anchors)
+        layer, member = self._members[candidate]
+        return self._member(layer, position, member)
 
     def anchor(self, position: int) -> np.ndarray:
-        """The anchor `(H, W, 3)` uint8 RGB, from the set or, joined by key, from the source."""
+        """The anchor `(H, W, 3)` uint8 RGB, from the set or, joined by key and digest, from the source."""
         content = self.anchor_bytes(position)
         if content is not None:
-            return self._decode(content, position)
+            return self._decode(content, position, self.layers[0])
         if self._anchors is None:
             raise InputError(
                 f"{self.root} holds no anchors (shards.include_anchors = false); give its source (--recipe)"
             )
-        anchor = self._anchors[position]
-        if bytes.fromhex(anchor.digest) != self.index.anchors[position].as_py():
-            raise WorkError(
-                f"anchor {anchor.key} of {self._anchors.config.path} is not the image the set was made from"
-            )
-        return anchor.image
+        return self._join(position, self._anchors).image
 
     def candidate(self, position: int, candidate: int) -> np.ndarray:
         """Candidate `candidate` of an anchor, `(H, W, 3)` uint8 RGB."""
-        return self._decode(self.candidate_bytes(position, candidate), position)
+        content = self.candidate_bytes(position, candidate)
+        return self._decode(content, position, self._members[candidate][0])
+
+    def anchor_record(self, position: int) -> Anchor:
+        """The anchor with its index, key, label and digest, as the source gave it."""
+        row = self.layers[0].index.table(position // self._records)[position % self._records]
+        return Anchor(row["index"], row["key"], self.anchor(position), row["label"], row["anchor"].hex())
+
+    def member_view(self, layer: LayerReader, position: int, member: int) -> tuple[mmap.mmap, int, int]:
+        """(map of the tar, start, size) of a record's member, for readers that copy nothing."""
+        rows, row = self._locate(layer, position)
+        start, size = int(rows.offsets_NM[row, member]), int(rows.sizes_NM[row, member])
+        mapped = self._map(layer, position // self._records)
+        if start + size > len(mapped):
+            raise WorkError(
+                f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}"
+            )
+        return mapped, start, size
+
+    def candidate_member(self, candidate: int) -> tuple[LayerReader, int]:
+        """The layer that holds a candidate, and its place among the members of a record."""
+        return self._members[candidate]
+
+    def _locate(self, layer: LayerReader, position: int):
+        if not 0 <= position < self.plan.count:
+            raise IndexError(position)
+        shard, row = divmod(position, self._records)
+        return layer.index.rows(shard), row
+
+    def _join(self, position: int, anchors: Anchors) -> Anchor:
+        shard, row = divmod(position, self._records)
+        expected = self.layers[0].index.table(shard)[row]
+        anchor = anchors[expected["index"]]
+        if (anchor.key, bytes.fromhex(anchor.digest)) != (expected["key"], expected["anchor"]):
+            raise WorkError(f"anchor {anchor.key} of {anchors.config.path} is not the image the set was made from")
+        return anchor
 
     def _check_source(self, anchors: Anchors | None) -> Anchors | None:
         source = self.plan.source
@@ -114,33 +213,30 @@ class ShardSet:
                 )
         return anchors
 
-    def _decode(self, content: bytes, position: int) -> np.ndarray:
+    def _decode(self, content: bytes, position: int, layer: LayerReader) -> np.ndarray:
         try:
-            return decode(content, self.plan.shards.codec, self.size)
+            return decode(content, layer.plan.shards.codec, self.size)
         except WorkError as error:
             raise WorkError(f"{self.root}: record {self.key(position)}: {error}") from error
 
-    def _member(self, position: int, member: int) -> bytes:
-        start = int(self.index.offsets[position, member])
-        size = int(self.index.sizes[position, member])
-        content = self._map(int(self.index.shards[position]))[start : start + size]
-        if len(content) != size:
-            raise WorkError(
-                f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}"
-            )
-        return content
+    def _member(self, layer: LayerReader, position: int, member: int) -> bytes:
+        mapped, start, size = self.member_view(layer, position, member)
+        return mapped[start : start + size]
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        path = shard_path(self.root, 0, shard)
+    def _map(self, layer: LayerReader, shard: int) -> mmap.mmap:
+        place = (layer.number, shard)
+        if place in self._maps:
+            self._maps.move_to_end(place)
+            return self._maps[place]
+        name = shard_path(HERE, layer.number, shard).as_posix()
         try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with self.store.path(name).open("rb") as file:
+                # Copy-on-write, so that tensors can share the memory; nothing ever writes to it.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
+            path = self.root / name
             raise WorkError(f"{path} cannot be read ({error}); run: clsp shards verify {self.root}") from error
-        self._maps[shard] = mapped
+        self._maps[place] = mapped
         if len(self._maps) > OPEN_SHARDS:
             self._maps.popitem(last=False)
         return mapped

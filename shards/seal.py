@@ -1,113 +1,111 @@
-"""The seal of a finished set: index, card and manifest. Sealing twice gives the same bytes."""
+"""The seal of a finished set: indexes, card and manifest. Sealing twice gives the same bytes."""
 
-import hashlib
 from pathlib import Path
-
-from pydantic import JsonValue, ValidationError
+from typing import Any
 
 from .card import write_card
 from .commits import committed_shards, read_commit
 from .durable import remove_temporaries, sha256_file, write_file
-from .errors import InputError
 from .index import write_index
-from .layout import CARD, MANIFEST, PLAN, commit_path, index_path, layer_name, shard_path
-from .plan import SCHEMA_VERSION, Frozen, Plan, canonical_json, check_schema, first_fault, read_json
+from .layout import (
+    CARD,
+    CROISSANT,
+    MANIFEST,
+    index_path,
+    layer_files,
+    layer_name,
+    relative,
+    scores_path,
+    shard_path,
+)
+from .manifest import FileEntry, Layer, Manifest, is_sealed, parse_manifest, read_manifest
+from .plan import Plan, read_plan
+
+__all__ = ["Manifest", "is_sealed", "parse_manifest", "read_manifest", "seal_if_complete"]
 
 
-class FileEntry(Frozen):
-    """Size and SHA-256 of a file of the set."""
+def seal_if_complete(root: Path, plan: Plan, layer: int = 0) -> str | None:
+    """Seal the set with this layer if every shard of it is committed and return the set ID, else None.
 
-    bytes: int
-    sha256: str
-
-
-class Layer(Frozen):
-    """Candidates `first` … `first + candidates - 1` of every anchor."""
-
-    name: str
-    first: int
-    candidates: int
-
-
-class Manifest(Frozen):
-    """`manifest.json`: what the set is and the digest of every file. Its SHA-256 is the set ID."""
-
-    format: str
-    schema_version: str
-    plan: str
-    provenance: dict[str, JsonValue]
-    layers: list[Layer]
-    files: dict[str, FileEntry]
-
-    @property
-    def set_id(self) -> str:
-        """SHA-256 of the manifest's file."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
-
-    def to_bytes(self) -> bytes:
-        """The bytes of `manifest.json`."""
-        return canonical_json(self.model_dump(mode="json"))
-
-
-def is_sealed(root: Path) -> bool:
-    """True if the set at `root` has its manifest."""
-    return (root / MANIFEST).exists()
-
-
-def seal_if_complete(root: Path, plan: Plan) -> str | None:
-    """Seal the set if every shard is committed and return its set ID, else None.
-
-    Any process may call it at any time; there is nothing to wait for, since all of them write the same bytes.
+    Any process may call it at any time; there is nothing to wait for, since all of them write the same bytes. A layer
+    joins the layers below it, which the manifest must already have.
     """
-    if len(committed_shards(root, plan)) < plan.shard_count:
+    if len(committed_shards(root, plan, layer)) < plan.shard_count:
         return None
-    if is_sealed(root):
-        return read_manifest(root).set_id
+    old = read_manifest(root) if is_sealed(root) else None
+    if old is not None and layer < len(old.layers):
+        return old.set_id
     remove_temporaries(root)
-    write_index(root, plan, 0)
-    layers = [Layer(name=layer_name(0), first=0, candidates=plan.shards.candidates)]
-    write_card(root, plan, [layer.name for layer in layers])
+    write_index(root, plan, layer)
+    files = dict(old.files) if old else {}
+    files |= _layer_entries(root, plan, layer)
+    return write_seal(root, [read_plan(root, number) for number in range(layer + 1)], files)
+
+
+def add_scores_entry(root: Path, name: str) -> str:
+    """Seal the set again with `scores/NAME.parquet`, which lies there already; returns the new set ID."""
+    manifest = read_manifest(root)
+    plans = [read_plan(root, number) for number in range(len(manifest.layers))]
+    path = scores_path(root, name)
+    return write_seal(root, plans, {**manifest.files, relative(root, path): _entry(path)})
+
+
+def write_seal(root: Path, plans: list[Plan], files: dict[str, FileEntry]) -> str:
+    """Write card, Croissant metadata and, last, the manifest of a set with these layers and files."""
+    write_descriptions(root, plans, files)
+    files = {**files, **{name: _entry(root / name) for name in (CARD, CROISSANT)}}
     manifest = Manifest(
-        format=plan.format,
-        schema_version=SCHEMA_VERSION,
-        plan=plan.digest,
-        provenance={
-            "source": plan.source.model_dump(mode="json"),
-            "diffusion": plan.diffusion.model_dump(mode="json"),
-            "sampler": dict(plan.sampler),
-        },
-        layers=layers,
-        files=_file_entries(root, plan),
+        plan=plans[0].digest,
+        provenance=provenance(plans),
+        layers=[
+            Layer(name=layer_name(number), first=plan.start, candidates=plan.shards.candidates)
+            for number, plan in enumerate(plans)
+        ],
+        files=files,
     )
     write_file(root / MANIFEST, manifest.to_bytes())
     return manifest.set_id
 
 
-def _file_entries(root: Path, plan: Plan) -> dict[str, FileEntry]:
-    entries = {}
+def write_descriptions(root: Path, plans: list[Plan], files: dict[str, FileEntry]) -> None:
+    """Write `README.md` and `croissant.json`, which follow from the plans and the indexes' digests."""
+    from .croissant import croissant
+
+    write_card(root, plans)
+    layers = []
+    for number, plan in enumerate(plans):
+        index = files[relative(root, index_path(root, number))]
+        layers.append((layer_name(number), plan.image_fields, index.sha256))
+    write_file(root / CROISSANT, croissant(plans[0], layers))
+
+
+def provenance(plans: list[Plan]) -> dict[str, Any]:
+    """Source, diffusion model and sampler; those of added layers under `layers`, the parents of derived ones too."""
+
+    def of(plan: Plan) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "diffusion": plan.diffusion.model_dump(mode="json"),
+            "sampler": dict(plan.sampler),
+        }
+        if plan.derived:
+            facts["derived"] = plan.derived.model_dump(mode="json")
+        return facts
+
+    facts = {"source": plans[0].source.model_dump(mode="json"), **of(plans[0])}
+    if len(plans) > 1:
+        facts["layers"] = {layer_name(number): of(plan) for number, plan in enumerate(plans) if number}
+    return facts
+
+
+def _layer_entries(root: Path, plan: Plan, layer: int) -> dict[str, FileEntry]:
+    tars = {}
     for shard in range(plan.shard_count):
-        commit = read_commit(root, plan, 0, shard)
+        commit = read_commit(root, plan, layer, shard)
         assert commit is not None
-        tar = shard_path(root, 0, shard).relative_to(root).as_posix()
-        entries[tar] = FileEntry(bytes=commit.bytes, sha256=commit.sha256)
-    others = [commit_path(root, 0, shard) for shard in range(plan.shard_count)]
-    for path in [*others, index_path(root, 0), root / PLAN, root / CARD]:
-        name = path.relative_to(root).as_posix()
-        entries[name] = FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
-    return entries
+        tars[shard_path(root, layer, shard)] = FileEntry(bytes=commit.bytes, sha256=commit.sha256)
+    paths = layer_files(root, layer, plan.shard_count)
+    return {relative(root, path): tars.get(path) or _entry(path) for path in paths}
 
 
-def read_manifest(root: Path) -> Manifest:
-    """The manifest of the sealed set at `root`.
-
-    Raises:
-        InputError: the set is not sealed, of another schema version, or its manifest is damaged.
-    """
-    if (root / PLAN).exists() and not (root / MANIFEST).exists():
-        raise InputError(f"{root} is not finished (no {MANIFEST}); run clsp shards make again to complete it")
-    content = read_json(root / MANIFEST)
-    check_schema(content, root / MANIFEST)
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{root / MANIFEST}: {first_fault(error)}; fetch the file again") from error
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))

@@ -1,23 +1,27 @@
-"""Checking a set against its seal: quickly by presence and size, or deeply by digests and pixels."""
+"""Checking a set against its seal: quickly by presence, size and counts, or deeply by digests and pixels."""
 
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .codec import decode, pixel_digest
+from .commits import read_commit
 from .durable import sha256_file
 from .errors import InputError, WorkError
 from .index import read_tar_rows
-from .layout import CARD, MANIFEST, PLAN, commit_path, index_path, shard_path
-from .plan import Plan
-from .reader import ShardSet
-from .seal import Manifest, read_manifest
+from .layout import CARD, CROISSANT, MANIFEST, commit_path, layer_files, layer_name, plan_path, relative, shard_path
+from .manifest import FileEntry, Manifest, read_manifest
+from .reader import LayerReader, ShardSet
+from .scores import check_scores
 
 Report = Callable[[int, int], None]
 
 
 def verify_set(root: Path, deep: bool = False, expect: str | None = None, report: Report | None = None) -> list[str]:
     """The faults of the set at `root`, one line each; an empty list means that it is sound.
+
+    A layer that is still being added (its plan is there, the manifest does not have it yet) is left out.
 
     Args:
         deep: also check every file's SHA-256, the tars' members against the index, and that every image decodes to
@@ -34,79 +38,106 @@ def verify_set(root: Path, deep: bool = False, expect: str | None = None, report
     if actual != manifest.set_id or (expect and actual != expect):
         faults.append(f"{MANIFEST}: set ID {actual}, expected {expect or manifest.set_id}; fetch the set again")
     for done, (name, entry) in enumerate(sorted(manifest.files.items()), start=1):
-        faults += _file_faults(root, name, entry.bytes, entry.sha256, deep)
+        faults += file_faults(root, name, entry, deep)
         if report:
             report(done, len(manifest.files))
     faults += _undeclared(root, manifest)
-    if faults:
-        return faults
-    return _content_faults(root, manifest, deep)
+    return faults or _content_faults(root, manifest, deep)
 
 
-def _file_faults(root: Path, name: str, size: int, sha256: str, deep: bool) -> Iterator[str]:
+def file_faults(root: Path, name: str, entry: FileEntry, deep: bool) -> Iterator[str]:
+    """What is wrong with one file of the manifest, none or one line."""
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         yield f"{name}: leaves the set's folder; the manifest is not trustworthy"
     elif not path.is_file():
-        yield f"{name}: missing, the manifest has {size} bytes"
-    elif path.stat().st_size != size:
-        yield f"{name}: {path.stat().st_size} bytes, the manifest has {size}"
-    elif deep and sha256_file(path) != sha256:
+        yield f"{name}: missing, the manifest has {entry.bytes} bytes"
+    elif path.stat().st_size != entry.bytes:
+        yield f"{name}: {path.stat().st_size} bytes, the manifest has {entry.bytes}"
+    elif deep and sha256_file(path) != entry.sha256:
         yield f"{name}: its bytes are not those of the manifest (SHA-256 differs)"
 
 
 def _undeclared(root: Path, manifest: Manifest) -> list[str]:
-    """Tars, commit records and indexes that the manifest does not know."""
-    found = [*root.glob("layer-*/*"), *root.glob("commits/*/*"), *root.glob("*.parquet")]
-    names = sorted(path.relative_to(root).as_posix() for path in found if path.name[0] != ".")
+    """Files in the places of a set that the manifest does not know."""
+    patterns = ("layer-*/*", "commits/*/*", "*.parquet", "layer-*.json", "scores/*")
+    found = [path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."]
+    growing = len(manifest.layers)
+    if plan_path(root, growing).exists():
+        name = layer_name(growing)
+        found = [path for path in found if name not in (path.parent.name, path.stem)]
+    names = sorted(relative(root, path) for path in found)
     return [f"{name}: not in the manifest; remove it" for name in names if name not in manifest.files]
 
 
 def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
     try:
         shards = ShardSet(root)
+        faults = []
+        for layer in shards.layers:
+            faults += _layer_faults(shards, manifest, layer)
+        for name in sorted(name for name in manifest.files if name.startswith("scores/")):
+            check_scores(root / name, shards)
+        if deep and not faults:
+            faults += _source_faults(shards)
+            for layer in shards.layers:
+                for shard in range(layer.plan.shard_count):
+                    faults += _shard_faults(shards, layer, shard)
     except (WorkError, InputError) as error:
         return [str(error)]
-    missing = sorted(required_files(root, shards.plan) - set(manifest.files))
-    faults = [f"{name}: not in the manifest, expected by the plan" for name in missing]
-    if deep and not faults:
-        for shard in range(shards.plan.shard_count):
-            faults += _shard_faults(shards, shard)
     return faults
 
 
-def required_files(root: Path, plan: Plan) -> set[str]:
-    """The files, relative to `root`, that a sealed set of this plan has."""
-    paths = [root / PLAN, root / CARD, index_path(root, 0)]
-    for shard in range(plan.shard_count):
-        paths += [shard_path(root, 0, shard), commit_path(root, 0, shard)]
-    return {path.relative_to(root).as_posix() for path in paths}
+def _layer_faults(shards: ShardSet, manifest: Manifest, layer: LayerReader) -> Iterator[str]:
+    root, count = shards.root, layer.plan.shard_count
+    required = {relative(root, path) for path in layer_files(root, layer.number, count)} | {CARD, CROISSANT}
+    for name in sorted(required - set(manifest.files)):
+        yield f"{name}: not in the manifest, expected by the plan"
+    for shard in range(count):
+        commit = read_commit(root, layer.plan, layer.number, shard)
+        entry = manifest.files.get(relative(root, shard_path(root, layer.number, shard)))
+        if commit is None or entry is None or (commit.bytes, commit.sha256) != (entry.bytes, entry.sha256):
+            yield f"{relative(root, commit_path(root, layer.number, shard))}: does not agree with plan and manifest"
 
 
-def _shard_faults(shards: ShardSet, shard: int) -> list[str]:
-    path = shard_path(shards.root, 0, shard)
-    name = path.relative_to(shards.root).as_posix()
-    try:
-        rows = read_tar_rows(path, shards.plan, shard)
-    except WorkError as error:
-        return [str(error)]
-    faults = []
-    for position, row in zip(shards.plan.shard_range(shard), rows, strict=True):
-        if row["key"] != shards.key(position) or row["sizes"] != shards.index.sizes[position].tolist():
-            faults.append(f"{name}: record {row['key']} does not agree with the index")
+def _source_faults(shards: ShardSet) -> Iterator[str]:
+    """The identities of the anchors add up to the source's digest, the chosen indices to the selection's."""
+    identities, indices = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    for shard in range(shards.plan.shard_count):
+        for row in shards.layers[0].index.table(shard):
+            identities.update(row["anchor"])
+            indices.update(int(row["index"]).to_bytes(8, "little", signed=True))
+    selection = shards.plan.selection
+    found, expected = (
+        (indices.hexdigest(), selection.digest) if selection else (identities.hexdigest(), shards.plan.source.digest)
+    )
+    if found != expected:
+        yield f"layer-000.parquet: its anchors have the digest {found}, the plan {expected}"
+
+
+def _shard_faults(shards: ShardSet, layer: LayerReader, shard: int) -> Iterator[str]:
+    path = shard_path(shards.root, layer.number, shard)
+    name = relative(shards.root, path)
+    rows = read_tar_rows(path, layer.plan, shard)
+    anchors = shards.layers[0].index.table(shard)
+    for position, row, indexed, anchor in zip(
+        layer.plan.shard_range(shard), rows, layer.index.table(shard), anchors, strict=True
+    ):
+        same = all(row[field] == anchor[field] for field in ("key", "index", "label", "anchor"))
+        if row != indexed or not same:
+            yield f"{name}: record {row['key']} does not agree with the index"
         else:
-            faults += _record_faults(shards, position, name)
-    return faults
+            yield from _record_faults(shards, layer, position, row, name)
 
 
-def _record_faults(shards: ShardSet, position: int, name: str) -> Iterator[str]:
-    digests = [value.hex() for value in shards.index.pixels[position].as_py()]
-    with_anchor = shards.plan.shards.include_anchors
-    contents = [shards.anchor_bytes(position)] if with_anchor else []
-    contents += [shards.candidate_bytes(position, candidate) for candidate in range(shards.candidates)]
-    for field, content, digest in zip(shards.plan.image_fields, contents, digests, strict=True):
+def _record_faults(
+    shards: ShardSet, layer: LayerReader, position: int, row: dict[str, Any], name: str
+) -> Iterator[str]:
+    for member, field in enumerate(layer.plan.image_fields):
+        mapped, start, size = shards.member_view(layer, position, member)
         try:
-            if pixel_digest(decode(content or b"", shards.plan.shards.codec, shards.size)) != digest:
-                yield f"{name}: {shards.key(position)}.{field}: pixels differ from the recorded digest"
+            image = decode(mapped[start : start + size], layer.plan.shards.codec, shards.size)
+            if bytes.fromhex(pixel_digest(image)) != row["pixels"][member]:
+                yield f"{name}: {row['key']}.{field}: pixels differ from the recorded digest"
         except WorkError as error:
-            yield f"{name}: {shards.key(position)}.{field}: {error}"
+            yield f"{name}: {row['key']}.{field}: {error}"

@@ -16,11 +16,11 @@ from ..shards import (
     BatchOrder,
     InputError,
     PairDataset,
+    PairLoader,
     ShardSet,
     WorkError,
     canonical_json,
     owner_of,
-    pair_loader,
     stream_seed,
     write_file,
 )
@@ -64,7 +64,7 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
     sums: dict[str, Any] = defaultdict(float)
     started = time.time()
     model.train()
-    for step, batch in enumerate(pair_loader(dataset, order, first, last, config.workers), start=first):
+    for step, batch in enumerate(PairLoader(dataset, order, last, first, config.workers), start=first):
         for name, value in steps.run(step, batch).items():
             sums[name] += value
         epoch, rest = divmod(step + 1, per_epoch)

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from clsp.shards import InputError, Plan, ShardsConfig, read_plan, write_plan
+from clsp.shards import InputError, Plan, ShardsConfig, canonical_json, read_plan, write_plan
 from clsp.shards.plan import DiffusionPlan, SourcePlan
 
 
@@ -42,7 +42,8 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
     [
         ({"schema_version": "2.0"}, r"schema version 2\.0, this clsp reads 1\.x"),
         ({"format": "other"}, "does not describe a clsp shard set"),
-        ({"surprise": 1}, "surprise"),
+        ({"source": {"name": "x"}}, "source.split: Field required"),
+        ({"shards": {"records": 1}, "selection": {"count": 2000000, "digest": ""}}, "at most 1000000"),
     ],
 )
 def test_foreign_plans_are_refused(tmp_path, change, message):
@@ -50,3 +51,10 @@ def test_foreign_plans_are_refused(tmp_path, change, message):
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         read_plan(tmp_path)
+
+
+def test_a_field_of_a_later_minor_version_is_kept(tmp_path):
+    content = {**json.loads(plan().to_bytes()), "schema_version": "1.7", "later": {"a": 1}}
+    (tmp_path / "plan.json").write_bytes(canonical_json(content))
+    found = read_plan(tmp_path)
+    assert found.to_bytes() == canonical_json(content) and found.count == 10
