@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..shards import Anchors, ShardSet
-from .options import PATH, check_option, expand, out_option, recipe_options
+from .options import check_option, expand, out_option, recipe_options
 from .progress import ProgressReport, say
 from .recipe import load_recipe
 
@@ -14,7 +14,7 @@ from .recipe import load_recipe
     epilog="Example: clsp pretrain --recipe digits --shards runs/digits/shards --out 'runs/digits/{name}-s{seed}'"
 )
 @recipe_options
-@click.option("--shards", "root", required=True, type=PATH, help="The shard set.")
+@click.option("--shards", "root", required=True, help="The shard set: a folder, or a URL that is read through a cache.")
 @out_option("Folder of the run; {name} and {seed} are filled in. A run that was interrupted goes on from it.")
 @click.option("--method", default=None, help="Instead of the recipe's pretrain.method.")
 @click.option("--seed", default=None, type=int, help="Instead of the recipe's pretrain.seed.")
@@ -22,7 +22,7 @@ from .recipe import load_recipe
 def pretrain(
     recipe_name: str,
     overrides: tuple[str, ...],
-    root: Path,
+    root: str,
     out: Path,
     method: str | None,
     seed: int | None,
@@ -32,10 +32,11 @@ def pretrain(
     given = {"pretrain.method": method, "pretrain.seed": seed}
     recipe = load_recipe(recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)))
     out = expand(out, recipe)
-    shards = ShardSet(root)
+    from ..train import batch_order, build_method, check_run, layers_used, pretrain
+
+    shards = ShardSet(root, layers=layers_used(out))
     if not shards.plan.shards.include_anchors:
-        shards = ShardSet(root, Anchors(recipe.anchors))
-    from ..train import batch_order, build_method, check_run, pretrain
+        shards = ShardSet(root, Anchors(recipe.anchors), layers_used(out))
 
     batch_order(shards, recipe.pretrain)
     finished = check_run(shards, recipe.pretrain, out)

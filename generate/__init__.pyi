@@ -18,3 +18,4 @@ from .train import train_diffusion as train_diffusion
 from .worker import assigned_shards as assigned_shards
 from .worker import make_plan as make_plan
 from .worker import make_shards as make_shards
+from .worker import shard_records as shard_records

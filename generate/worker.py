@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..shards import (
+    Anchor,
     Anchors,
     DiffusionPlan,
     Plan,
@@ -20,6 +21,7 @@ from ..shards import (
     committed_shards,
     is_sealed,
     read_commit,
+    read_manifest,
     seal_if_complete,
     source_plan,
     write_shard,
@@ -50,16 +52,18 @@ def assigned_shards(count: int, part: tuple[int, int], rank: int, world_size: in
 def make_shards(
     root: Path,
     plan: Plan,
-    anchors: Anchors,
+    anchors: Sequence[Anchor],
     sampler: Sampler,
     part: tuple[int, int] = (0, 1),
     rank: int = 0,
     world_size: int = 1,
     report: Report | None = None,
+    layer: int = 0,
 ) -> str | None:
-    """Make this process's unfinished shards, then seal the set if every shard of every process is there.
+    """Make this process's unfinished shards of a layer, then seal the set if every shard of every process is there.
 
     Args:
+        anchors: the anchors of the set by position.
         part: (i, n): only shards s with s mod n = i.
         report: called with (anchors done, anchors of this process that were left).
 
@@ -67,7 +71,7 @@ def make_shards(
         The set ID, or None while other processes or parts still work.
     """
     mine = assigned_shards(plan.shard_count, part, rank, world_size)
-    finished = committed_shards(root, plan)
+    finished = committed_shards(root, plan, layer)
     todo = [shard for shard in mine if shard not in finished]
     total = sum(len(plan.shard_range(shard)) for shard in todo)
     done = 0
@@ -78,26 +82,27 @@ def make_shards(
         if report:
             report(done, total)
 
-    if todo and is_sealed(root):
+    if todo and is_sealed(root) and layer < len(read_manifest(root).layers):
         raise WorkError(f"{root} is sealed but {len(todo)} of its shards are damaged; run: clsp shards verify {root}")
     for shard in todo:
-        if read_commit(root, plan, 0, shard) is not None:  # another writer has made it since
+        if read_commit(root, plan, layer, shard) is not None:  # another writer has made it since
             advance(len(plan.shard_range(shard)))
             continue
         facts = partial(run_facts, sampler, time.time(), world_size)
-        write_shard(root, plan, 0, shard, _records(plan, anchors, sampler, shard, advance), facts)
-    return seal_if_complete(root, plan)
+        write_shard(root, plan, layer, shard, shard_records(plan, anchors, sampler, shard, advance), facts)
+    return seal_if_complete(root, plan, layer)
 
 
-def _records(
-    plan: Plan, anchors: Anchors, sampler: Sampler, shard: int, advance: Callable[[int], None]
+def shard_records(
+    plan: Plan, anchors: Sequence[Anchor], sampler: Sampler, shard: int, advance: Callable[[int], None]
 ) -> Iterator[Record]:
+    """The records of a shard of the plan's layer, a micro-batch at a time; `advance` is told how many."""
     indices = plan.shard_range(shard)
     for start in range(0, len(indices), sampler.config.micro_batch):
         batch = [anchors[index] for index in indices[start : start + sampler.config.micro_batch]]
         images_BHWC = np.stack([anchor.image for anchor in batch])
         keys = [anchor.key for anchor in batch]
-        candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates)
+        candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start)
         yield from (Record(anchor, images) for anchor, images in zip(batch, candidates_BKHWC, strict=True))
         advance(len(batch))
 

@@ -57,7 +57,7 @@ def check_header(head: bytes, codec: str, size: int) -> None:
     """
     if codec == "png" and head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
         found = struct.unpack(">II", head[16:24])
-        kind = (8, 2) == (head[24], head[25])  # 8 bits, RGB
+        kind = (head[24], head[25]) == (8, 2)  # 8 bits, RGB
     elif codec == "webp" and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8L" and head[20] == 0x2F:
         bits = int.from_bytes(head[21:25], "little")
         found = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)

@@ -58,7 +58,7 @@ def export_folder(shards: ShardSet, folder: Path, report: Report | None = None) 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
-            f"{folder} exists and is not empty (or an export that did not finish); remove it or choose a new folder"
+            f"{folder} exists and is not empty (perhaps of an unfinished export); remove it or choose a new one"
         )
     base = folder / _checked(shards.plan.source.split.replace(".", "_"))
     base.mkdir(parents=True)

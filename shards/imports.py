@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -111,5 +112,5 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
         with path.open("rb") as file:
             shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
             return shape, dtype, file.tell()
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, SyntaxError, TokenError) as error:  # numpy parses it as Python
         raise InputError(f"{path} does not begin as an .npy file ({error}); expected what numpy.save writes") from error

@@ -5,7 +5,7 @@ import tarfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,10 @@ FACTS = {"key", "index", "label", "anchor", "pixels"}
 
 
 def index_schema(images: int) -> pa.Schema:
-    """`sizes` are the bytes of a record's members in tar order (`images` images, then the JSON)."""
+    """`sizes` are the bytes of a record's members in tar order (`images` images, then the JSON).
+
+    `pixels` is a list of plain binaries because pandas reads no lists of fixed-size ones.
+    """
     return pa.schema(
         [
             ("key", pa.string()),
@@ -33,7 +36,7 @@ def index_schema(images: int) -> pa.Schema:
             ("shard", pa.int32()),
             ("anchor", pa.binary(16)),
             ("sizes", pa.list_(pa.int32(), images + 1)),
-            ("pixels", pa.list_(pa.binary(16), images)),
+            ("pixels", pa.list_(pa.binary(), images)),
         ]
     )
 
@@ -101,10 +104,16 @@ def _row(facts: Any, key: str, plan: Plan, shard: int, sizes: list[int]) -> dict
 
 def write_index(root: Path, plan: Plan, layer: int) -> None:
     """Write the layer's index durably; equal tars give equal bytes."""
+    with replacing(index_path(root, layer)) as file:
+        write_index_file(file, root, plan, layer)
+
+
+def write_index_file(file: BinaryIO, root: Path, plan: Plan, layer: int) -> None:
+    """Write the layer's index to an open file, from the tars."""
     schema = index_schema(len(plan.image_fields))
     # Statistics would make the footer, which every reader parses whole, several times larger.
     options: dict[str, Any] = {"compression": "zstd", "write_statistics": False}
-    with replacing(index_path(root, layer)) as file, pq.ParquetWriter(file, schema, **options) as writer:
+    with pq.ParquetWriter(file, schema, **options) as writer:
         for shard in range(plan.shard_count):
             rows = read_tar_rows(shard_path(root, layer, shard), plan, shard)
             writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
@@ -132,6 +141,7 @@ class LayerIndex:
         self.path, self.plan = path, plan
         self._schema = index_schema(len(plan.image_fields))
         self._rows: OrderedDict[int, ShardRows] = OrderedDict()
+        self._table: tuple[int, list[dict[str, Any]]] = (-1, [])
         self._open()
 
     def _open(self) -> None:
@@ -177,7 +187,9 @@ class LayerIndex:
 
     def table(self, shard: int) -> list[dict[str, Any]]:
         """All columns of a shard's rows, as `read_tar_rows` gives them."""
-        return self._read(shard, self._schema.names).to_pylist()
+        if self._table[0] != shard:
+            self._table = (shard, self._read(shard, self._schema.names).to_pylist())
+        return self._table[1]
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of all rows."""

@@ -49,6 +49,12 @@ def scores_path(root: Path, name: str) -> Path:
     return root / "scores" / f"{name}.parquet"
 
 
+def parse_shard(name: str) -> tuple[int, int] | None:
+    """(layer, shard) of the name of a tar, None for other files."""
+    found = re.fullmatch(r"layer-(\d{3})/shard-(\d{6})\.tar", name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def layer_files(root: Path, layer: int, shards: int) -> list[Path]:
     """Every file of a layer of that many shards: plan, index, tars and commit records."""
     paths = [plan_path(root, layer), index_path(root, layer)]

@@ -60,7 +60,7 @@ class EpochOrder:
     def _window(self, number: int) -> np.ndarray:
         if self._cached[0] != number:
             chosen = self._shards[number * self.window : (number + 1) * self.window]
-            ranges = [np.arange(self._firsts[shard], self._firsts[shard + 1]) for shard in chosen]
+            ranges = [np.arange(int(self._firsts[shard]), int(self._firsts[shard + 1])) for shard in chosen]
             positions = np.concatenate(ranges)
             self._cached = (number, positions[permutation(len(positions), *self._stream, "records", number)])
         return self._cached[1]

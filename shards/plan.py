@@ -111,6 +111,10 @@ class Plan(Frozen):
         """Member endings of the images of a record, in tar order."""
         return image_fields(self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors)
 
+    def revised(self, **changes: object) -> "Plan":
+        """This plan with other values of some fields, checked (a plain copy would keep the cached digest)."""
+        return Plan.model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
     def to_bytes(self) -> bytes:
         """The bytes of the plan's file; optional fields that say nothing are left out."""
         return canonical_json({key: value for key, value in self.model_dump(mode="json").items() if value is not None})

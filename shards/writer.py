@@ -13,7 +13,8 @@ from .codec import encode, pixel_digest
 from .commits import CommitRecord, read_commit, write_commit
 from .durable import replacing
 from .layout import layer_name, shard_path
-from .plan import Plan, canonical_json
+from .metadata import canonical_json
+from .plan import Plan
 
 OWNER, GROUP, MODE, MTIME = "clsp", "clsp", 0o444, 0
 
@@ -26,45 +27,94 @@ class Record:
     candidates_KHWC: np.ndarray
 
 
-class _HashingFile:
+class HashingFile:
     """A binary file that counts and hashes what is written, so that the tar is read once less."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.size, self._hash = file, 0, hashlib.sha256()
 
     def write(self, content: bytes) -> int:
+        """Write and hash."""
         self._hash.update(content)
         self.size += len(content)
         return self._file.write(content)
 
     def tell(self) -> int:
+        """Bytes written."""
         return self.size
 
     @property
     def sha256(self) -> str:
+        """Hexadecimal digest of what was written."""
         return self._hash.hexdigest()
 
 
-def tar_sample(plan: Plan, record: Record) -> dict[str, Any]:
-    """The members of a record: `{ending: bytes}` with its images and its `json`."""
+@dataclass(frozen=True)
+class EncodedRecord:
+    """A record whose images are encoded: `contents` and their `pixels` digests in the order of the plan's fields."""
+
+    key: str
+    index: int
+    label: int | None
+    anchor: str
+    contents: list[bytes]
+    pixels: list[str]
+
+
+def encode_record(plan: Plan, record: Record) -> EncodedRecord:
+    """Encode the images of a record with the plan's codec."""
     images = [record.anchor.image] if plan.shards.include_anchors else []
     images += list(record.candidates_KHWC)
+    anchor = record.anchor
+    contents = [encode(image, plan.shards.codec) for image in images]
+    pixels = [pixel_digest(image) for image in images]
+    return EncodedRecord(anchor.key, anchor.index, anchor.label, anchor.digest, contents, pixels)
+
+
+def tar_sample(plan: Plan, record: EncodedRecord) -> dict[str, Any]:
+    """The members of a record: `{ending: bytes}` with its images and its `json`."""
     fields = plan.image_fields
-    if len(images) != len(fields):
-        raise ValueError(f"{record.anchor.key}: {len(images)} images, the plan has {len(fields)} per record")
+    if len(record.contents) != len(fields):
+        raise ValueError(f"{record.key}: {len(record.contents)} images, the plan has {len(fields)} per record")
     facts = {
-        "key": record.anchor.key,
-        "index": record.anchor.index,
-        "label": record.anchor.label,
-        "anchor": record.anchor.digest,
-        "pixels": {field.split(".")[0]: pixel_digest(image) for field, image in zip(fields, images, strict=True)},
+        "key": record.key,
+        "index": record.index,
+        "label": record.label,
+        "anchor": record.anchor,
+        "pixels": {field.split(".")[0]: digest for field, digest in zip(fields, record.pixels, strict=True)},
     }
-    members = {field: encode(image, plan.shards.codec) for field, image in zip(fields, images, strict=True)}
-    return {"__key__": record.anchor.key, **members, "json": canonical_json(facts)}
+    members = dict(zip(fields, record.contents, strict=True))
+    return {"__key__": record.key, **members, "json": canonical_json(facts)}
+
+
+def write_tar(file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]) -> "HashingFile":
+    """Write the tar of a shard to an open file; returns what was counted and hashed.
+
+    Raises:
+        ValueError: the records are not exactly the shard's anchors in order.
+    """
+    from webdataset.writer import TarWriter  # imports torch where it is installed, so not at the top
+
+    hashing: Any = HashingFile(file)  # has the two methods that a tar writer needs
+    written: list[int] = []
+    with TarWriter(hashing, encoder=False, user=OWNER, group=GROUP, mode=MODE, mtime=MTIME) as tar:
+        for record in records:
+            encoded = encode_record(plan, record) if isinstance(record, Record) else record
+            tar.write(tar_sample(plan, encoded))
+            written.append(encoded.index)
+    positions = plan.shard_range(shard)
+    if len(written) != len(positions) or (plan.selection is None and written != list(positions)):
+        raise ValueError(f"shard {shard}: wrote anchors {written[:3]}…, the plan has {positions}")
+    return hashing
 
 
 def write_shard(
-    root: Path, plan: Plan, layer: int, shard: int, records: Iterable[Record], made: Callable[[], Mapping[str, Any]]
+    root: Path,
+    plan: Plan,
+    layer: int,
+    shard: int,
+    records: Iterable[Record | EncodedRecord],
+    made: Callable[[], Mapping[str, Any]],
 ) -> CommitRecord:
     """Write a shard of `records` (in anchor order, one at a time) and then its commit record.
 
@@ -76,18 +126,8 @@ def write_shard(
     Raises:
         ValueError: the records are not exactly the shard's anchors in order. Nothing is committed.
     """
-    from webdataset.writer import TarWriter  # imports torch where it is installed, so not at the top
-
-    expected = list(plan.shard_range(shard))
-    written = []
     with replacing(shard_path(root, layer, shard)) as file:
-        hashing: Any = _HashingFile(file)  # has the two methods that a tar writer needs
-        with TarWriter(hashing, encoder=False, user=OWNER, group=GROUP, mode=MODE, mtime=MTIME) as tar:
-            for record in records:
-                tar.write(tar_sample(plan, record))
-                written.append(record.anchor.index)
-        if written != expected:
-            raise ValueError(f"shard {shard}: wrote anchors {written[:3]}…, the plan has {expected[:3]}…")
+        written = write_tar(file, plan, shard, records)
     existing = read_commit(root, plan, layer, shard)
     if existing is not None:
         return existing
@@ -95,9 +135,9 @@ def write_shard(
         plan=plan.digest,
         layer=layer_name(layer),
         shard=shard,
-        records=len(written),
-        bytes=hashing.size,
-        sha256=hashing.sha256,
+        records=len(plan.shard_range(shard)),
+        bytes=written.size,
+        sha256=written.sha256,
         made=dict(made()),
     )
     write_commit(root, layer, commit)

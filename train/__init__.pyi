@@ -6,6 +6,7 @@ from .config import PretrainConfig as PretrainConfig
 from .config import SyntheticConfig as SyntheticConfig
 from .loop import batch_order as batch_order
 from .loop import check_run as check_run
+from .loop import layers_used as layers_used
 from .loop import pretrain as pretrain
 from .losses import alignment as alignment
 from .losses import nt_xent as nt_xent

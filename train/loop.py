@@ -20,6 +20,7 @@ from ..shards import (
     ShardSet,
     WorkError,
     canonical_json,
+    differences,
     owner_of,
     stream_seed,
     write_file,
@@ -179,13 +180,17 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
     if content is None:
         return False
     found, run = json.loads(content), _identity(shards, config)
-    found.pop("versions")
-    if found != run:
-        old, new = {**found, **found["pretrain"]}, {**run, **run["pretrain"]}
-        keys = [key for key in new if key != "pretrain" and old.get(key) != new[key]]
-        different = "; ".join(f"{key}: {old.get(key)} there, {new[key]} here" for key in keys)
-        raise InputError(f"{out} holds another run ({different}); choose another --out")
+    different = differences({key: found.get(key) for key in run}, run)
+    if different:
+        raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
     return (out / BACKBONE).exists()
+
+
+def layers_used(out: Path) -> list[str] | None:
+    """The layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
+    if not (out / RUN).exists():
+        return None
+    return sorted(json.loads((out / RUN).read_text()).get("data", {}).get("layers", {})) or None
 
 
 def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
@@ -193,8 +198,7 @@ def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
     return {
         "name": config.run_name,
         "seed": config.seed,
-        "set": shards.set_id,
-        "plan": shards.plan.digest,
+        "data": shards.identity,
         "pretrain": config.model_dump(mode="json", exclude=UNESSENTIAL),
     }
 
@@ -202,7 +206,8 @@ def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
 def _claim(shards: ShardSet, config: PretrainConfig, out: Path) -> None:
     versions = {name: version(name) for name in ("clsp", "torch", "timm", "kornia", "accelerate")}
     if not (out / RUN).exists():
-        write_file(out / RUN, canonical_json({**_identity(shards, config), "versions": versions}))
+        facts = {"set": shards.set_id, "versions": versions}
+        write_file(out / RUN, canonical_json({**_identity(shards, config), **facts}))
 
 
 def _read_log(out: Path, step: int) -> list[dict[str, Any]]:

@@ -67,7 +67,10 @@ def read_by_processes(shards, world_size, workers, first=0):
         process.join()
     parts = [found[rank] for rank in range(world_size)]
     assert len({len(part) for part in parts}) == 1
-    return [(sum((keys for keys, _ in batch), []), b"".join(data for _, data in batch)) for batch in zip(*parts)]
+    return [
+        (sum((keys for keys, _ in batch), []), b"".join(data for _, data in batch))
+        for batch in zip(*parts, strict=True)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:This process .* is multi-threaded")

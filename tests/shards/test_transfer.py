@@ -35,6 +35,7 @@ def s3(s3_server, request, monkeypatch):
         monkeypatch.setenv(name, value)
     import s3fs
 
+    s3fs.S3FileSystem.clear_instance_cache()  # an instance keeps the methods it was made with
     bucket = "b" + str(abs(hash(request.node.nodeid)))
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     fs.mkdir(bucket)

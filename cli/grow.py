@@ -1,0 +1,191 @@
+"""`clsp shards extend` and `repair`: composed of what `shards` offers and `generate` makes."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, overload
+
+import click
+
+from ..shards import (
+    Anchor,
+    Anchors,
+    AnchorsConfig,
+    InputError,
+    Plan,
+    ShardSet,
+    damaged_files,
+    extension_plan,
+    parse_shard,
+    read_manifest,
+    read_plan,
+    rebuild,
+    refetch,
+    replace_shard,
+    start_layer,
+)
+from .make import diffusion_option
+from .options import parse_part, set_argument
+from .progress import ProgressReport, say
+
+source_option = click.option(
+    "--recipe",
+    "recipe_name",
+    default=None,
+    metavar="NAME|FILE",
+    help="Where the anchors come from, if not from the set.",
+)
+
+
+class SetAnchors(Sequence[Anchor]):
+    """The anchors of a set by position, from the set itself or, where it has none, from its source."""
+
+    def __init__(self, shards: ShardSet):
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, index: int) -> Anchor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Anchor]: ...
+    def __getitem__(self, index: int | slice) -> Anchor | list[Anchor]:
+        if isinstance(index, slice):
+            return [self.shards.anchor_record(position) for position in range(*index.indices(len(self)))]
+        return self.shards.anchor_record(index)
+
+
+class SourceAnchors(SetAnchors):
+    """The anchors of a set whose own cannot be trusted, from its source, by the indices of its index."""
+
+    def __init__(self, shards: ShardSet, anchors: Anchors):
+        super().__init__(shards)
+        self.anchors = anchors
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.anchors[self.shards.source_index(index)]
+
+
+def open_source(plan: Plan, recipe_name: str | None) -> Anchors:
+    """The source a set was made from: the recipe's, else the one that the plan names."""
+    if recipe_name:
+        from .recipe import load_recipe
+
+        return Anchors(load_recipe(recipe_name).anchors)
+    source = plan.source
+    resize: Any = source.resize
+    config = AnchorsConfig(path=source.name, split=source.split, limit=source.count, size=source.size, resize=resize)
+    return Anchors(config)
+
+
+def recorded_sampler(plan: Plan, path: str):
+    """The sampler that a plan records, with the model at `path`, which must be the recorded one."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from pydantic import ValidationError
+
+    from ..generate import Sampler, SamplerConfig, load_diffusion
+
+    try:
+        config = SamplerConfig.model_validate(plan.sampler)
+    except ValidationError as error:
+        raise InputError(
+            f"the candidates were not made by clsp ({plan.diffusion.origin}); merge another set"
+        ) from error
+    model = load_diffusion(path, plan.source.size)
+    if model.digest != plan.diffusion.digest:
+        raise InputError(
+            f"diffusion model {path} has the digest {model.digest}, the set was made by {plan.diffusion.origin} with "
+            f"{plan.diffusion.digest}; give that model with --diffusion"
+        )
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
+    return Sampler(model, config, accelerator.device), accelerator
+
+
+def model_of(root: Path, given: str) -> str:
+    """The model to use: `--diffusion`, else the one beside the set."""
+    beside = root.absolute().parent / "diffusion"
+    if not given and not (beside / "model_index.json").exists():
+        raise InputError(f"no diffusion model in {beside}; give the one that made the set: --diffusion DIR or hub id")
+    return given or str(beside)
+
+
+@click.command(epilog="Example: clsp shards extend runs/digits/shards --candidates 8")
+@set_argument
+@click.option("--candidates", required=True, type=click.IntRange(1), help="K, the new total per anchor.")
+@diffusion_option
+@source_option
+@click.option("--part", default="0/1", metavar="I/N", show_default=True, help="Only part I of N, for job arrays.")
+def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
+    """More candidates for a sealed set, as a new layer; resumable, and the old bytes stay."""
+    parsed_part = parse_part(part)
+    layer, plan = extension_plan(root, candidates)
+    if plan is None:
+        say(f"{root} has {candidates} candidates per anchor already, set ID {read_manifest(root).set_id}")
+        return
+    path = model_of(root, diffusion)
+    base = read_plan(root)
+    shards = ShardSet(root, None if base.shards.include_anchors else open_source(base, recipe_name))
+    sampler, accelerator = recorded_sampler(plan, path)
+    from ..generate import make_shards
+
+    if accelerator.is_main_process:
+        start_layer(root, layer, plan)
+    accelerator.wait_for_everyone()
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    with ProgressReport("extend", "anchors") as report:
+        set_id = make_shards(root, plan, SetAnchors(shards), sampler, parsed_part, rank, world_size, report, layer)
+    if set_id:
+        print(f"shard set {root} has {candidates} candidates per anchor, set ID {set_id}", flush=True)
+    elif world_size == 1:
+        say(f"part {part} of {root} is done; the last part to finish seals the set")
+
+
+@click.command(epilog="Example: clsp shards repair runs/digits/shards --from s3://bucket/digits")
+@set_argument
+@click.option("--from", "url", default=None, metavar="URL", help="Fetch the bad files from this copy of the set.")
+@diffusion_option
+@source_option
+def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None) -> None:
+    """Put damaged files right; only bytes that the manifest records are accepted."""
+    if url and diffusion:
+        raise InputError("--from and --diffusion: give one of them")
+    with ProgressReport("check", "files") as report:
+        damaged = damaged_files(root, report)
+    if not damaged:
+        say(f"{root} has no damaged file, set ID {read_manifest(root).set_id}")
+        return
+    if url:
+        refetch(root, damaged, url)
+    else:
+        _regenerate(root, damaged, diffusion, recipe_name)
+    print(f"{root}: {len(damaged)} files repaired ({', '.join(damaged[:4])}{', …' if len(damaged) > 4 else ''})")
+
+
+def _regenerate(root: Path, damaged: list[str], diffusion: str, recipe_name: str | None) -> None:
+    """Make bad tars again with the model, then indexes, card and metadata from what is sound."""
+    tars = [(name, *place) for name in damaged if (place := parse_shard(name))]
+    others = [name for name in damaged if not parse_shard(name)]
+    lost = [name for name in others if not name.endswith((".parquet", "README.md", "croissant.json"))]
+    lost += [name for name in others if name.startswith("scores/")]
+    if lost or (tars and any(name.startswith("layer-000.") for name in others)):
+        names = ", ".join(lost or others)
+        raise InputError(f"{root}: {names} cannot be made again; fetch them: clsp shards repair {root} --from URL")
+    if tars:
+        from ..generate import shard_records
+
+        path = model_of(root, diffusion)
+        base = read_plan(root)
+        shards = ShardSet(root)
+        anchors = SourceAnchors(shards, open_source(base, recipe_name))
+        samplers: dict[str, Any] = {}
+        with ProgressReport("repair", "shards") as report:
+            for done, (name, layer, shard) in enumerate(tars, start=1):
+                plan = read_plan(root, layer)
+                recorded = plan.digest
+                if recorded not in samplers:
+                    samplers[recorded], _ = recorded_sampler(plan, path)
+                records = shard_records(plan, anchors, samplers[recorded], shard, lambda _: None)
+                replace_shard(root, plan, shard, name, records)
+                report(done, len(tars))
+    rebuild(root, others)

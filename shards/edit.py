@@ -1,0 +1,253 @@
+"""New sets and layers out of existing ones: `subset`, `merge`, `pack`. Encoded images are copied, never coded anew."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .commits import committed_shards
+from .durable import write_file
+from .errors import InputError
+from .folders import owner_of
+from .layout import PLAN, plan_path
+from .manifest import is_sealed
+from .order import permutation
+from .plan import Derived, Plan, Selection, differences, write_plan
+from .reader import LayerReader, ShardSet
+from .seal import seal_if_complete
+from .transfer import pull
+from .writer import EncodedRecord, write_shard
+
+Report = Callable[[int, int], None]
+Members = list[tuple[int, int]]
+"""(layer, place among a record's members) of every image of a new record, in tar order."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the records of a new layer come from: for each position, the parent's number and the position there."""
+
+    parents: Sequence[ShardSet]
+    members: Members
+    parent_N: np.ndarray
+    position_N: np.ndarray
+
+
+def subset_set(
+    parent: ShardSet, out: Path, positions_N: np.ndarray, settings: dict[str, Any], report: Report | None = None
+) -> str:
+    """The set of some anchors of `parent` (ascending positions), with all its layers; returns the set ID.
+
+    Raises:
+        InputError: nothing is chosen, or `out` holds something else.
+    """
+    if len(positions_N) == 0:
+        raise InputError(f"the subset of {parent.root} is empty; it has {len(parent)} anchors")
+    selection = select(parent, source_indices(parent)[positions_N])
+    derived = Derived(operation="subset", settings=settings, parents=[parentage(parent)])
+    origin = Origin([parent], [], np.zeros(len(positions_N), np.uint8), positions_N)
+    return _copy_layers(out, parent, selection, derived, origin, report)
+
+
+def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
+    """A random part of the anchors that depends on the source alone; smaller fractions lie inside larger ones."""
+    chosen = permutation(len(parent), parent.plan.source.digest, "subset")[: round(fraction * len(parent))]
+    return np.sort(chosen)
+
+
+def range_positions(parent: ShardSet, first: int, stop: int) -> np.ndarray:
+    """The positions of the anchors whose index in the source is in `first` … `stop - 1`."""
+    indices = source_indices(parent)
+    return np.flatnonzero((indices >= first) & (indices < stop))
+
+
+def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None = None) -> str:
+    """One set out of two: more candidates for the same anchors, or more anchors of the same source.
+
+    With the same anchors, the layers of `other` follow those of `one`, which are copied byte for byte, and its
+    candidates are numbered on. With disjoint anchors, both must have been made by the same settings.
+
+    Raises:
+        InputError: the parents do not fit, naming the fields that differ, or `out` holds something else.
+    """
+    faults = differences(one.plan.source.model_dump(), other.plan.source.model_dump())
+    if faults:
+        raise _incompatible(one, other, [f"source.{fault}" for fault in faults])
+    mine, theirs = source_indices(one), source_indices(other)
+    if np.array_equal(mine, theirs):
+        return _merge_candidates(one, other, out, report)
+    common = len(np.intersect1d(mine, theirs))
+    if common:
+        raise InputError(
+            f"{one.root} and {other.root} share {common} of {len(mine)} and {len(theirs)} anchors; expected the same "
+            "anchors or disjoint ones: cut one of them with clsp shards subset"
+        )
+    return _merge_anchors(one, other, out, report)
+
+
+def pack_set(parent: ShardSet, out: Path, report: Report | None = None) -> str:
+    """The set with all layers of `parent` in one; returns the set ID.
+
+    Raises:
+        InputError: the layers have different codecs, or `out` holds something else.
+    """
+    codecs = {layer.plan.shards.codec for layer in parent.layers}
+    if len(codecs) > 1:
+        raise InputError(
+            f"{parent.root} has layers coded as {' and '.join(sorted(codecs))}; expected one codec to pack"
+        )
+    shards = parent.plan.shards.model_copy(update={"candidates": parent.candidates})
+    derived = Derived(operation="pack", settings={}, parents=[parentage(parent)])
+    plan = parent.plan.revised(shards=shards, derived=derived)
+    members = [place for layer in parent.layers for place in _own_members(layer)]
+    everywhere = np.arange(len(parent))
+    write_plan(out, plan)
+    _write_layer(out, plan, 0, Origin([parent], members, np.zeros(len(parent), np.uint8), everywhere), report)
+    return _sealed(out, plan, 0)
+
+
+def select(parent: ShardSet, indices_N: np.ndarray) -> Selection | None:
+    """The selection of these source indices, None where they are all of the source."""
+    if len(indices_N) == parent.plan.source.count:
+        return None
+    content = np.ascontiguousarray(indices_N, dtype="<i8").tobytes()
+    return Selection(count=len(indices_N), digest=hashlib.blake2b(content, digest_size=16).hexdigest())
+
+
+def source_indices(shards: ShardSet) -> np.ndarray:
+    """The index in the source of every anchor, int64, ascending."""
+    return shards.layers[0].index.column("index").to_numpy()
+
+
+def parentage(shards: ShardSet) -> dict[str, Any]:
+    """What a derived set remembers of a parent."""
+    return {
+        "set_id": shards.set_id,
+        "plan": shards.plan.digest,
+        "layers": [layer.model_dump(mode="json") for layer in shards.manifest.layers],
+        "provenance": dict(shards.manifest.provenance),
+    }
+
+
+def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report | None) -> str:
+    if not one.layers[0].index.column("anchor").equals(other.layers[0].index.column("anchor")):
+        raise InputError(
+            f"{one.root} and {other.root} hold other anchor images under the same keys; nothing was merged"
+        )
+    for layer in other.layers:
+        for own in one.layers:
+            if _same_images(own.plan, layer.plan):
+                raise InputError(
+                    f"{other.root} was made by the model and sampler of {one.root} (sampler.seed is the same too), so "
+                    "its candidates are the same images; use clsp shards extend"
+                )
+    found = owner_of(out, PLAN, "shard set")
+    if found is not None and found != one.plan.to_bytes():
+        raise InputError(f"{out} holds another set than a merge of {one.root}; choose another --out")
+    if not is_sealed(out):
+        pull(str(one.root), out, expect=one.set_id)
+    everywhere = np.arange(len(one))
+    end, set_id = one.candidates, one.set_id
+    for number, layer in enumerate(other.layers, start=len(one.layers)):
+        shards = layer.plan.shards.model_copy(update={"records": one.plan.shards.records, "include_anchors": False})
+        derived = Derived(operation="merge", settings={"layer": layer.number}, parents=[parentage(other)])
+        plan = layer.plan.revised(shards=shards, first=end, derived=derived, selection=one.plan.selection)
+        content = plan_path(out, number)
+        if content.exists() and content.read_bytes() != plan.to_bytes():
+            raise InputError(f"{content} is another layer than this merge's; choose another --out")
+        write_file(content, plan.to_bytes())
+        origin = Origin([other], _own_members(layer, False), np.zeros(len(one), np.uint8), everywhere)
+        _write_layer(out, plan, number, origin, report)
+        end, set_id = plan.end, _sealed(out, plan, number)
+    return set_id
+
+
+def _same_images(own: Plan, other: Plan) -> bool:
+    made = [(plan.diffusion.digest, plan.sampler) for plan in (own, other)]
+    return made[0] == made[1] and own.start < other.end and other.start < own.end
+
+
+def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | None) -> str:
+    if len(one.layers) != len(other.layers):
+        raise _incompatible(one, other, [f"layers: {len(one.layers)} there, {len(other.layers)} here"])
+    for own, layer in zip(one.layers, other.layers, strict=True):
+        dumps = [plan.revised(selection=None, derived=None).model_dump(mode="json") for plan in (own.plan, layer.plan)]
+        faults = differences(*dumps)
+        if faults:
+            raise _incompatible(one, other, faults)
+    indices = np.concatenate([source_indices(one), source_indices(other)])
+    order = np.argsort(indices, kind="stable")
+    parents = np.concatenate([np.zeros(len(one), np.uint8), np.ones(len(other), np.uint8)])[order]
+    positions = np.concatenate([np.arange(len(one)), np.arange(len(other))])[order]
+    derived = Derived(operation="merge", settings={}, parents=[parentage(one), parentage(other)])
+    selection = select(one, indices[order])
+    return _copy_layers(out, one, selection, derived, Origin([one, other], [], parents, positions), report)
+
+
+def _incompatible(one: ShardSet, other: ShardSet, faults: list[str]) -> InputError:
+    return InputError(f"{one.root} and {other.root} cannot be merged: {'; '.join(faults)}")
+
+
+def _copy_layers(
+    out: Path, like: ShardSet, selection: Selection | None, derived: Derived, origin: Origin, report: Report | None
+) -> str:
+    """A set with the layers of `like` and the records of `origin`."""
+    set_id = ""
+    for layer in like.layers:
+        plan = layer.plan.revised(selection=selection, derived=layer.plan.derived if layer.number else derived)
+        if layer.number == 0:
+            write_plan(out, plan)
+        else:
+            write_file(plan_path(out, layer.number), plan.to_bytes())
+        members = _own_members(layer)
+        _write_layer(
+            out, plan, layer.number, Origin(origin.parents, members, origin.parent_N, origin.position_N), report
+        )
+        set_id = _sealed(out, plan, layer.number)
+    return set_id
+
+
+def _own_members(layer: LayerReader, with_anchor: bool = True) -> Members:
+    fields = layer.plan.image_fields
+    return [(layer.number, n) for n, field in enumerate(fields) if with_anchor or not field.startswith("anchor.")]
+
+
+def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Report | None) -> None:
+    finished = committed_shards(out, plan, layer)
+    facts = {
+        "copied_from": [parent.set_id for parent in origin.parents],
+        "versions": {name: version(name) for name in ("clsp", "numpy", "webdataset")},
+    }
+    for shard in range(plan.shard_count):
+        if shard not in finished:
+            records = _records(plan, shard, origin)
+            write_shard(
+                out, plan, layer, shard, records, lambda: facts | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ")}
+            )
+        if report:
+            report(plan.shard_range(shard).stop, plan.count)
+
+
+def _records(plan: Plan, shard: int, origin: Origin) -> Iterator[EncodedRecord]:
+    for position in plan.shard_range(shard):
+        parent, place = origin.parents[origin.parent_N[position]], int(origin.position_N[position])
+        number, row = divmod(place, parent.plan.shards.records)
+        contents, pixels = [], []
+        for layer_number, member in origin.members:
+            layer = parent.layers[layer_number]
+            mapped, start, size = parent.member_view(layer, place, member)
+            contents.append(mapped[start : start + size])
+            pixels.append(layer.index.table(number)[row]["pixels"][member].hex())
+        facts = parent.layers[0].index.table(number)[row]
+        yield EncodedRecord(facts["key"], facts["index"], facts["label"], facts["anchor"].hex(), contents, pixels)
+
+
+def _sealed(out: Path, plan: Plan, layer: int) -> str:
+    set_id = seal_if_complete(out, plan, layer)
+    assert set_id is not None
+    return set_id

@@ -1,0 +1,42 @@
+"""A new layer of candidates for a sealed set: what it is to hold, and its beginning on disk."""
+
+from pathlib import Path
+
+from .commits import committed_shards
+from .durable import remove_temporaries, write_file
+from .errors import InputError
+from .layout import plan_path
+from .manifest import read_manifest
+from .plan import Plan, read_plan
+
+
+def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
+    """(number, plan) of the layer that brings the set at `root` to `candidates` per anchor; None where it has them.
+
+    Raises:
+        InputError: it has more already, or another layer is unfinished.
+    """
+    manifest, base = read_manifest(root), read_plan(root)
+    layer, have = len(manifest.layers), manifest.candidates
+    if candidates < have:
+        raise InputError(f"--candidates {candidates}: {root} has {have} per anchor; expected a larger total")
+    if candidates == have:
+        return layer, None
+    shards = base.shards.model_copy(update={"candidates": candidates - have, "include_anchors": False})
+    plan = base.revised(shards=shards, first=have, derived=None)
+    if plan_path(root, layer).exists():
+        begun = read_plan(root, layer)
+        if begun != plan:
+            done = len(committed_shards(root, begun, layer))
+            raise InputError(
+                f"{root} has an unfinished layer with {begun.end} candidates in all ({done}/{begun.shard_count} shards); "
+                f"finish it first, the way it was begun (extend: --candidates {begun.end})"
+            )
+    return layer, plan
+
+
+def start_layer(root: Path, layer: int, plan: Plan) -> None:
+    """Write the plan of a layer that is to be added, or go on with it."""
+    if not plan_path(root, layer).exists():
+        write_file(plan_path(root, layer), plan.to_bytes())
+    remove_temporaries(root)
