@@ -23,7 +23,7 @@ run = $(CLSP) $(1) --check && \
 	ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli $(1)
 endif
 
-.PHONY: setup demo shards pretrain linear-eval report test lint
+.PHONY: setup demo shards pretrain linear-eval report test lint bench
 .DEFAULT_GOAL := demo
 
 setup: $(BIN)/.installed
@@ -52,6 +52,9 @@ report: setup
 
 test: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+bench: setup
+	$(BIN)/python benchmarks/shards.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

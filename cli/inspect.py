@@ -7,13 +7,19 @@ import click
 from ..shards import (
     Anchors,
     InputError,
+    Plan,
     ShardSet,
     committed_shards,
     contact_sheet,
     is_sealed,
+    layer_name,
+    plan_path,
     read_manifest,
     read_plan,
+    read_scores,
+    scores_path,
     verify_set,
+    with_histograms,
 )
 from .options import PATH, set_argument
 from .progress import ProgressReport, say
@@ -23,11 +29,18 @@ from .progress import ProgressReport, say
 @set_argument
 def status(root: Path) -> None:
     """How far a set is; works while it is being made."""
-    plan = read_plan(root)
-    finished = committed_shards(root, plan)
-    anchors = sum(len(plan.shard_range(shard)) for shard in finished)
-    state = "sealed" if is_sealed(root) else "unfinished"
-    say(f"{root}: {state}, {len(finished)}/{plan.shard_count} shards, {anchors}/{plan.count} anchors")
+    sealed = len(read_manifest(root).layers) if is_sealed(root) else 0
+    layer = 0
+    while layer == 0 or plan_path(root, layer).exists():
+        plan = read_plan(root, layer)
+        finished = committed_shards(root, plan, layer)
+        anchors = sum(len(plan.shard_range(shard)) for shard in finished)
+        state = "sealed" if layer < sealed else "unfinished"
+        say(
+            f"{root}: {layer_name(layer)} {state}, candidates {plan.start}-{plan.end - 1}, "
+            f"{len(finished)}/{plan.shard_count} shards, {anchors}/{plan.count} anchors"
+        )
+        layer += 1
 
 
 @click.command(epilog="Example: clsp shards info runs/digits/shards")
@@ -40,15 +53,23 @@ def info(root: Path) -> None:
         "set ID": manifest.set_id,
         "schema": manifest.schema_version,
         "source": f"{source.name}, split {source.split}, {source.count} anchors, {source.size}x{source.size}",
+        "anchors": f"{plan.count}{'' if plan.shards.include_anchors else ' (not included, joined from the source)'}",
         "licence": source.licence or "not stated",
-        "candidates": f"{plan.shards.candidates} per anchor, {plan.shards.codec}",
-        "diffusion": f"{plan.diffusion.origin} ({plan.diffusion.digest[:16]}…)",
-        "sampler": ", ".join(f"{key} {value}" for key, value in sorted(plan.sampler.items())),
+        "candidates": f"{manifest.candidates} per anchor, {plan.shards.codec}",
+        **{layer.name: _layer(read_plan(root, number)) for number, layer in enumerate(manifest.layers)},
+        "scores": ", ".join(Path(name).stem for name in manifest.files if name.startswith("scores/")) or "none",
         "shards": f"{plan.shard_count} of {plan.shards.records} anchors",
         "bytes": f"{sum(entry.bytes for entry in manifest.files.values()):,}",
     }
     for name, value in rows.items():
         say(f"{name:<11} {value}")
+
+
+def _layer(plan: Plan) -> str:
+    sampler = ", ".join(f"{key} {value}" for key, value in sorted(plan.sampler.items()))
+    made = f", by {plan.derived.operation} of {len(plan.derived.parents)} sets" if plan.derived else ""
+    origin = f"{plan.diffusion.origin} ({plan.diffusion.digest[:16]}…)"
+    return f"candidates {plan.start}-{plan.end - 1}, {origin}, {sampler}{made}"
 
 
 @click.command(epilog="Example: clsp shards preview runs/digits/shards --out sheet.png")
@@ -58,7 +79,7 @@ def info(root: Path) -> None:
 @click.option("--seed", default=0, show_default=True, help="Which anchors are drawn.")
 @click.option("--recipe", "recipe_name", default=None, help="Where the anchors come from, for a set without them.")
 def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None) -> None:
-    """A contact sheet: anchors (left) beside their candidates."""
+    """A contact sheet: anchors (left) beside their candidates; below, a histogram of every score that the set has."""
     if out.suffix != ".png":
         raise InputError(f"--out {out}: expected a name that ends in .png")
     anchors = None
@@ -67,7 +88,12 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
 
         anchors = Anchors(load_recipe(recipe_name).anchors)
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(ShardSet(root, anchors), rows, seed).save(out)
+    shards = ShardSet(root, anchors)
+    sheet = contact_sheet(shards, rows, seed)
+    names = [Path(name).stem for name in shards.manifest.files if name.startswith("scores/")]
+    if names:
+        sheet = with_histograms(sheet, {name: read_scores(scores_path(root, name), len(shards)) for name in names})
+    sheet.save(out)
     say(f"contact sheet: {out}")
 
 

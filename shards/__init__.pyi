@@ -29,7 +29,10 @@ from .folders import owner_of as owner_of
 from .imports import import_npy as import_npy
 from .imports import import_plan as import_plan
 from .imports import open_npy as open_npy
+from .layout import layer_name as layer_name
 from .layout import parse_shard as parse_shard
+from .layout import plan_path as plan_path
+from .layout import scores_path as scores_path
 from .manifest import Manifest as Manifest
 from .manifest import is_sealed as is_sealed
 from .manifest import read_manifest as read_manifest
@@ -52,6 +55,7 @@ from .plan import read_plan as read_plan
 from .plan import source_plan as source_plan
 from .plan import write_plan as write_plan
 from .preview import contact_sheet as contact_sheet
+from .preview import with_histograms as with_histograms
 from .reader import ShardSet as ShardSet
 from .repair import damaged_files as damaged_files
 from .repair import rebuild as rebuild

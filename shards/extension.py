@@ -29,7 +29,7 @@ def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
         if begun != plan:
             done = len(committed_shards(root, begun, layer))
             raise InputError(
-                f"{root} has an unfinished layer with {begun.end} candidates in all ({done}/{begun.shard_count} shards); "
+                f"{root} has an unfinished layer, {begun.end} candidates in all ({done}/{begun.shard_count} shards); "
                 f"finish it first, the way it was begun (extend: --candidates {begun.end})"
             )
     return layer, plan

@@ -91,6 +91,6 @@ def _replace(root: Path, name: str, manifest: Manifest, write: Callable[[BinaryI
         found = sha256_file(Path(file.name))
         if found != expected:
             raise WorkError(
-                f"{name}: made again it has other bytes (SHA-256 {found[:16]}…, recorded {expected[:16]}…): another device, "
-                "dtype or library version than the commit record's; fetch it: clsp shards repair --from URL"
+                f"{name}: made again it has other bytes (SHA-256 {found[:16]}…, recorded {expected[:16]}…): another "
+                "device, dtype or library version than the commit record's; fetch it: clsp shards repair --from URL"
             )

@@ -56,16 +56,18 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
     if accelerator.is_main_process:
         _claim(shards, config, out)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
-    saved = checkpoints(out)
-    first = load_checkpoint(saved[-1], method, optimizer)["step"] if saved else 0
-    log = _read_log(out, first)
-    steps = _Steps(accelerator, model, optimizer, config, Views(config, shards.size, accelerator.device), order, out)
     dataset = PairDataset(shards, config.seed, with_candidates=config.third_view == "shards")
     per_epoch, last = order.batches_per_epoch, order.batches_per_epoch * config.epochs
+    loader = PairLoader(dataset, order, last, workers=config.workers)
+    saved = checkpoints(out)
+    if saved:
+        loader.load_state_dict(load_checkpoint(saved[-1], method, optimizer)["data"])
+    log = _read_log(out, loader.batch)
+    steps = _Steps(accelerator, model, optimizer, config, Views(config, shards.size, accelerator.device), order, out)
     sums: dict[str, Any] = defaultdict(float)
     started = time.time()
     model.train()
-    for step, batch in enumerate(PairLoader(dataset, order, last, first, config.workers), start=first):
+    for step, batch in enumerate(loader, start=loader.batch):
         for name, value in steps.run(step, batch).items():
             sums[name] += value
         epoch, rest = divmod(step + 1, per_epoch)
@@ -78,7 +80,8 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
         sums.clear()
         if accelerator.is_main_process and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
             write_file(out / LOG, "".join(json.dumps(row) + "\n" for row in log).encode())
-            save_checkpoint(out, method, optimizer, {"step": step + 1}, config.keep_checkpoints)
+            state = {"step": step + 1, "data": loader.state_dict()}
+            save_checkpoint(out, method, optimizer, state, config.keep_checkpoints)
         if report:
             report(epoch, config.epochs, means)
     if accelerator.is_main_process:

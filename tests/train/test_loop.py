@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
-from clsp.shards import InputError, ShardSet, StopRequested, WorkError, sha256_file
-from clsp.train import METHODS, PretrainConfig, pretrain
+from clsp.shards import InputError, ShardSet, StopRequested, WorkError, merge_sets, sha256_file
+from clsp.train import METHODS, PretrainConfig, layers_used, pretrain
 
 BASE = {
     "epochs": 3,
@@ -148,3 +148,20 @@ def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path, monkeypatch)
     shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
     with pytest.raises(InputError, match="does not fit this run"):
         pretrain(shards, config(projector_out=16), tmp_path / "b")
+
+
+def test_a_run_goes_on_reading_its_layers_when_the_set_has_grown(make_set, tmp_path, monkeypatch):
+    root = make_set(tmp_path / "set", candidates=2)
+    other = make_set(tmp_path / "other", {"seed": 5}, candidates=2)
+    pretrain(ShardSet(root), config(), tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(StopRequested):
+            pretrain(ShardSet(root), config(), tmp_path / "run")
+    merge_sets(ShardSet(root), ShardSet(other), tmp_path / "grown")
+    grown = ShardSet(tmp_path / "grown", layers=layers_used(tmp_path / "run"))
+    assert ShardSet(tmp_path / "grown").candidates == 4 and grown.candidates == 2
+    pretrain(grown, config(), tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
+    with pytest.raises(InputError, match=r"another run \(data\.plan"):
+        pretrain(ShardSet(other), config(), tmp_path / "run")
