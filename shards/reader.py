@@ -108,6 +108,11 @@ class ShardSet:
         return self.plan.source.size
 
     @property
+    def shard_sizes(self) -> list[int]:
+        """Anchors per shard."""
+        return [len(self.plan.shard_range(shard)) for shard in range(self.plan.shard_count)]
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What the content read is: the plan's digest, and the digest of the index of every layer used."""
         names = [relative(HERE, index_path(HERE, layer.number)) for layer in self.layers]

@@ -154,8 +154,7 @@ def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_s
         raise InputError(f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors")
     if config.batch_size % world_size:
         raise InputError(f"pretrain.batch_size is {config.batch_size}, not divisible by the {world_size} processes")
-    sizes = [len(shards.plan.shard_range(shard)) for shard in range(shards.plan.shard_count)]
-    return BatchOrder(sizes, shards.plan.digest, config.seed, config.batch_size, rank, world_size)
+    return BatchOrder(shards.shard_sizes, shards.plan.digest, config.seed, config.batch_size, rank, world_size)
 
 
 def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optimizer:

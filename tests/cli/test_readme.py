@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,12 @@ def images_of_cifar_size(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_other_command_of_the_readme(images_of_cifar_size, tmp_path_factory):
+def test_every_other_command_of_the_readme(images_of_cifar_size, shard_set, model_folder, tmp_path_factory):
     """In the README's order and in one folder, off the hub and with small networks; two processes for four GPUs."""
     cwd = tmp_path_factory.mktemp("readme")
     model = save_random_model(cwd / "ddpm", 32)
+    shutil.copytree(shard_set, cwd / "runs" / "demo" / "shards")
+    shutil.copytree(model_folder, cwd / "runs" / "demo" / "diffusion")
     small = {
         **SMALL_NETWORKS,
         "anchors.path": images_of_cifar_size,
@@ -55,21 +58,25 @@ def test_every_other_command_of_the_readme(images_of_cifar_size, tmp_path_factor
         else:
             takes_recipe = "--recipe" in line
             line = line.removeprefix(".venv/bin/")
+            line = line.replace("/tmp/", f"{cwd}/")
             command = f"{line} {' '.join(map(repr, settings(small)))}" if takes_recipe else line
             found = subprocess.run(
                 command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False
             )
         assert found.returncode == 0, f"{line}\n{found.stdout}{found.stderr}"
         ran.append(line)
-    assert len(ran) == 10 and (cwd / "runs" / "cifar10" / "report.html").exists()
+    assert len(ran) == 17 and (cwd / "runs" / "cifar10" / "report.html").exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_the_readme_reads_a_set_without_clsp(shard_set, monkeypatch, tmp_path):
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
-    (tmp_path / "runs" / "digits").mkdir(parents=True)
-    (tmp_path / "runs" / "digits" / "shards").symlink_to(shard_set)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_readme_reads_a_set_with_and_without_clsp(shard_set, monkeypatch, tmp_path):
+    with_clsp, without = re.findall(r"```python\n(.*?)```", README, re.S)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "shards").symlink_to(shard_set)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(code, names)
+    exec(with_clsp.replace("256", "20").replace("10 *", "2 *"), names)
+    assert names["batch"].candidates_BCHW.shape == (20, 3, 8, 8) and names["state"]["epoch"] == 2
+    exec(without, names)
     assert len(names["pairs"]) == 40 and len(list(names["records"])) == 16
