@@ -1,9 +1,8 @@
 """`clsp shards extend` and `repair`: composed of what `shards` offers and `generate` makes."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import click
 
@@ -37,33 +36,23 @@ source_option = click.option(
 )
 
 
-class SetAnchors(Sequence[Anchor]):
+class SetAnchors:
     """The anchors of a set by position, from the set itself or, where it has none, from its source."""
 
     def __init__(self, shards: ShardSet):
         self.shards = shards
 
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    @overload
-    def __getitem__(self, index: int) -> Anchor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Anchor]: ...
-    def __getitem__(self, index: int | slice) -> Anchor | list[Anchor]:
-        if isinstance(index, slice):
-            return [self.shards.anchor_record(position) for position in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Anchor:
         return self.shards.anchor_record(index)
 
 
-class SourceAnchors(SetAnchors):
+class SourceAnchors:
     """The anchors of a set whose own cannot be trusted, from its source, by the indices of its index."""
 
     def __init__(self, shards: ShardSet, anchors: Anchors):
-        super().__init__(shards)
-        self.anchors = anchors
+        self.shards, self.anchors = shards, anchors
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Anchor:
         return self.anchors[self.shards.source_index(index)]
 
 

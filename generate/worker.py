@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..shards import (
-    Anchor,
+    AnchorLookup,
     Anchors,
     DiffusionPlan,
     Plan,
@@ -52,7 +52,7 @@ def assigned_shards(count: int, part: tuple[int, int], rank: int, world_size: in
 def make_shards(
     root: Path,
     plan: Plan,
-    anchors: Sequence[Anchor],
+    anchors: AnchorLookup,
     sampler: Sampler,
     part: tuple[int, int] = (0, 1),
     rank: int = 0,
@@ -94,7 +94,7 @@ def make_shards(
 
 
 def shard_records(
-    plan: Plan, anchors: Sequence[Anchor], sampler: Sampler, shard: int, advance: Callable[[int], None]
+    plan: Plan, anchors: AnchorLookup, sampler: Sampler, shard: int, advance: Callable[[int], None]
 ) -> Iterator[Record]:
     """The records of a shard of the plan's layer, a micro-batch at a time; `advance` is told how many."""
     indices = plan.shard_range(shard)

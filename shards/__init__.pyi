@@ -1,4 +1,5 @@
 from .anchors import Anchor as Anchor
+from .anchors import AnchorLookup as AnchorLookup
 from .anchors import Anchors as Anchors
 from .codec import decode as decode
 from .codec import encode as encode

@@ -28,6 +28,12 @@ class Anchor:
     digest: str
 
 
+class AnchorLookup(Protocol):
+    """Anchors by number: those of a source, or of a set by position."""
+
+    def __getitem__(self, index: int, /) -> Anchor: ...
+
+
 class Source(Protocol):
     """What an image source offers: encoded bytes or an array per index, a label or None, and its licence."""
 

@@ -53,30 +53,34 @@ def read_tar_rows(path: Path, plan: Plan, shard: int) -> list[dict[str, Any]]:
         WorkError: the tar does not hold exactly the records and members that the plan declares.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as tar:
             rows = [_read_row(tar, path, plan, shard) for _ in plan.shard_range(shard)]
-            if tar.next() is not None:
+            if tar.read(2 * tarfile.RECORDSIZE).strip(b"\0") or tar.read(1):
                 raise WorkError(f"{path}: more members than the plan's {len(plan.shard_range(shard))} records")
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WorkError(f"{path}: not a readable shard ({error})") from error
     return rows
 
 
-def _read_row(tar: tarfile.TarFile, path: Path, plan: Plan, shard: int) -> dict[str, Any]:
-    fields = [*plan.image_fields, "json"]
-    members = [tar.next() for _ in fields]
-    names = [member.name if member else "nothing" for member in members]
-    key = names[0].split(".")[0]
-    if names != [f"{key}.{field}" for field in fields]:
-        raise WorkError(f"{path}: a record has the members {names}, expected {fields}")
-    limits = [max_member(plan)] * len(plan.image_fields) + [MAX_JSON_MEMBER]
-    for member, limit in zip(members, limits, strict=True):
-        if not member or not member.isreg() or member.size > limit:
-            raise WorkError(f"{path}: record {key} has a member that is no plain file of at most {limit} bytes")
-    stream = tar.extractfile(members[-1]) if members[-1] else None
-    assert stream is not None
-    facts = json.loads(stream.read())
-    return _row(facts, key, plan, shard, [member.size for member in members if member])
+def _read_row(tar: BinaryIO, path: Path, plan: Plan, shard: int) -> dict[str, Any]:
+    key, sizes, start = "", [], 0
+    for field in [*plan.image_fields, "json"]:
+        # Header by header: `tarfile.open` would follow extended headers, which `member_offsets` knows nothing of.
+        member = tarfile.TarInfo.frombuf(tar.read(BLOCK), "utf-8", "strict")
+        key = key or member.name.split(".")[0]
+        if member.name != f"{key}.{field}":
+            raise WorkError(f"{path}: a record has the member {member.name}, expected {key}.{field}")
+        limit = MAX_JSON_MEMBER if field == "json" else max_member(plan)
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size <= limit:
+            raise WorkError(f"{path}: {member.name} is no plain file of at most {limit} bytes")
+        start = tar.tell()
+        tar.seek(start + -(-member.size // BLOCK) * BLOCK)
+        sizes.append(member.size)
+    end = tar.tell()
+    tar.seek(start)
+    facts = json.loads(tar.read(sizes[-1]))
+    tar.seek(end)
+    return _row(facts, key, plan, shard, sizes)
 
 
 def _row(facts: Any, key: str, plan: Plan, shard: int, sizes: list[int]) -> dict[str, Any]:
@@ -194,7 +198,9 @@ class LayerIndex:
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of all rows."""
         try:
-            return self._file.read([name], use_threads=False)[name]
+            table = self._file.read([name], use_threads=False)
+            table.validate(full=True)
+            return table[name]
         except (OSError, pa.ArrowException, ValueError) as error:
             raise self._damaged(f"column {name} cannot be read ({error})") from error
 
@@ -205,12 +211,21 @@ class LayerIndex:
         if group.num_rows != expected or group.total_byte_size > limit:
             raise self._damaged(f"row group {shard} has {group.num_rows} rows, the plan {expected}")
         try:
-            return self._file.read_row_group(shard, columns, use_threads=False)
+            table = self._file.read_row_group(shard, columns, use_threads=False)
+            table.validate(full=True)
+            if any(_has_nulls(table[name]) for name in columns if name != "label"):
+                raise ValueError("it lacks values")
+            return table
         except (OSError, pa.ArrowException, ValueError) as error:
             raise self._damaged(f"row group {shard} cannot be read ({error})") from error
 
     def _damaged(self, what: str) -> WorkError:
         return WorkError(f"{self.path}: {what}; run: clsp shards verify {self.path.parent}")
+
+
+def _has_nulls(column: pa.ChunkedArray) -> bool:
+    items = column.combine_chunks()
+    return bool(items.null_count or (pa.types.is_fixed_size_list(items.type) and items.flatten().null_count))
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -11,6 +11,8 @@ from .errors import InputError
 from .layout import MANIFEST, PLAN, SAFE_NAME, layer_name
 from .metadata import FORMAT, SCHEMA_VERSION, Frozen, canonical_json, parse_json, parse_metadata, read_json
 
+MAX_NAME = 255
+
 
 class FileEntry(Frozen):
     """Size and SHA-256 of a file of the set."""
@@ -39,7 +41,9 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _is_sane(self) -> Self:
-        unsafe = [name for name in self.files if not SAFE_NAME.fullmatch(name) or name == MANIFEST]
+        unsafe = [
+            name for name in self.files if not SAFE_NAME.fullmatch(name) or name == MANIFEST or len(name) > MAX_NAME
+        ]
         if unsafe:
             raise ValueError(f"{unsafe[0]!r} is not the name of a file inside a shard set")
         ends = 0
@@ -47,6 +51,7 @@ class Manifest(Frozen):
             if (layer.name, layer.first) != (layer_name(number), ends) or layer.candidates < 1:
                 raise ValueError(f"layer {layer.name!r} has first {layer.first}, expected {layer_name(number)}, {ends}")
             ends += layer.candidates
+        _ = self.set_id  # what JSON reads but cannot write (NaN, lone surrogates) is refused here
         return self
 
     @cached_property

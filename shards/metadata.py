@@ -39,6 +39,8 @@ def read_json(path: Path) -> Any:
         return parse_json(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(f"{path} does not exist; expected a shard set made by: clsp shards make") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file of a shard set") from error
 
 
 def parse_json(content: bytes, where: str) -> Any:

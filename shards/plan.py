@@ -74,6 +74,7 @@ class Plan(Frozen):
             raise ValueError(f"{self.shard_count} shards of {self.shards.records}, at most {MAX_SHARDS}, {MAX_RECORDS}")
         if self.end > MAX_CANDIDATES:
             raise ValueError(f"{self.end} candidates, at most {MAX_CANDIDATES}")
+        _ = self.digest  # what JSON reads but cannot write (NaN, lone surrogates) is refused here
         return self
 
     @cached_property

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from .durable import replacing
 from .errors import InputError, WorkError
 from .layout import scores_path
+from .plan import MAX_CANDIDATES
 from .seal import add_scores_entry
 
 if TYPE_CHECKING:
@@ -55,21 +56,34 @@ def read_scores(path: Path, anchors: int) -> dict[str, np.ndarray]:
     Raises:
         WorkError: not a readable table of scores for that many anchors.
     """
+    table = _read_table(path, anchors)
+    return {measure: table[measure].to_numpy().reshape(anchors, -1) for measure in table.schema.names[2:]}
+
+
+def _read_table(path: Path, anchors: int) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            measures = [field.name for field in schema if field.type == pa.float32()]
+            expected = [pa.field("key", pa.string()), pa.field("candidate", pa.int32())]
+            fits = list(schema)[:2] == expected and schema.names[2:] == measures != []
+            if not fits or rows % anchors or not 0 < rows <= anchors * MAX_CANDIDATES:
+                raise WorkError(f"{path}: columns {schema.names}, {rows} rows; expected key, candidate, scores")
+            table = file.read()
+            table.validate(full=True)
+            return table
     except (OSError, pa.ArrowException, ValueError) as error:
         raise WorkError(f"{path}: not readable scores ({error})") from error
-    measures = [field.name for field in table.schema if field.type == pa.float32()]
-    if table.schema.names != ["key", "candidate", *measures] or not measures or table.num_rows % anchors:
-        raise WorkError(f"{path}: columns {table.schema.names}, {table.num_rows} rows; expected key, candidate, scores")
-    return {measure: table[measure].to_numpy().reshape(anchors, -1) for measure in measures}
 
 
 def check_scores(path: Path, shards: "ShardSet") -> None:
     """Raise WorkError unless the scores at `path` fit the set: a row per anchor and candidate, in order."""
-    values = read_scores(path, len(shards))
-    candidates = next(iter(values.values())).shape[1]
-    keys = pq.read_table(path, columns=["key"])["key"]
-    own = shards.layers[0].index.column("key")
-    if keys.take(pa.array(np.arange(0, len(keys), max(candidates, 1)))).to_pylist() != own.to_pylist():
+    table = _read_table(path, len(shards))
+    candidates = table.num_rows // len(shards)
+    own = shards.layers[0].index.column("key").combine_chunks()
+    keys = own.take(pa.array(np.repeat(np.arange(len(shards)), candidates)))
+    if not table["key"].combine_chunks().equals(keys):
         raise WorkError(f"{path}: its keys are not those of the set")
+    numbers = pa.array(np.tile(np.arange(candidates, dtype=np.int32), len(shards)))
+    if candidates > shards.candidates or not table["candidate"].combine_chunks().equals(numbers):
+        raise WorkError(f"{path}: its candidates are not those of the set")

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from .arrival import fetch_manifest, receive, retrying
 from .durable import remove_temporaries, write_file
@@ -19,7 +20,7 @@ LOCKS = ".locks"
 _TAR = re.compile(r"layer-\d{3}/shard-\d{6}\.tar")
 
 
-class Store:
+class Store(Protocol):
     """The files of one set by name.
 
     Attributes:
@@ -32,7 +33,7 @@ class Store:
 
     def path(self, name: str) -> Path:
         """The local path of a file of the set."""
-        raise NotImplementedError
+        ...
 
 
 class LocalStore(Store):

@@ -10,7 +10,18 @@ from .commits import read_commit
 from .durable import sha256_file
 from .errors import InputError, WorkError
 from .index import read_tar_rows
-from .layout import CARD, CROISSANT, MANIFEST, commit_path, layer_files, layer_name, plan_path, relative, shard_path
+from .layout import (
+    CARD,
+    CROISSANT,
+    MANIFEST,
+    PLAN,
+    commit_path,
+    layer_files,
+    layer_name,
+    plan_path,
+    relative,
+    shard_path,
+)
 from .manifest import FileEntry, Manifest, read_manifest
 from .reader import LayerReader, ShardSet
 from .scores import check_scores
@@ -48,7 +59,11 @@ def verify_set(root: Path, deep: bool = False, expect: str | None = None, report
 def file_faults(root: Path, name: str, entry: FileEntry, deep: bool) -> Iterator[str]:
     """What is wrong with one file of the manifest, none or one line."""
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        inside = False
+    if not inside:
         yield f"{name}: leaves the set's folder; the manifest is not trustworthy"
     elif not path.is_file():
         yield f"{name}: missing, the manifest has {entry.bytes} bytes"
@@ -67,7 +82,8 @@ def _undeclared(root: Path, manifest: Manifest) -> list[str]:
         name = layer_name(growing)
         found = [path for path in found if name not in (path.parent.name, path.stem)]
     names = sorted(relative(root, path) for path in found)
-    return [f"{name}: not in the manifest; remove it" for name in names if name not in manifest.files]
+    faults = [f"{PLAN}: not in the manifest; fetch the set again"] * (PLAN not in manifest.files)
+    return faults + [f"{name}: not in the manifest; remove it" for name in names if name not in manifest.files]
 
 
 def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
