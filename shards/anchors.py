@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,10 @@ class Anchor:
     image: np.ndarray
     label: int | None
     digest: str
+
+
+SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+"""Splits whose names fit the member names of a tar."""
 
 
 class AnchorLookup(Protocol):
@@ -63,6 +68,8 @@ class Anchors(Sequence[Anchor]):
 
     def __init__(self, config: AnchorsConfig):
         self.config = config
+        if not SPLIT.fullmatch(config.split):
+            raise InputError(f"anchors.split: {config.split!r}; expected at most 64 letters, digits, '.', '_' and '-'")
         self.source: Source = (
             DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split)
         )

@@ -33,7 +33,7 @@ def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord 
     try:
         record = CommitRecord.model_validate(read_json(commit_path(root, layer, shard)))
         size = shard_path(root, layer, shard).stat().st_size
-    except (InputError, ValidationError, FileNotFoundError):
+    except (InputError, ValidationError, OSError):
         return None
     expected = (plan.digest, layer_name(layer), shard, len(plan.shard_range(shard)), size)
     found = (record.plan, record.layer, record.shard, record.records, record.bytes)

@@ -5,7 +5,7 @@ from typing import Any
 
 from .card import write_card
 from .commits import committed_shards, read_commit
-from .durable import remove_temporaries, sha256_file, write_file
+from .durable import remove_temporaries, sha256_file, sync_directory, write_file
 from .index import write_index
 from .layout import (
     CARD,
@@ -63,6 +63,9 @@ def write_seal(root: Path, plans: list[Plan], files: dict[str, FileEntry]) -> st
         ],
         files=files,
     )
+    # A writer may have been killed between a rename and its directory's sync.
+    for folder in sorted({(root / name).parent for name in files}):
+        sync_directory(folder)
     write_file(root / MANIFEST, manifest.to_bytes())
     return manifest.set_id
 

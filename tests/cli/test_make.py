@@ -30,11 +30,11 @@ def test_parts_of_a_job_array_and_status_between_them(clsp, options, tmp_path):
     root = tmp_path / "set"
     first = clsp("shards", "make", *options, "--out", root, "--part", "0/2")
     assert first.returncode == 0 and "sealed" not in first.stdout
-    assert "unfinished, 2/3 shards, 24/40 anchors" in clsp("shards", "status", root).stdout
+    assert "unfinished, candidates 0-1, 2/3 shards, 24/40 anchors" in clsp("shards", "status", root).stdout
     unfinished = clsp("shards", "verify", root)
     assert unfinished.returncode == 2 and "is not finished" in unfinished.stderr
     assert "is sealed" in clsp("shards", "make", *options, "--out", root, "--part", "1/2").stdout
-    assert "sealed, 3/3 shards, 40/40 anchors" in clsp("shards", "status", root).stdout
+    assert "sealed, candidates 0-1, 3/3 shards, 40/40 anchors" in clsp("shards", "status", root).stdout
 
 
 def test_verify_exits_with_1_and_names_the_file(clsp, options, tmp_path):
