@@ -29,8 +29,8 @@ class Anchor:
     digest: str
 
 
-SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-"""Splits whose names fit the member names of a tar."""
+SPLIT = re.compile(r"[A-Za-z0-9_][!-.0-~]{0,63}")
+"""Splits whose names fit the member names of a tar: printable ASCII without slashes."""
 
 
 class AnchorLookup(Protocol):
@@ -69,7 +69,7 @@ class Anchors(Sequence[Anchor]):
     def __init__(self, config: AnchorsConfig):
         self.config = config
         if not SPLIT.fullmatch(config.split):
-            raise InputError(f"anchors.split: {config.split!r}; expected at most 64 letters, digits, '.', '_' and '-'")
+            raise InputError(f"anchors.split: {config.split!r}; expected at most 64 printable ASCII characters, no slash")
         self.source: Source = (
             DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split)
         )

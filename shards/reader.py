@@ -73,7 +73,7 @@ class ShardSet:
             for member, field in enumerate(layer.plan.image_fields)
             if not field.startswith("anchor")
         ]
-        self._records = self.plan.shards.records
+        self._records, self._count = self.plan.shards.records, self.plan.count
         self._anchors = self._check_source(anchors)
         self._maps: OrderedDict[tuple[int, int], mmap.mmap] = OrderedDict()
 
@@ -89,7 +89,10 @@ class ShardSet:
             first.shards.records,
         ):
             raise InputError(f"{path}: not the plan of the manifest's {declared.name}; run: clsp shards verify")
-        return LayerReader(number, plan, LayerIndex(self.store.path(index_path(HERE, number).as_posix()), plan))
+        index = index_path(HERE, number).as_posix()
+        if index not in self.manifest.files:
+            raise InputError(f"{self.root}: the manifest does not seal {index}; fetch the set again")
+        return LayerReader(number, plan, LayerIndex(self.store.path(index), plan))
 
     def __len__(self) -> int:
         return self.plan.count
@@ -128,6 +131,11 @@ class ShardSet:
         """The index of an anchor in its source."""
         rows, row = self._locate(self.layers[0], position)
         return rows.indices[row]
+
+    def key_and_label(self, position: int) -> tuple[str, int | None]:
+        """The key of an anchor and its label, which is None without one."""
+        rows, row = self._locate(self.layers[0], position)
+        return rows.keys[row], rows.labels[row]
 
     def label(self, position: int) -> int | None:
         """The label of an anchor, or None without one."""
@@ -180,7 +188,7 @@ class ShardSet:
     def member_view(self, layer: LayerReader, position: int, member: int) -> tuple[mmap.mmap, int, int]:
         """(map of the tar, start, size) of a record's member, for readers that copy nothing."""
         rows, row = self._locate(layer, position)
-        start, size = int(rows.offsets_NM[row, member]), int(rows.sizes_NM[row, member])
+        start, size = rows.offsets_NM.item(row, member), rows.sizes_NM.item(row, member)
         mapped = self._map(layer, position // self._records)
         if start + size > len(mapped):
             raise WorkError(
@@ -193,7 +201,7 @@ class ShardSet:
         return self._members[candidate]
 
     def _locate(self, layer: LayerReader, position: int):
-        if not 0 <= position < self.plan.count:
+        if not 0 <= position < self._count:
             raise IndexError(position)
         shard, row = divmod(position, self._records)
         return layer.index.rows(shard), row
