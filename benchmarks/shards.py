@@ -137,6 +137,7 @@ class Picker:
         self.key, self.wanted = "", ""
 
     def __call__(self, name: str) -> bool:
+        """True for the members that are wanted."""
         key, ending = name.split(".", 1)
         if key != self.key:
             self.key, self.wanted = key, f"c{random.randrange(CANDIDATES):03d}.webp"

@@ -69,7 +69,7 @@ class Anchors(Sequence[Anchor]):
     def __init__(self, config: AnchorsConfig):
         self.config = config
         if not SPLIT.fullmatch(config.split):
-            raise InputError(f"anchors.split: {config.split!r}; expected at most 64 printable ASCII characters, no slash")
+            raise InputError(f"anchors.split: {config.split!r}; expected up to 64 printable ASCII letters, no slash")
         self.source: Source = (
             DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split)
         )

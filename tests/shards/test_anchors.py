@@ -88,7 +88,7 @@ def test_bad_sources_are_named(tmp_path):
         "does not exist": AnchorsConfig(path=str(tmp_path / "nowhere.parquet")),
         "not found on this machine or on the hub": AnchorsConfig(path="nobody/nothing"),
         "train and test": AnchorsConfig(split="validation"),
-        "expected at most 64 printable": AnchorsConfig(split="train[:10%]é"),
+        "expected up to 64 printable": AnchorsConfig(split="train[:10%]é"),
     }
     for message, config in cases.items():
         with pytest.raises(InputError, match=message):
