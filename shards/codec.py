@@ -50,7 +50,7 @@ def pixel_digest(image_HWC: np.ndarray) -> str:
     return hashlib.blake2b(shape + b":" + np.ascontiguousarray(image_HWC).tobytes(), digest_size=16).hexdigest()
 
 
-def check_header(head: bytes, codec: str, size: int) -> None:
+def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
     """Check the size that the first 32 bytes of an image state, before a decoder allocates memory for it.
 
     Raises:
