@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,7 @@ from ..shards import (
     Anchor,
     Anchors,
     AnchorsConfig,
+    Damage,
     InputError,
     Plan,
     ShardSet,
@@ -26,6 +27,11 @@ from ..shards import (
 from .make import diffusion_option
 from .options import parse_part, set_argument
 from .progress import ProgressReport, say
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..generate import Sampler
 
 source_option = click.option(
     "--recipe",
@@ -68,8 +74,8 @@ def open_source(plan: Plan, recipe_name: str | None) -> Anchors:
     return Anchors(config)
 
 
-def recorded_sampler(plan: Plan, path: str):
-    """The sampler that a plan records, with the model at `path`, which must be the recorded one."""
+def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
+    """The sampler that a plan records, with the model at `path`, which must be the recorded one, on its device."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from pydantic import ValidationError
 
@@ -140,41 +146,42 @@ def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None)
     if url and diffusion:
         raise InputError("--from and --diffusion: give one of them")
     with ProgressReport("check", "files") as report:
-        damaged = damaged_files(root, report)
-    if not damaged:
+        damage = damaged_files(root, report)
+    names = damage.names
+    if not names:
         say(f"{root} has no damaged file, set ID {read_manifest(root).set_id}")
         return
     if url:
-        refetch(root, damaged, url)
+        refetch(root, names, url)
     else:
-        _regenerate(root, damaged, diffusion, recipe_name)
-    print(f"{root}: {len(damaged)} files repaired ({', '.join(damaged[:4])}{', …' if len(damaged) > 4 else ''})")
+        _make_again(root, damage, diffusion, recipe_name)
+    print(f"{root}: {len(names)} files repaired ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
 
 
-def _regenerate(root: Path, damaged: list[str], diffusion: str, recipe_name: str | None) -> None:
-    """Make bad tars again with the model, then indexes, card and metadata from what is sound."""
-    tars = [(name, *place) for name in damaged if (place := parse_shard(name))]
-    others = [name for name in damaged if not parse_shard(name)]
-    lost = [name for name in others if not name.endswith((".parquet", "README.md", "croissant.json"))]
-    lost += [name for name in others if name.startswith("scores/")]
-    if lost or (tars and any(name.startswith("layer-000.") for name in others)):
-        names = ", ".join(lost or others)
+def _make_again(root: Path, damage: Damage, diffusion: str, recipe_name: str | None) -> None:
+    """Make bad tars again with the model, then the files that follow from them."""
+    needed = [name for name in damage.derived if damage.tars and name == "layer-000.parquet"]  # says which anchors
+    if damage.lost or needed:
+        names = ", ".join(damage.lost + needed)
         raise InputError(f"{root}: {names} cannot be made again; fetch them: clsp shards repair {root} --from URL")
-    if tars:
-        from ..generate import shard_records
+    if damage.tars:
+        _make_tars(root, damage.tars, model_of(root, diffusion), recipe_name)
+    rebuild(root, damage.derived)
 
-        path = model_of(root, diffusion)
-        base = read_plan(root)
-        shards = ShardSet(root)
-        anchors = SourceAnchors(shards, open_source(base, recipe_name))
-        samplers: dict[str, Any] = {}
-        with ProgressReport("repair", "shards") as report:
-            for done, (name, layer, shard) in enumerate(tars, start=1):
-                plan = read_plan(root, layer)
-                recorded = plan.digest
-                if recorded not in samplers:
-                    samplers[recorded], _ = recorded_sampler(plan, path)
-                records = shard_records(plan, anchors, samplers[recorded], shard, lambda _: None)
-                replace_shard(root, plan, shard, name, records)
-                report(done, len(tars))
-    rebuild(root, others)
+
+def _make_tars(root: Path, names: list[str], path: str, recipe_name: str | None) -> None:
+    from ..generate import shard_records
+
+    shards = ShardSet(root, layers=["layer-000"])
+    anchors = SourceAnchors(shards, open_source(shards.plan, recipe_name))
+    samplers: dict[tuple[str, str], Any] = {}
+    with ProgressReport("repair", "shards") as report:
+        for done, name in enumerate(names, start=1):
+            layer, shard = parse_shard(name) or (0, 0)
+            plan = read_plan(root, layer)
+            made_by = (plan.diffusion.digest, plan.sampler_text)
+            if made_by not in samplers:
+                samplers[made_by] = recorded_sampler(plan, path)[0]
+            records = shard_records(plan, anchors, samplers[made_by], shard, lambda _: None)
+            replace_shard(root, name, plan, shard, records)
+            report(done, len(names))

@@ -66,10 +66,9 @@ def info(root: Path) -> None:
 
 
 def _layer(plan: Plan) -> str:
-    sampler = ", ".join(f"{key} {value}" for key, value in sorted(plan.sampler.items()))
     made = f", by {plan.derived.operation} of {len(plan.derived.parents)} sets" if plan.derived else ""
     origin = f"{plan.diffusion.origin} ({plan.diffusion.digest[:16]}…)"
-    return f"candidates {plan.start}-{plan.end - 1}, {origin}, {sampler}{made}"
+    return f"candidates {plan.start}-{plan.end - 1}, {origin}, {plan.sampler_text}{made}"
 
 
 @click.command(epilog="Example: clsp shards preview runs/digits/shards --out sheet.png")

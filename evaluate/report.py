@@ -57,7 +57,7 @@ def _shard_facts(root: Path) -> dict[str, Any]:
         "source": f"{shards.plan.source.name}, split {shards.plan.source.split}, {len(shards)} anchors",
         "candidates per anchor": shards.candidates,
         "diffusion model": f"{shards.plan.diffusion.origin}, digest {shards.plan.diffusion.digest}",
-        "sampler": ", ".join(f"{key} {value}" for key, value in sorted(shards.plan.sampler.items())),
+        "sampler": shards.plan.sampler_text,
     }
     sheet = _png(contact_sheet(shards, SHEET_ROWS)) if shards.plan.shards.include_anchors else None
     return {"sheet": sheet and _data_uri(sheet, "png"), "shards": facts}

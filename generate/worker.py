@@ -4,7 +4,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,11 @@ from ..shards import (
     Plan,
     Record,
     ShardsConfig,
-    WorkError,
-    committed_shards,
-    is_sealed,
     read_commit,
-    read_manifest,
+    run_stamp,
     seal_if_complete,
     source_plan,
+    unfinished_shards,
     write_shard,
 )
 from .config import SamplerConfig
@@ -71,8 +68,7 @@ def make_shards(
         The set ID, or None while other processes or parts still work.
     """
     mine = assigned_shards(plan.shard_count, part, rank, world_size)
-    finished = committed_shards(root, plan, layer)
-    todo = [shard for shard in mine if shard not in finished]
+    todo = unfinished_shards(root, plan, layer, mine)
     total = sum(len(plan.shard_range(shard)) for shard in todo)
     done = 0
 
@@ -82,8 +78,6 @@ def make_shards(
         if report:
             report(done, total)
 
-    if todo and is_sealed(root) and layer < len(read_manifest(root).layers):
-        raise WorkError(f"{root} is sealed but {len(todo)} of its shards are damaged; run: clsp shards verify {root}")
     for shard in todo:
         if read_commit(root, plan, layer, shard) is not None:  # another writer has made it since
             advance(len(plan.shard_range(shard)))
@@ -116,7 +110,6 @@ def run_facts(sampler: Sampler, started: float, world_size: int) -> dict[str, ob
         "dtype": sampler.config.dtype,
         "micro_batch": sampler.config.micro_batch,
         "processes": world_size,
-        "versions": {name: version(name) for name in ("clsp", "torch", "diffusers", "numpy", "pillow")},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **run_stamp("clsp", "torch", "diffusers", "numpy", "pillow"),
         "seconds": round(time.time() - started, 3),
     }

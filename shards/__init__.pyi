@@ -7,6 +7,7 @@ from .codec import pixel_digest as pixel_digest
 from .commits import CommitRecord as CommitRecord
 from .commits import committed_shards as committed_shards
 from .commits import read_commit as read_commit
+from .commits import run_stamp as run_stamp
 from .config import AnchorsConfig as AnchorsConfig
 from .config import Section as Section
 from .config import ShardsConfig as ShardsConfig
@@ -58,6 +59,7 @@ from .plan import write_plan as write_plan
 from .preview import contact_sheet as contact_sheet
 from .preview import with_histograms as with_histograms
 from .reader import ShardSet as ShardSet
+from .repair import Damage as Damage
 from .repair import damaged_files as damaged_files
 from .repair import rebuild as rebuild
 from .repair import refetch as refetch
@@ -65,6 +67,7 @@ from .repair import replace_shard as replace_shard
 from .scores import add_scores as add_scores
 from .scores import read_scores as read_scores
 from .seal import seal_if_complete as seal_if_complete
+from .seal import unfinished_shards as unfinished_shards
 from .transfer import pull as pull
 from .transfer import push as push
 from .verify import verify_set as verify_set

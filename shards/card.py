@@ -1,11 +1,8 @@
 """The dataset card: what the hub shows, and what lets `datasets.load_dataset` read a set layer by layer."""
 
-from pathlib import Path
-
 from huggingface_hub import DatasetCardData
 
-from .durable import write_file
-from .layout import CARD, layer_name
+from .layout import layer_name
 from .plan import Plan
 
 TEMPLATE = """---
@@ -40,8 +37,8 @@ records = webdataset.WebDataset("layer-000/shard-000000.tar", shardshuffle=False
 """
 
 
-def write_card(root: Path, plans: list[Plan]) -> None:
-    """Write `README.md` for a set whose layers have these plans."""
+def card(plans: list[Plan]) -> bytes:
+    """The bytes of `README.md` of a set whose layers have these plans."""
     plan, layers = plans[0], [layer_name(number) for number in range(len(plans))]
     header = DatasetCardData(
         license=plan.source.licence or None,
@@ -62,11 +59,10 @@ def write_card(root: Path, plans: list[Plan]) -> None:
         plan=plan.digest,
         members=", ".join(f"`{{key}}.{field}`" for field in [*fields[:2], "…", fields[-1], "json"]),
     )
-    write_file(root / CARD, text.encode())
+    return text.encode()
 
 
 def _layer_row(name: str, plan: Plan) -> str:
-    sampler = ", ".join(f"{key} {value}" for key, value in sorted(plan.sampler.items()))
     numbers = f"{plan.start}-{plan.end - 1}"
     model = f"`{plan.diffusion.origin}` (digest `{plan.diffusion.digest[:16]}`)"
-    return f"| `{name}` | {numbers} | {model} | {sampler} | {plan.shards.codec}, lossless |"
+    return f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.shards.codec}, lossless |"

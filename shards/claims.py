@@ -2,26 +2,14 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 
 from .errors import InputError
 from .folders import owner_of
-from .layout import CARD, CROISSANT, MANIFEST, PLAN
+from .layout import DESCRIPTIONS, MANIFEST, PLAN, shard_of
 from .manifest import Manifest, parse_manifest
 from .metadata import MAX_JSON_BYTES
 from .remote import Remote
-
-DESCRIPTIONS = (CARD, CROISSANT)
-"""Files that every seal writes anew."""
-
-_COMMIT = re.compile(r"commits/(layer-\d{3}/shard-\d{6})\.json")
-
-
-def shard_of(name: str) -> str | None:
-    """The tar that a commit record belongs to; None for any other name."""
-    found = _COMMIT.fullmatch(name)
-    return f"{found[1]}.tar" if found else None
 
 
 def check_claim(target: Remote, plan: bytes) -> bool:

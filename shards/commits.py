@@ -1,6 +1,9 @@
 """Commit records: a shard without a valid one does not exist."""
 
+import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
@@ -21,6 +24,14 @@ class CommitRecord(Frozen):
     bytes: int
     sha256: str
     made: dict[str, JsonValue]
+
+
+def run_stamp(*packages: str) -> dict[str, Any]:
+    """The facts that every run records: the versions of these packages, and the time (UTC)."""
+    return {
+        "versions": {name: version(name) for name in packages},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def write_commit(root: Path, layer: int, record: CommitRecord) -> None:

@@ -1,25 +1,22 @@
 """New sets and layers out of existing ones: `subset`, `merge`, `pack`. Encoded images are copied, never coded anew."""
 
-import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .commits import committed_shards
-from .durable import write_file
+from .commits import run_stamp
 from .errors import InputError
+from .extension import start_layer
 from .folders import owner_of
-from .layout import PLAN, plan_path
+from .layout import PLAN
 from .manifest import is_sealed
 from .order import permutation
-from .plan import Derived, Plan, Selection, differences, write_plan
+from .plan import Derived, Plan, Selection, differences, indices_digest, write_plan
 from .reader import LayerReader, ShardSet
-from .seal import seal_if_complete
+from .seal import seal_if_complete, unfinished_shards
 from .transfer import pull
 from .writer import EncodedRecord, write_shard
 
@@ -48,7 +45,7 @@ def subset_set(
     """
     if len(positions_N) == 0:
         raise InputError(f"the subset of {parent.root} is empty; it has {len(parent)} anchors")
-    selection = select(parent, source_indices(parent)[positions_N])
+    selection = select(parent, parent.source_indices()[positions_N])
     derived = Derived(operation="subset", settings=settings, parents=[parentage(parent)])
     origin = Origin([parent], [], np.zeros(len(positions_N), np.uint8), positions_N)
     return _copy_layers(out, parent, selection, derived, origin, report)
@@ -62,7 +59,7 @@ def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
 
 def range_positions(parent: ShardSet, first: int, stop: int) -> np.ndarray:
     """The positions of the anchors whose index in the source is in `first` … `stop - 1`."""
-    indices = source_indices(parent)
+    indices = parent.source_indices()
     return np.flatnonzero((indices >= first) & (indices < stop))
 
 
@@ -78,7 +75,7 @@ def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None 
     faults = differences(one.plan.source.model_dump(), other.plan.source.model_dump())
     if faults:
         raise _incompatible(one, other, [f"source.{fault}" for fault in faults])
-    mine, theirs = source_indices(one), source_indices(other)
+    mine, theirs = one.source_indices(), other.source_indices()
     if np.array_equal(mine, theirs):
         return _merge_candidates(one, other, out, report)
     common = len(np.intersect1d(mine, theirs))
@@ -115,13 +112,7 @@ def select(parent: ShardSet, indices_N: np.ndarray) -> Selection | None:
     """The selection of these source indices, None where they are all of the source."""
     if len(indices_N) == parent.plan.source.count:
         return None
-    content = np.ascontiguousarray(indices_N, dtype="<i8").tobytes()
-    return Selection(count=len(indices_N), digest=hashlib.blake2b(content, digest_size=16).hexdigest())
-
-
-def source_indices(shards: ShardSet) -> np.ndarray:
-    """The index in the source of every anchor, int64, ascending."""
-    return shards.layers[0].index.column("index").to_numpy()
+    return Selection(count=len(indices_N), digest=indices_digest(indices_N))
 
 
 def parentage(shards: ShardSet) -> dict[str, Any]:
@@ -157,10 +148,7 @@ def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report 
         shards = layer.plan.shards.model_copy(update={"records": one.plan.shards.records, "include_anchors": False})
         derived = Derived(operation="merge", settings={"layer": layer.number}, parents=[parentage(other)])
         plan = layer.plan.revised(shards=shards, first=end, derived=derived, selection=one.plan.selection)
-        content = plan_path(out, number)
-        if content.exists() and content.read_bytes() != plan.to_bytes():
-            raise InputError(f"{content} is another layer than this merge's; choose another --out")
-        write_file(content, plan.to_bytes())
+        start_layer(out, number, plan)
         origin = Origin([other], _own_members(layer, False), np.zeros(len(one), np.uint8), everywhere)
         _write_layer(out, plan, number, origin, report)
         end, set_id = plan.end, _sealed(out, plan, number)
@@ -180,7 +168,7 @@ def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | N
         faults = differences(*dumps)
         if faults:
             raise _incompatible(one, other, faults)
-    indices = np.concatenate([source_indices(one), source_indices(other)])
+    indices = np.concatenate([one.source_indices(), other.source_indices()])
     order = np.argsort(indices, kind="stable")
     parents = np.concatenate([np.zeros(len(one), np.uint8), np.ones(len(other), np.uint8)])[order]
     positions = np.concatenate([np.arange(len(one)), np.arange(len(other))])[order]
@@ -203,7 +191,7 @@ def _copy_layers(
         if layer.number == 0:
             write_plan(out, plan)
         else:
-            write_file(plan_path(out, layer.number), plan.to_bytes())
+            start_layer(out, layer.number, plan)
         members = _own_members(layer)
         _write_layer(
             out, plan, layer.number, Origin(origin.parents, members, origin.parent_N, origin.position_N), report
@@ -218,17 +206,14 @@ def _own_members(layer: LayerReader, with_anchor: bool = True) -> Members:
 
 
 def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Report | None) -> None:
-    finished = committed_shards(out, plan, layer)
-    facts = {
-        "copied_from": [parent.set_id for parent in origin.parents],
-        "versions": {name: version(name) for name in ("clsp", "numpy", "webdataset")},
-    }
+    def facts() -> dict[str, Any]:
+        parents = [parent.set_id for parent in origin.parents]
+        return {"copied_from": parents, **run_stamp("clsp", "numpy", "webdataset")}
+
+    todo = set(unfinished_shards(out, plan, layer, range(plan.shard_count)))
     for shard in range(plan.shard_count):
-        if shard not in finished:
-            records = _records(plan, shard, origin)
-            write_shard(
-                out, plan, layer, shard, records, lambda: facts | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ")}
-            )
+        if shard in todo:
+            write_shard(out, plan, layer, shard, _records(plan, shard, origin), facts)
         if report:
             report(plan.shard_range(shard).stop, plan.count)
 

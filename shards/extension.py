@@ -24,19 +24,30 @@ def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
         return layer, None
     shards = base.shards.model_copy(update={"candidates": candidates - have, "include_anchors": False})
     plan = base.revised(shards=shards, first=have, derived=None)
-    if plan_path(root, layer).exists():
-        begun = read_plan(root, layer)
-        if begun != plan:
-            done = len(committed_shards(root, begun, layer))
-            raise InputError(
-                f"{root} has an unfinished layer, {begun.end} candidates in all ({done}/{begun.shard_count} shards); "
-                f"finish it first, the way it was begun (extend: --candidates {begun.end})"
-            )
+    _check_begun(root, layer, plan)
     return layer, plan
 
 
 def start_layer(root: Path, layer: int, plan: Plan) -> None:
-    """Write the plan of a layer that is to be added, or go on with it."""
-    if not plan_path(root, layer).exists():
+    """Write the plan of a layer that is to be added, or go on with it.
+
+    Raises:
+        InputError: a layer of another plan has been begun there.
+    """
+    if not _check_begun(root, layer, plan):
         write_file(plan_path(root, layer), plan.to_bytes())
     remove_temporaries(root)
+
+
+def _check_begun(root: Path, layer: int, plan: Plan) -> bool:
+    """True if the layer of this plan has been begun; raises InputError for another one."""
+    if not plan_path(root, layer).exists():
+        return False
+    begun = read_plan(root, layer)
+    if begun != plan:
+        done = len(committed_shards(root, begun, layer))
+        raise InputError(
+            f"{root} has an unfinished layer, {begun.end} candidates in all ({done}/{begun.shard_count} shards); "
+            f"finish it first, the way it was begun (extend: --candidates {begun.end})"
+        )
+    return True

@@ -10,10 +10,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from .arrival import DamagedError, fetch_manifest, retrying
-from .claims import DESCRIPTIONS, check_extends, shard_of
+from .claims import check_extends
 from .durable import sha256_file
 from .errors import InputError, WorkError
-from .layout import MANIFEST, PLAN
+from .layout import DESCRIPTIONS, MANIFEST, PLAN, shard_of
 from .manifest import FileEntry
 from .remote import Remote
 

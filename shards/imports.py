@@ -4,21 +4,19 @@ N: anchors, K: candidates per anchor, H, W: height and width.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
 
 from .anchors import Anchors
-from .commits import committed_shards, read_commit
+from .commits import read_commit, run_stamp
 from .config import ShardsConfig
 from .durable import sha256_file
 from .errors import InputError, WorkError
 from .plan import DiffusionPlan, Plan, source_plan
-from .seal import is_sealed, seal_if_complete
+from .seal import seal_if_complete, unfinished_shards
 from .writer import Record, write_shard
 
 MAX_CANDIDATES = 256
@@ -75,10 +73,7 @@ def import_npy(root: Path, plan: Plan, anchors: Anchors, array_NKHWC: np.ndarray
     Raises:
         WorkError: the set is sealed but damaged, or a shard was damaged meanwhile.
     """
-    finished = committed_shards(root, plan)
-    todo = [shard for shard in range(plan.shard_count) if shard not in finished]
-    if todo and is_sealed(root):
-        raise WorkError(f"{root} is sealed but {len(todo)} of its shards are damaged; run: clsp shards verify {root}")
+    todo = unfinished_shards(root, plan, 0, range(plan.shard_count))
     total, done = sum(len(plan.shard_range(shard)) for shard in todo), 0
     for shard in todo:
         if read_commit(root, plan, 0, shard) is None:  # else another writer has made it since
@@ -97,11 +92,7 @@ def _records(plan: Plan, anchors: Anchors, array_NKHWC: np.ndarray, shard: int) 
 
 
 def _facts(plan: Plan) -> Mapping[str, object]:
-    return {
-        "imported": plan.sampler["imported"],
-        "versions": {name: version(name) for name in ("clsp", "numpy", "pillow")},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    return {"imported": plan.sampler["imported"], **run_stamp("clsp", "numpy", "pillow")}
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:

@@ -7,6 +7,9 @@ PLAN = "plan.json"
 MANIFEST = "manifest.json"
 CARD = "README.md"
 CROISSANT = "croissant.json"
+DESCRIPTIONS = (CARD, CROISSANT)
+"""Files that every seal writes anew."""
+
 MAX_SHARDS = 1_000_000
 """Shard names have six digits."""
 
@@ -53,6 +56,12 @@ def parse_shard(name: str) -> tuple[int, int] | None:
     """(layer, shard) of the name of a tar, None for other files."""
     found = re.fullmatch(r"layer-(\d{3})/shard-(\d{6})\.tar", name)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def shard_of(name: str) -> str | None:
+    """The name of the tar that a commit record belongs to, None for other files."""
+    found = re.fullmatch(r"commits/(layer-\d{3}/shard-\d{6})\.json", name)
+    return f"{found[1]}.tar" if found else None
 
 
 def layer_files(root: Path, layer: int, shards: int) -> list[Path]:

@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+import numpy as np
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from .anchors import Anchors
 from .config import ShardsConfig
@@ -13,7 +14,7 @@ from .durable import write_file
 from .errors import InputError
 from .folders import owner_of
 from .layout import MAX_SHARDS, PLAN, image_fields, plan_path
-from .metadata import FORMAT, SCHEMA_VERSION, Frozen, canonical_json, parse_metadata, read_json
+from .metadata import FORMAT, SCHEMA_VERSION, Frozen, canonical_json, first_fault, parse_metadata, read_json
 
 MAX_CANDIDATES, MAX_RECORDS, MAX_SIZE = 1000, 1 << 20, 1 << 14
 
@@ -112,13 +113,32 @@ class Plan(Frozen):
         """Member endings of the images of a record, in tar order."""
         return image_fields(self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors)
 
-    def revised(self, **changes: object) -> "Plan":
-        """This plan with other values of some fields, checked (a plain copy would keep the cached digest)."""
-        return Plan.model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+    @property
+    def sampler_text(self) -> str:
+        """The sampler's settings, for people."""
+        return ", ".join(f"{key} {value}" for key, value in sorted(self.sampler.items()))
+
+    def revised(self, **changes: Any) -> "Plan":
+        """This plan with other values of some fields; a plain copy would keep the cached digest.
+
+        Raises:
+            InputError: a value is out of bounds.
+        """
+        fields = {name: getattr(self, name) for name in type(self).model_fields} | changes
+        plain = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in fields.items()}
+        try:
+            return Plan.model_validate(plain)
+        except ValidationError as error:
+            raise InputError(f"no plan of a shard set: {first_fault(error)}; choose other settings") from error
 
     def to_bytes(self) -> bytes:
         """The bytes of the plan's file; optional fields that say nothing are left out."""
         return canonical_json({key: value for key, value in self.model_dump(mode="json").items() if value is not None})
+
+
+def indices_digest(indices_N: np.ndarray) -> str:
+    """128-bit BLAKE2b of source indices as 64-bit little-endian integers: what names a selection."""
+    return hashlib.blake2b(np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16).hexdigest()
 
 
 def source_plan(anchors: Anchors) -> SourcePlan:

@@ -13,8 +13,8 @@ from .anchors import Anchor, Anchors
 from .codec import decode
 from .errors import InputError, WorkError
 from .index import LayerIndex
-from .layout import index_path, plan_path, relative, shard_path
-from .manifest import Manifest, read_manifest
+from .layout import index_path, layer_name, plan_path, shard_path
+from .manifest import Manifest
 from .metadata import parse_metadata, read_json
 from .plan import Plan
 from .store import open_store
@@ -56,7 +56,7 @@ class ShardSet:
     ):
         self.store = open_store(location, cache)
         self.root: Path = self.store.root
-        self.manifest: Manifest = read_manifest(self.store.root)
+        self.manifest: Manifest = self.store.manifest
         self.set_id = self.manifest.set_id
         used = [layer.name for layer in self.manifest.layers] if layers is None else list(layers)
         if not used or used != [layer.name for layer in self.manifest.layers][: len(used)]:
@@ -118,8 +118,8 @@ class ShardSet:
     @property
     def identity(self) -> dict[str, Any]:
         """What the content read is: the plan's digest, and the digest of the index of every layer used."""
-        names = [relative(HERE, index_path(HERE, layer.number)) for layer in self.layers]
-        digests = {name.removesuffix(".parquet"): self.manifest.files[name].sha256 for name in names}
+        indexes = {layer_name(layer.number): index_path(HERE, layer.number).as_posix() for layer in self.layers}
+        digests = {name: self.manifest.files[index].sha256 for name, index in indexes.items()}
         return {"plan": self.plan.digest, "layers": digests}
 
     def key(self, position: int) -> str:
@@ -131,6 +131,10 @@ class ShardSet:
         """The index of an anchor in its source."""
         rows, row = self._locate(self.layers[0], position)
         return rows.indices[row]
+
+    def source_indices(self) -> np.ndarray:
+        """The index in the source of every anchor, `(N,)` int64, ascending."""
+        return self.layers[0].index.column("index").to_numpy()
 
     def key_and_label(self, position: int) -> tuple[str, int | None]:
         """The key of an anchor and its label, which is None without one."""
@@ -244,8 +248,7 @@ class ShardSet:
         name = shard_path(HERE, layer.number, shard).as_posix()
         try:
             with self.store.path(name).open("rb") as file:
-                # Copy-on-write, so that tensors can share the memory; nothing ever writes to it.
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             path = self.root / name
             raise WorkError(f"{path} cannot be read ({error}); run: clsp shards verify {self.root}") from error

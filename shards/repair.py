@@ -1,6 +1,7 @@
 """Putting damaged files of a set right: only bytes that the manifest records ever take a file's place."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -8,37 +9,47 @@ from .arrival import receive, retrying
 from .durable import remove_temporaries, replacing, sha256_file
 from .errors import InputError, WorkError
 from .index import write_index_file
-from .layout import CARD, CROISSANT, index_path, relative
-from .manifest import FileEntry, Manifest, read_manifest
+from .layout import DESCRIPTIONS, index_path, parse_shard
+from .manifest import Manifest, read_manifest
 from .plan import Plan, read_plan
 from .remote import Remote
-from .seal import write_descriptions
+from .seal import descriptions
 from .verify import file_faults
 from .writer import Record, write_tar
 
 
-def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) -> list[str]:
-    """The files of the manifest that are missing or have other bytes than it records, in repair order.
+@dataclass(frozen=True)
+class Damage:
+    """Damaged files by what brings them back: `tars` the model, `derived` the sound rest of the set, `lost` a copy."""
+
+    tars: list[str]
+    derived: list[str]
+    lost: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, those first that others are made from."""
+        return [*self.lost, *self.tars, *self.derived]
+
+
+def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) -> Damage:
+    """The files of the manifest that are missing or have other bytes than it records.
 
     Raises:
         InputError: no sealed set there; or a file's name leads out of the set.
     """
     manifest = read_manifest(root)
-    damaged = []
-    for done, (name, entry) in enumerate(sorted(manifest.files.items(), key=_order), start=1):
+    damage, indexes = Damage([], [], []), _indexes(manifest)
+    for done, (name, entry) in enumerate(sorted(manifest.files.items()), start=1):
         faults = list(file_faults(root, name, entry, deep=True))
         if any("leaves the set's folder" in fault for fault in faults):
             raise InputError(f"{root}: {faults[0]}")
-        damaged += [name] * bool(faults)
+        if faults:
+            is_derived = name in indexes or name in DESCRIPTIONS
+            (damage.tars if parse_shard(name) else damage.derived if is_derived else damage.lost).append(name)
         if report:
             report(done, len(manifest.files))
-    return damaged
-
-
-def _order(item: tuple[str, FileEntry]) -> tuple[bool, bool, str]:
-    """Plans before tars, indexes after them, descriptions last."""
-    name = item[0]
-    return (name in (CARD, CROISSANT), name.endswith(".parquet"), name)
+    return damage
 
 
 def refetch(root: Path, names: list[str], url: str) -> None:
@@ -53,7 +64,7 @@ def refetch(root: Path, names: list[str], url: str) -> None:
         retrying(lambda name=name: receive(source, name, manifest.files[name], root / name), source.where(name))
 
 
-def replace_shard(root: Path, plan: Plan, shard: int, name: str, records: Iterator[Record]) -> None:
+def replace_shard(root: Path, name: str, plan: Plan, shard: int, records: Iterator[Record]) -> None:
     """Put a regenerated tar in the place of a damaged one if it has the recorded bytes.
 
     Raises:
@@ -62,25 +73,25 @@ def replace_shard(root: Path, plan: Plan, shard: int, name: str, records: Iterat
     _replace(root, name, read_manifest(root), lambda file: write_tar(file, plan, shard, records))
 
 
-def rebuild(root: Path, names: list[str]) -> list[str]:
-    """Make indexes, card and Croissant metadata among `names` again from sound tars and plans; returns the others.
+def rebuild(root: Path, names: list[str]) -> None:
+    """Make the derived files among a set's (`Damage.derived`) again, from sound tars and plans.
 
     Raises:
         WorkError: what was made has not the recorded bytes (another version of a library wrote it).
     """
-    manifest, left = read_manifest(root), []
+    manifest = read_manifest(root)
+    plans = [read_plan(root, number) for number in range(len(manifest.layers))]
     for name in names:
-        numbers = [n for n in range(len(manifest.layers)) if relative(root, index_path(root, n)) == name]
-        if numbers:
-            plan = read_plan(root, numbers[0])
-            _replace(root, name, manifest, lambda file, n=numbers[0], p=plan: write_index_file(file, root, p, n))
-        elif name in (CARD, CROISSANT):
-            write_descriptions(root, [read_plan(root, n) for n in range(len(manifest.layers))], manifest.files)
-            if sha256_file(root / name) != manifest.files[name].sha256:
-                raise WorkError(f"{name}: this version of clsp writes another one; fetch it: clsp shards repair --from")
+        if name in DESCRIPTIONS:
+            content = descriptions(plans, manifest.files)[name]
+            _replace(root, name, manifest, lambda file, content=content: file.write(content))
         else:
-            left.append(name)
-    return left
+            layer = _indexes(manifest).index(name)
+            _replace(root, name, manifest, lambda file, n=layer: write_index_file(file, root, plans[n], n))
+
+
+def _indexes(manifest: Manifest) -> list[str]:
+    return [index_path(Path(), layer).as_posix() for layer in range(len(manifest.layers))]
 
 
 def _replace(root: Path, name: str, manifest: Manifest, write: Callable[[BinaryIO], object]) -> None:

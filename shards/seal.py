@@ -1,15 +1,19 @@
 """The seal of a finished set: indexes, card and manifest. Sealing twice gives the same bytes."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .card import write_card
+from .card import card
 from .commits import committed_shards, read_commit
+from .croissant import croissant
 from .durable import remove_temporaries, sha256_file, sync_directory, write_file
+from .errors import WorkError
 from .index import write_index
 from .layout import (
     CARD,
     CROISSANT,
+    DESCRIPTIONS,
     MANIFEST,
     index_path,
     layer_files,
@@ -18,10 +22,8 @@ from .layout import (
     scores_path,
     shard_path,
 )
-from .manifest import FileEntry, Layer, Manifest, is_sealed, parse_manifest, read_manifest
+from .manifest import FileEntry, Layer, Manifest, is_sealed, read_manifest
 from .plan import Plan, read_plan
-
-__all__ = ["Manifest", "is_sealed", "parse_manifest", "read_manifest", "seal_if_complete"]
 
 
 def seal_if_complete(root: Path, plan: Plan, layer: int = 0) -> str | None:
@@ -37,31 +39,46 @@ def seal_if_complete(root: Path, plan: Plan, layer: int = 0) -> str | None:
         return old.set_id
     remove_temporaries(root)
     write_index(root, plan, layer)
-    files = dict(old.files) if old else {}
-    files |= _layer_entries(root, plan, layer)
-    return write_seal(root, [read_plan(root, number) for number in range(layer + 1)], files)
+    files = {**(old.files if old else {}), **_layer_entries(root, plan, layer)}
+    return _write_seal(root, [read_plan(root, number) for number in range(layer + 1)], files, old)
+
+
+def unfinished_shards(root: Path, plan: Plan, layer: int, shards: Iterable[int]) -> list[int]:
+    """Those of `shards` that are still to be written.
+
+    Raises:
+        WorkError: the layer is sealed, so that they are damaged; a second writing would not give the sealed records.
+    """
+    finished = committed_shards(root, plan, layer)
+    todo = [shard for shard in shards if shard not in finished]
+    if todo and is_sealed(root) and layer < len(read_manifest(root).layers):
+        raise WorkError(f"{root} is sealed but {len(todo)} of its shards are damaged; run: clsp shards verify {root}")
+    return todo
 
 
 def add_scores_entry(root: Path, name: str) -> str:
     """Seal the set again with `scores/NAME.parquet`, which lies there already; returns the new set ID."""
-    manifest = read_manifest(root)
-    plans = [read_plan(root, number) for number in range(len(manifest.layers))]
-    path = scores_path(root, name)
-    return write_seal(root, plans, {**manifest.files, relative(root, path): _entry(path)})
+    old, path = read_manifest(root), scores_path(root, name)
+    plans = [read_plan(root, number) for number in range(len(old.layers))]
+    return _write_seal(root, plans, {**old.files, relative(root, path): _entry(path)}, old)
 
 
-def write_seal(root: Path, plans: list[Plan], files: dict[str, FileEntry]) -> str:
-    """Write card, Croissant metadata and, last, the manifest of a set with these layers and files."""
-    write_descriptions(root, plans, files)
-    files = {**files, **{name: _entry(root / name) for name in (CARD, CROISSANT)}}
+def _write_seal(root: Path, plans: list[Plan], files: dict[str, FileEntry], old: Manifest | None) -> str:
+    """Write card, Croissant metadata and, last, the manifest; what a later version put into `old` stays in it."""
+    for name, content in descriptions(plans, files).items():
+        write_file(root / name, content)
+    kept: dict[str, Any] = old.model_dump(exclude={"layers", "files"}) if old else {}
+    layers = list(old.layers) if old else []
+    for number, plan in enumerate(plans[len(layers) :], start=len(layers)):
+        layers.append(Layer(name=layer_name(number), first=plan.start, candidates=plan.shards.candidates))
     manifest = Manifest(
-        plan=plans[0].digest,
-        provenance=provenance(plans),
-        layers=[
-            Layer(name=layer_name(number), first=plan.start, candidates=plan.shards.candidates)
-            for number, plan in enumerate(plans)
-        ],
-        files=files,
+        **kept
+        | {
+            "plan": plans[0].digest,
+            "provenance": kept.get("provenance", {}) | provenance(plans),
+            "layers": layers,
+            "files": {**files, **{name: _entry(root / name) for name in DESCRIPTIONS}},
+        }
     )
     # A writer may have been killed between a rename and its directory's sync.
     for folder in sorted({(root / name).parent for name in files}):
@@ -70,16 +87,13 @@ def write_seal(root: Path, plans: list[Plan], files: dict[str, FileEntry]) -> st
     return manifest.set_id
 
 
-def write_descriptions(root: Path, plans: list[Plan], files: dict[str, FileEntry]) -> None:
-    """Write `README.md` and `croissant.json`, which follow from the plans and the indexes' digests."""
-    from .croissant import croissant
-
-    write_card(root, plans)
+def descriptions(plans: list[Plan], files: dict[str, FileEntry]) -> dict[str, bytes]:
+    """`README.md` and `croissant.json`, which follow from the plans and the digests of the indexes."""
     layers = []
     for number, plan in enumerate(plans):
-        index = files[relative(root, index_path(root, number))]
+        index = files[index_path(Path(), number).as_posix()]
         layers.append((layer_name(number), plan.image_fields, index.sha256))
-    write_file(root / CROISSANT, croissant(plans[0], layers))
+    return {CARD: card(plans), CROISSANT: croissant(plans[0], layers)}
 
 
 def provenance(plans: list[Plan]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -11,13 +10,12 @@ from typing import Protocol
 from .arrival import fetch_manifest, receive, retrying
 from .durable import remove_temporaries, write_file
 from .errors import WorkError
-from .layout import MANIFEST
-from .manifest import FileEntry
+from .layout import MANIFEST, parse_shard
+from .manifest import FileEntry, Manifest, read_manifest
 from .remote import Remote
 
 CACHE_BYTES = 4 << 30
 LOCKS = ".locks"
-_TAR = re.compile(r"layer-\d{3}/shard-\d{6}\.tar")
 
 
 class Store(Protocol):
@@ -26,10 +24,12 @@ class Store(Protocol):
     Attributes:
         location: where the set is, as the user gave it.
         root: the folder in which `path` finds or puts files.
+        manifest: what the set is.
     """
 
     location: str
     root: Path
+    manifest: Manifest
 
     def path(self, name: str) -> Path:
         """The local path of a file of the set."""
@@ -40,7 +40,7 @@ class LocalStore(Store):
     """A set in a local folder."""
 
     def __init__(self, root: Path):
-        self.location, self.root = str(root), root
+        self.location, self.root, self.manifest = str(root), root, read_manifest(root)
 
     def path(self, name: str) -> Path:
         """The path of a file, whether or not it exists."""
@@ -91,7 +91,7 @@ class RemoteStore(Store):
         return path
 
     def _fetch(self, name: str, entry: FileEntry, path: Path) -> None:
-        is_tar = _TAR.fullmatch(name) is not None
+        is_tar = parse_shard(name) is not None
         if is_tar:
             self._make_room(entry.bytes, path)
         retrying(lambda: receive(self._remote, name, entry, path), self._remote.where(name))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from .arrival import DamagedError, fetch_manifest, receive, retrying, send
-from .claims import DESCRIPTIONS, check_claim, check_extends, finished_shards, shard_of
+from .claims import check_claim, check_extends, finished_shards
 from .durable import remove_temporaries
 from .errors import InputError
-from .layout import MANIFEST, PLAN
+from .layout import DESCRIPTIONS, MANIFEST, PLAN, shard_of
 from .manifest import FileEntry
 from .metadata import MAX_JSON_BYTES
 from .remote import HTTP_PROTOCOLS, Remote

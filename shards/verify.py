@@ -23,6 +23,7 @@ from .layout import (
     shard_path,
 )
 from .manifest import FileEntry, Manifest, read_manifest
+from .plan import indices_digest
 from .reader import LayerReader, ShardSet
 from .scores import check_scores
 
@@ -118,15 +119,15 @@ def _layer_faults(shards: ShardSet, manifest: Manifest, layer: LayerReader) -> I
 
 def _source_faults(shards: ShardSet) -> Iterator[str]:
     """The identities of the anchors add up to the source's digest, the chosen indices to the selection's."""
-    identities, indices = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    for shard in range(shards.plan.shard_count):
-        for row in shards.layers[0].index.table(shard):
-            identities.update(row["anchor"])
-            indices.update(int(row["index"]).to_bytes(8, "little", signed=True))
     selection = shards.plan.selection
-    found, expected = (
-        (indices.hexdigest(), selection.digest) if selection else (identities.hexdigest(), shards.plan.source.digest)
-    )
+    if selection:
+        found, expected = indices_digest(shards.source_indices()), selection.digest
+    else:
+        identities = hashlib.blake2b(digest_size=16)
+        for shard in range(shards.plan.shard_count):
+            for row in shards.layers[0].index.table(shard):
+                identities.update(row["anchor"])
+        found, expected = identities.hexdigest(), shards.plan.source.digest
     if found != expected:
         yield f"layer-000.parquet: its anchors have the digest {found}, the plan {expected}"
 

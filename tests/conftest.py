@@ -14,8 +14,9 @@ import pytest
 import torch
 from clsp.cli.main import run
 from clsp.generate import DiffusionConfig, Sampler, SamplerConfig, build_unet, load_diffusion, make_plan, make_shards
-from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
+from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, arrival, write_plan
 from diffusers import DDPMPipeline, DDPMScheduler
+from places import WebServer
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL_NETWORKS = {
@@ -75,6 +76,26 @@ def make_set(model, digits):
 def shard_set(tmp_path_factory, make_set) -> Path:
     """A sealed set of 40 digits, K = 3, three shards; tests must not write to it."""
     return make_set(tmp_path_factory.mktemp("sets") / "set")
+
+
+@pytest.fixture(scope="session")
+def ten_shards(tmp_path_factory, make_set) -> Path:
+    """A sealed set of 40 digits in ten shards; tests must not write to it."""
+    return make_set(tmp_path_factory.mktemp("ten") / "set", records=4)
+
+
+@pytest.fixture
+def web(ten_shards):
+    """An HTTP server of that set."""
+    server = WebServer(ten_shards)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """No waiting between the attempts of a transfer."""
+    monkeypatch.setattr(arrival, "BACKOFF", 0.01)
 
 
 @pytest.fixture

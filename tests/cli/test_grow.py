@@ -112,3 +112,23 @@ def test_repair_makes_or_fetches_the_recorded_bytes(clsp, made, model_folder, tm
     before = files(root)
     found = clsp("shards", "repair", root, "--from", tmp_path / "copy")
     assert found.returncode == 1 and bad[0] in found.stderr and files(root) == before
+
+
+def test_descriptions_that_this_version_would_write_otherwise_are_left(clsp, made, monkeypatch):
+    root = made("set", 2)
+    (root / "README.md").unlink()
+    before = files(root)
+    monkeypatch.setattr("clsp.shards.card.TEMPLATE", "another {header}")
+    found = clsp("shards", "repair", root)
+    assert found.returncode == 1 and "README.md: made again it has other bytes" in found.stderr
+    assert files(root) == before
+
+
+def test_a_shard_and_the_index_of_another_layer_are_repaired_together(clsp, made, model_folder):
+    root = made("set", 2)
+    assert clsp("shards", "extend", root, "--candidates=3", "--diffusion", model_folder).returncode == 0
+    good = files(root)
+    (root / "layer-000" / "shard-000000.tar").unlink()
+    (root / "layer-001.parquet").write_bytes(good["layer-001.parquet"][:100])
+    found = clsp("shards", "repair", root, "--diffusion", model_folder)
+    assert found.returncode == 0 and files(root) == good, found.stderr

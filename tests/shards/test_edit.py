@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from clsp.shards import (
     InputError,
     ShardsConfig,
     ShardSet,
+    WorkError,
     fraction_positions,
     merge_sets,
     pack_set,
@@ -129,3 +132,34 @@ def test_what_does_not_fit_is_named(shard_set, other_team, tmp_path):
     assert not (tmp_path / "x").exists()
     with pytest.raises(InputError, match="empty"):
         subset_set(one, tmp_path / "x", range_positions(one, 50, 60), {})
+
+
+def test_a_sealed_edit_with_a_damaged_shard_is_not_written_again(shard_set, tmp_path):
+    parent, root = ShardSet(shard_set), tmp_path / "set"
+    subset_set(parent, root, np.arange(20), {})
+    next(root.glob("layer-000/*")).unlink()
+    before = contents(root)
+    with pytest.raises(WorkError, match="1 of its shards are damaged; run: clsp shards verify"):
+        subset_set(parent, root, np.arange(20), {})
+    assert contents(root) == before
+
+
+def test_commit_records_of_edits_have_the_time_in_utc(shard_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Etc/GMT-9")
+    time.tzset()
+    try:
+        subset_set(ShardSet(shard_set), tmp_path / "set", np.arange(5), {})
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    record = json.loads(next((tmp_path / "set" / "commits").rglob("*.json")).read_text())
+    finished = datetime.fromisoformat(record["made"]["finished"])
+    assert abs((datetime.now(UTC) - finished).total_seconds()) < 60
+
+
+def test_more_candidates_than_a_layer_may_have_are_refused(shard_set, tmp_path, monkeypatch):
+    parent = ShardSet(shard_set)
+    monkeypatch.setattr(ShardSet, "candidates", property(lambda _: 257))
+    with pytest.raises(InputError, match=r"shards\.candidates: .*less than or equal to 256"):
+        pack_set(parent, tmp_path / "set")
+    assert not (tmp_path / "set").exists()

@@ -134,7 +134,9 @@ def jobs(plan, digits, tmp_path_factory):
     shutil.copytree(folder / "make", folder / "extend")
     extend(folder / "extend")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clsp.shards.edit.time", SimpleNamespace(strftime=lambda form: "now"))
+        patch.setattr(
+            "clsp.shards.commits.time", SimpleNamespace(strftime=lambda form, now: "now", gmtime=lambda: None)
+        )
         subset(folder / "subset")
         starts = {"make": None, "extend": folder / "make", "subset": None}
         yield {name: (starts[name], do, folder / name) for name, do in locals().items() if name in starts}

@@ -1,7 +1,8 @@
 import hashlib
 import json
 
-from clsp.shards import read_manifest, read_plan, seal_if_complete
+import numpy as np
+from clsp.shards import add_scores, canonical_json, read_manifest, read_plan, seal_if_complete, verify_set
 from clsp.shards.layout import commit_path
 
 
@@ -36,3 +37,16 @@ def test_provenance_tells_source_model_and_sampler(shard_set):
     provenance = json.loads((shard_set / "manifest.json").read_text())["provenance"]
     assert provenance["source"]["name"] == "digits" and provenance["source"]["licence"] == "cc-by-4.0"
     assert provenance["sampler"]["weight"] == 0.1 and len(provenance["diffusion"]["digest"]) == 64
+
+
+def test_what_a_later_version_put_into_the_manifest_stays(make_set, tmp_path):
+    root = make_set(tmp_path / "set")
+    path = root / "manifest.json"
+    content = json.loads(path.read_text())
+    content |= {"schema_version": "1.7", "later": [1, 2]}
+    content["layers"][0]["note"], content["provenance"]["site"] = "x", "y"
+    path.write_bytes(canonical_json(content))
+    add_scores(root, "probe", [f"train_{index:08d}" for index in range(40)], {"cosine": np.zeros((40, 3))})
+    after = json.loads(path.read_text())
+    assert after["files"].pop("scores/probe.parquet") and verify_set(root, deep=True) == []
+    assert after == content

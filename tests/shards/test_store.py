@@ -9,29 +9,13 @@ import sys
 
 import pytest
 from clsp.shards import InputError, WorkError, read_manifest
-from clsp.shards import arrival as arrival_module
 from clsp.shards.store import LocalStore, RemoteStore, open_store
 from clsp.shards.transfer import push
-from places import S3Server, WebServer, contents
+from places import S3Server, contents
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 TARS = [f"layer-000/shard-{shard:06d}.tar" for shard in range(10)]
-
-
-@pytest.fixture(scope="module")
-def ten_shards(tmp_path_factory, make_set):
-    return make_set(tmp_path_factory.mktemp("ten") / "set", records=4)
-
-
-@pytest.fixture
-def web(ten_shards):
-    server = WebServer(ten_shards)
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(arrival_module, "BACKOFF", 0.01)
 
 
 @pytest.fixture

@@ -8,17 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 from clsp.shards import InputError, StopRequested, WorkError, read_manifest, verify_set
-from clsp.shards import arrival as arrival_module
 from clsp.shards.hub import push_to_hub
 from clsp.shards.transfer import pull, push
-from places import S3Server, WebServer, contents
+from places import S3Server, contents
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 TAR, COMMIT = "layer-000/shard-000002.tar", "commits/layer-000/shard-000002.json"
-
-
-@pytest.fixture(scope="session")
-def ten_shards(tmp_path_factory, make_set):
-    return make_set(tmp_path_factory.mktemp("ten") / "set", records=4)
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +41,6 @@ def s3(s3_server, request, monkeypatch):
         fs=fs,
         requests=lambda method: s3_server.requests(method, f"{bucket}/sets/one"),
     )
-
-
-@pytest.fixture
-def web(ten_shards):
-    server = WebServer(ten_shards)
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(arrival_module, "BACKOFF", 0.01)
 
 
 def stop_after(files: int):
