@@ -6,15 +6,12 @@ Every figure that has a target is a ratio within one run: the sides take turns, 
 """
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import platform
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -23,94 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import torchvision.io
 import webdataset as wds
-from clsp.shards import (
-    Anchor,
-    Anchors,
-    AnchorsConfig,
-    BatchOrder,
-    DiffusionPlan,
-    Manifest,
-    PairDataset,
-    PairLoader,
-    Plan,
-    Record,
-    ShardsConfig,
-    ShardSet,
-    SourcePlan,
-    decode,
-    encode,
-    epoch_order,
-    pixel_digest,
-    seal_if_complete,
-    write_plan,
-    write_shard,
-)
-from clsp.shards.index import index_schema, read_tar_rows
-from clsp.shards.layout import commit_path, index_path, layer_files, relative, shard_path
-from clsp.shards.manifest import FileEntry, Layer
-from PIL import Image
+from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet, encode, write_plan, write_shard
+from codec_rates import measure_codecs, print_codecs
+from made_sets import BATCH, CANDIDATES, SEED, load_images, make_plan, make_record, make_set, verdict
+from opening import measure_opening, print_opening
 
-SIZE, CANDIDATES, BATCH, SEED, WARM = 32, 8, 256, 0, 4
+WARM = 4
 TARGETS = {"documented": 8.0, "leanest": 4.0, "decode alone": 0.85, "encode alone": 0.8}
-
-
-# ---------------------------------------------------------------------------------------------------------- the sets
-
-
-def load_images(path: str | None, count: int) -> np.ndarray:
-    """`(count, 32, 32, 3)` uint8: the first images at `path`, or smooth random ones."""
-    if path:
-        anchors = Anchors(AnchorsConfig(path=path, limit=count, size=SIZE))
-        return np.stack([anchor.image for anchor in anchors])
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
-    smooth = [np.asarray(Image.fromarray(one).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for one in coarse]
-    noise = generator.normal(0, 4, (count, SIZE, SIZE, 3))
-    return np.clip(np.stack(smooth) + noise, 0, 255).astype(np.uint8)
-
-
-def make_plan(count: int, records: int, codec: Any = "webp") -> Plan:
-    return Plan(
-        source=SourcePlan(
-            name="benchmark", split="train", licence="none", count=count, size=SIZE, resize="crop", digest="0" * 32
-        ),
-        diffusion=DiffusionPlan(origin="none", digest="0" * 64),
-        sampler={},
-        shards=ShardsConfig(candidates=CANDIDATES, records=records, codec=codec),
-    )
-
-
-def make_record(images_NHWC: np.ndarray, index: int) -> Record:
-    """Anchor `index`, and K other images in the place of its candidates."""
-    image = images_NHWC[index % len(images_NHWC)]
-    others = images_NHWC[(index + 1 + 37 * np.arange(CANDIDATES)) % len(images_NHWC)]
-    return Record(Anchor(index, f"train_{index:08d}", image, index % 10, pixel_digest(image)), others)
-
-
-def make_set(root: Path, plan: Plan, images_NHWC: np.ndarray) -> Path:
-    write_plan(root, plan)
-    for shard in range(plan.shard_count):
-        records = (make_record(images_NHWC, index) for index in plan.shard_range(shard))
-        write_shard(root, plan, 0, shard, records, dict)
-    seal_if_complete(root, plan)
-    return root
-
-
-def shard_sizes(plan: Plan) -> list[int]:
-    return [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
-
-
-# ----------------------------------------------------------------------------------------------------- reading pairs
 
 
 def ours(root: Path, batches: int, workers: int) -> Iterator[Any]:
     shards = ShardSet(root)
-    order = BatchOrder(shard_sizes(shards.plan), shards.plan.digest, SEED, BATCH)
+    order = BatchOrder(shards.shard_sizes, shards.plan.digest, SEED, BATCH)
     return iter(PairLoader(PairDataset(shards, SEED), order, batches, workers=workers))
 
 
@@ -230,9 +153,6 @@ def measure_reading(root: Path, rounds: int, workers: int) -> dict[str, list[flo
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
 def measure_writing(folder: Path, images_NHWC: np.ndarray, rounds: int, count: int = 512) -> dict[str, list[float]]:
     """Images per second: `write_shard`, and `encode` alone over the same images."""
     plan = make_plan(count, count)
@@ -253,145 +173,6 @@ def measure_writing(folder: Path, images_NHWC: np.ndarray, rounds: int, count: i
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- opening
-
-OPENING = """
-import json, sys, time
-def memory(field):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-import torch, clsp.shards
-torch.set_num_threads(1)
-before = memory("VmRSS")
-from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet
-start = time.perf_counter()
-shards = ShardSet(sys.argv[1])
-opened = time.perf_counter()
-plan = shards.plan
-sizes = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
-batch = next(iter(PairLoader(PairDataset(shards, 0), BatchOrder(sizes, plan.digest, 0, 256), 1)))
-done = time.perf_counter()
-assert batch.candidates_BCHW.shape == (256, 3, 32, 32)
-print(json.dumps({"open_s": opened - start, "first_batch_s": done - opened, "imports_bytes": before,
-                  "more_bytes": memory("VmHWM") - before}))
-"""
-
-
-def write_large_index(root: Path, plan: Plan) -> None:
-    """An index of the real schema: the rows of one real shard with other keys, indices and shard numbers."""
-    schema = index_schema(len(plan.image_fields))
-    first = pa.Table.from_pylist(read_tar_rows(shard_path(root, 0, 0), plan, 0), schema)
-    with pq.ParquetWriter(index_path(root, 0), schema, compression="zstd", write_statistics=False) as writer:
-        for shard in range(plan.shard_count):
-            positions = plan.shard_range(shard)
-            table = first.slice(0, len(positions))
-            columns = {
-                "key": [f"train_{position:08d}" for position in positions],
-                "index": positions,
-                "shard": [shard] * len(positions),
-            }
-            for name, values in columns.items():
-                place = schema.get_field_index(name)
-                table = table.set_column(place, schema.field(name), pa.array(values, schema.field(name).type))
-            writer.write_table(table, row_group_size=len(positions))
-
-
-def make_large_set(root: Path, plan: Plan, images_NHWC: np.ndarray) -> Path:
-    """A set whose manifest and index are complete and whose tars are there for the first window of shards alone."""
-    records = (make_record(images_NHWC, index) for index in plan.shard_range(0))
-    write_plan(root, plan)
-    write_shard(root, plan, 0, 0, records, dict)
-    write_large_index(root, plan)
-    touched = epoch_order(shard_sizes(plan), plan.digest, SEED, 0)[:BATCH] // plan.shards.records
-    for shard in sorted(set(touched.tolist()) - {0}):
-        shutil.copyfile(shard_path(root, 0, 0), shard_path(root, 0, shard))
-    sizes = {index_path(root, 0): index_path(root, 0).stat().st_size, root / "plan.json": len(plan.to_bytes())}
-    tar, commit = (path(root, *arguments).stat().st_size for path, arguments in _first_files(plan))
-    files = {}
-    for path in layer_files(root, 0, plan.shard_count):
-        size = sizes.get(path, tar if path.suffix == ".tar" else commit)
-        files[relative(root, path)] = FileEntry(bytes=size, sha256="0" * 64)
-    layers = [Layer(name="layer-000", first=0, candidates=CANDIDATES)]
-    manifest = Manifest(plan=plan.digest, provenance={}, layers=layers, files=files)
-    (root / "manifest.json").write_bytes(manifest.to_bytes())
-    return root
-
-
-def _first_files(plan: Plan) -> list[tuple[Callable[..., Path], tuple[Any, ...]]]:
-    return [(shard_path, (0, 0)), (commit_path, (plan, 0, 0)[1:])]
-
-
-def measure_opening(folder: Path, images_NHWC: np.ndarray, anchors: int, rounds: int) -> dict[str, Any]:
-    root, plan = folder / "large", make_plan(anchors, 1000)
-    start = time.perf_counter()
-    make_large_set(root, plan, images_NHWC)
-    made = time.perf_counter() - start
-    command = [sys.executable, "-W", "ignore", "-c", OPENING, str(root)]
-    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(rounds)]
-    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    index = index_path(root, 0).stat().st_size
-    shutil.rmtree(root)
-    return {"shards": plan.shard_count, "anchors": anchors, "made_s": made, "index_bytes": index, **medians}
-
-
-# ------------------------------------------------------------------------------------------------------------ codecs
-
-
-def decoders(codec: str) -> dict[str, Callable[[bytes], Any]]:
-    """Decoders at hand from bytes to an image, by name."""
-    if codec == "raw":
-        return {"NumPy": lambda content: np.frombuffer(content, np.uint8).reshape(SIZE, SIZE, 3).copy()}
-    public: Any = {"webp": torchvision.io.decode_webp, "png": torchvision.io.decode_png}[codec]
-    operator: Any = {"webp": torch.ops.image.decode_webp.default, "png": torch.ops.image.decode_png.default}[codec]
-    found: dict[str, Callable[[bytes], Any]] = {
-        "Pillow": lambda content: decode(content, codec, SIZE),
-        "torchvision": lambda content: public(torch.frombuffer(content, dtype=torch.uint8)),
-        "torch.ops": lambda content: operator(torch.frombuffer(content, dtype=torch.uint8), 0),
-    }
-    if importlib.util.find_spec("cv2"):
-        import cv2
-
-        found["OpenCV"] = lambda content: cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    return found
-
-
-def rate(function: Callable[[Any], Any], values: list[Any]) -> float:
-    start = time.perf_counter()
-    for value in values:
-        function(value)
-    return len(values) / (time.perf_counter() - start)
-
-
-def measure_codecs(images_NHWC: np.ndarray, rounds: int) -> dict[str, dict[str, Any]]:
-    found = {}
-    images = list(images_NHWC[:1024])
-    facts = len(json.dumps(dict.fromkeys(("anchor", *map(str, range(CANDIDATES))), "0" * 32), indent=2)) + 200
-    for codec in ("webp", "png", "raw"):
-        coder = bytes_of if codec == "raw" else lambda image, codec=codec: encode(image, codec)
-        contents = [coder(image) for image in images]
-        member = statistics.mean(512 + -(-len(content) // 512) * 512 for content in contents)
-        rates = {name: [] for name in decoders(codec)}
-        encoding = []
-        for _ in range(rounds):
-            encoding.append(rate(coder, images))
-            for name, decoder in decoders(codec).items():
-                rates[name].append(rate(decoder, contents))
-        found[codec] = {
-            "bytes": statistics.mean(map(len, contents)),
-            "tar_bytes_per_record": (1 + CANDIDATES) * member + 512 + -(-facts // 512) * 512,
-            "encode_per_s": statistics.median(encoding),
-            "decode_per_s": {name: statistics.median(values) for name, values in rates.items()},
-        }
-    return found
-
-
-def bytes_of(image_HWC: np.ndarray) -> bytes:
-    return image_HWC.tobytes()
-
-
-# ------------------------------------------------------------------------------------------------------------ report
-
-
 def ratios(found: dict[str, list[float]], own: str) -> dict[str, float]:
     """The median over the rounds of our rate over each other one."""
     return {
@@ -409,29 +190,6 @@ def print_rates(title: str, found: dict[str, list[float]], own: str) -> None:
             ratio = ratios(found, own)[name]
             line += f"   {own} / {name} = {ratio:.2f}, target {TARGETS[name]}: {verdict(ratio >= TARGETS[name])}"
         print(line, flush=True)
-
-
-def verdict(reached: bool) -> str:
-    return "reached" if reached else "MISSED"
-
-
-def print_opening(found: dict[str, Any]) -> None:
-    seconds, memory = found["open_s"] + found["first_batch_s"], found["more_bytes"]
-    print(f"\nopening {found['anchors']:,} anchors in {found['shards']:,} shards")
-    print(f"  made in {found['made_s']:.0f} s, the index has {found['index_bytes'] / 1e6:,.0f} MB")
-    print(
-        f"  open {found['open_s']:.2f} s, first batch {found['first_batch_s']:.2f} s, target 3: {verdict(seconds < 3)}"
-    )
-    imports = found["imports_bytes"] / 1e6
-    print(f"  {memory / 1e6:,.0f} MB over the {imports:,.0f} of the imports, target 1 000: {verdict(memory < 1e9)}")
-
-
-def print_codecs(found: dict[str, dict[str, Any]]) -> None:
-    print("\ncodec  bytes/image  tar bytes/record  encode/s  decode/s")
-    for codec, row in found.items():
-        rates = ", ".join(f"{name} {value:,.0f}" for name, value in row["decode_per_s"].items())
-        tar, encoding = row["tar_bytes_per_record"], row["encode_per_s"]
-        print(f"{codec:5}  {row['bytes']:11,.0f}  {tar:16,.0f}  {encoding:8,.0f}  {rates}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,0 +1,66 @@
+"""Sets to measure on: real or smooth random images in the place of a diffusion model's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from clsp.shards import (
+    Anchor,
+    Anchors,
+    AnchorsConfig,
+    DiffusionPlan,
+    Plan,
+    Record,
+    ShardsConfig,
+    SourcePlan,
+    pixel_digest,
+    seal_if_complete,
+    write_plan,
+    write_shard,
+)
+from PIL import Image
+
+SIZE, CANDIDATES, BATCH, SEED = 32, 8, 256, 0
+
+
+def load_images(path: str | None, count: int) -> np.ndarray:
+    """`(count, 32, 32, 3)` uint8: the first images at `path`, or smooth random ones."""
+    if path:
+        anchors = Anchors(AnchorsConfig(path=path, limit=count, size=SIZE))
+        return np.stack([anchor.image for anchor in anchors])
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    smooth = [np.asarray(Image.fromarray(one).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for one in coarse]
+    noise = generator.normal(0, 4, (count, SIZE, SIZE, 3))
+    return np.clip(np.stack(smooth) + noise, 0, 255).astype(np.uint8)
+
+
+def make_plan(count: int, records: int, codec: Any = "webp") -> Plan:
+    return Plan(
+        source=SourcePlan(
+            name="benchmark", split="train", licence="none", count=count, size=SIZE, resize="crop", digest="0" * 32
+        ),
+        diffusion=DiffusionPlan(origin="none", digest="0" * 64),
+        sampler={},
+        shards=ShardsConfig(candidates=CANDIDATES, records=records, codec=codec),
+    )
+
+
+def make_record(images_NHWC: np.ndarray, index: int) -> Record:
+    """Anchor `index`, and K other images in the place of its candidates."""
+    image = images_NHWC[index % len(images_NHWC)]
+    others = images_NHWC[(index + 1 + 37 * np.arange(CANDIDATES)) % len(images_NHWC)]
+    return Record(Anchor(index, f"train_{index:08d}", image, index % 10, pixel_digest(image)), others)
+
+
+def make_set(root: Path, plan: Plan, images_NHWC: np.ndarray) -> Path:
+    write_plan(root, plan)
+    for shard in range(plan.shard_count):
+        records = (make_record(images_NHWC, index) for index in plan.shard_range(shard))
+        write_shard(root, plan, 0, shard, records, dict)
+    seal_if_complete(root, plan)
+    return root
+
+
+def verdict(reached: bool) -> str:
+    return "reached" if reached else "MISSED"
