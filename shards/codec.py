@@ -1,5 +1,6 @@
 """Images to bytes and back, without loss, and the digest of an image's pixels."""
 
+import functools
 import hashlib
 import io
 import struct
@@ -56,6 +57,8 @@ def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
     Raises:
         WorkError: another codec (for WebP: another kind than lossless) or another size than `size` x `size`.
     """
+    if codec == "webp" and head[:4] + head[8:16] + head[20:25] == _webp_head(size):
+        return  # the usual case at a quarter of the time
     if len(head) < 26:
         raise WorkError(f"does not decode as {codec}: {len(head)} bytes")
     if codec == "png" and head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
@@ -69,3 +72,9 @@ def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
         raise WorkError(f"does not decode as {codec}: it does not begin as a lossless RGB image")
     if found != (size, size) or not kind:
         raise WorkError(f"image of {found[0]}x{found[1]}, expected {size}x{size} RGB")
+
+
+@functools.cache
+def _webp_head(size: int) -> bytes:
+    """What a lossless RGB WebP of `size` x `size` begins with, less its two lengths."""
+    return b"RIFFWEBPVP8L\x2f" + (size - 1 | size - 1 << 14).to_bytes(4, "little")

@@ -208,7 +208,7 @@ def _own_members(layer: LayerReader, with_anchor: bool = True) -> Members:
 def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Report | None) -> None:
     def facts() -> dict[str, Any]:
         parents = [parent.set_id for parent in origin.parents]
-        return {"copied_from": parents, **run_stamp("clsp", "numpy", "webdataset")}
+        return {"copied_from": parents, **run_stamp("clsp", "numpy")}
 
     todo = set(unfinished_shards(out, plan, layer, range(plan.shard_count)))
     for shard in range(plan.shard_count):
@@ -225,8 +225,7 @@ def _records(plan: Plan, shard: int, origin: Origin) -> Iterator[EncodedRecord]:
         contents, pixels = [], []
         for layer_number, member in origin.members:
             layer = parent.layers[layer_number]
-            mapped, start, size = parent.member_view(layer, place, member)
-            contents.append(mapped[start : start + size])
+            contents.append(parent.member_bytes(layer, place, member))
             pixels.append(layer.index.table(number)[row]["pixels"][member].hex())
         facts = parent.layers[0].index.table(number)[row]
         yield EncodedRecord(facts["key"], facts["index"], facts["label"], facts["anchor"].hex(), contents, pixels)

@@ -12,7 +12,7 @@ WINDOW = 16
 
 def stream_key(*parts: object) -> int:
     """A 64-bit number that names a random stream."""
-    text = "\0".join(map(str, parts)).encode()
+    text = "\0".join([f"{part}" for part in parts]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

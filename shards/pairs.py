@@ -68,25 +68,30 @@ class PairDataset(Dataset[PairBatch]):
             anchors = [torch.from_numpy(self.shards.anchor(position).copy()) for position in positions]
             return torch.stack(anchors).permute(0, 3, 1, 2)
         layer = self.shards.layers[0]
-        return torch.stack([self._decode(layer, position, 0) for position in positions])
+        return self._decode([(layer, position, 0) for position in positions])
 
     def _candidates(self, items: Sequence[tuple[int, int]], keys: Sequence[str]) -> torch.Tensor:
-        drawn = zip(items, keys, strict=True)
-        return torch.stack([self._candidate(epoch, position, key) for (epoch, position), key in drawn])
+        members = []
+        for (epoch, position), key in zip(items, keys, strict=True):
+            drawn = draw_candidate(self.seed, epoch, key, self.shards.candidates)
+            layer, member = self.shards.candidate_member(drawn)
+            members.append((layer, position, member))
+        return self._decode(members)
 
-    def _candidate(self, epoch: int, position: int, key: str) -> torch.Tensor:
-        layer, member = self.shards.candidate_member(draw_candidate(self.seed, epoch, key, self.shards.candidates))
-        return self._decode(layer, position, member)
-
-    def _decode(self, layer: LayerReader, position: int, member: int) -> torch.Tensor:
-        mapped, start, size = self.shards.member_view(layer, position, member)
-        codec, content = layer.plan.shards.codec, bytearray(mapped[start : start + size])
+    def _decode(self, members: Sequence[tuple[LayerReader, int, int]]) -> torch.Tensor:
+        """The images of members (layer, position, place in the record), `(B, 3, H, W)`, in memory channels last."""
+        contents = [self.shards.member_bytes(*member) for member in members]
+        joined = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
+        images, size = [], self.shards.size
         try:
-            check_header(content, codec, self.shards.size)
-            return DECODERS[codec](torch.frombuffer(content, dtype=torch.uint8), RGB)
+            for content, encoded, member in zip(contents, joined.split([*map(len, contents)]), members, strict=True):
+                codec = member[0].plan.shards.codec
+                check_header(content, codec, size)
+                images.append(DECODERS[codec](encoded, RGB).permute(1, 2, 0))  # as decoded, so stacking copies straight
         except (RuntimeError, WorkError) as error:
-            where = f"{self.shards.root}: record {self.shards.key(position)}"
+            where = f"{self.shards.root}: record {self.shards.key(members[len(images)][1])}"
             raise WorkError(f"{where} does not decode ({error})") from error
+        return torch.stack(images).permute(0, 3, 1, 2)
 
 
 class PairLoader:

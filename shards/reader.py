@@ -1,7 +1,6 @@
 """Reading a sealed shard set: records by position, through the index and memory maps."""
 
 import mmap
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from .anchors import Anchor, Anchors
 from .codec import decode
 from .errors import InputError, WorkError
-from .index import LayerIndex
+from .index import LayerIndex, ShardRows
 from .layout import index_path, layer_name, plan_path, shard_path
 from .manifest import Manifest
 from .metadata import parse_metadata, read_json
@@ -75,7 +74,7 @@ class ShardSet:
         ]
         self._records, self._count = self.plan.shards.records, self.plan.count
         self._anchors = self._check_source(anchors)
-        self._maps: OrderedDict[tuple[int, int], mmap.mmap] = OrderedDict()
+        self._opened: dict[tuple[int, int], tuple[ShardRows, mmap.mmap]] = {}
 
     def _open_layer(self, number: int, layers: list[LayerReader]) -> LayerReader:
         path = self.store.path(plan_path(HERE, number).as_posix())
@@ -98,7 +97,7 @@ class ShardSet:
         return self.plan.count
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": OrderedDict()}  # workers map the shards anew
+        return self.__dict__ | {"_opened": {}}  # workers map the shards anew
 
     @property
     def candidates(self) -> int:
@@ -159,14 +158,14 @@ class ShardSet:
 
     def anchor_bytes(self, position: int) -> bytes | None:
         """The encoded anchor, or None in a set without anchors."""
-        return self._member(self.layers[0], position, 0) if self.plan.shards.include_anchors else None
+        return self.member_bytes(self.layers[0], position, 0) if self.plan.shards.include_anchors else None
 
     def candidate_bytes(self, position: int, candidate: int) -> bytes:
         """Encoded candidate `candidate` (0 … K-1) of an anchor."""
         if not 0 <= candidate < self.candidates:
             raise IndexError(f"candidate {candidate}, the set has {self.candidates}")
         layer, member = self._members[candidate]
-        return self._member(layer, position, member)
+        return self.member_bytes(layer, position, member)
 
     def anchor(self, position: int) -> np.ndarray:
         """The anchor `(H, W, 3)` uint8 RGB, from the set or, joined by key and digest, from the source."""
@@ -189,16 +188,19 @@ class ShardSet:
         row = self.layers[0].index.table(position // self._records)[position % self._records]
         return Anchor(row["index"], row["key"], self.anchor(position), row["label"], row["anchor"].hex())
 
-    def member_view(self, layer: LayerReader, position: int, member: int) -> tuple[mmap.mmap, int, int]:
-        """(map of the tar, start, size) of a record's member, for readers that copy nothing."""
-        rows, row = self._locate(layer, position)
-        start, size = rows.offsets_NM.item(row, member), rows.sizes_NM.item(row, member)
-        mapped = self._map(layer, position // self._records)
-        if start + size > len(mapped):
+    def member_bytes(self, layer: LayerReader, position: int, member: int) -> bytes:
+        """The bytes of a record's member in a layer."""
+        if not 0 <= position < self._count:
+            raise IndexError(position)
+        shard, row = divmod(position, self._records)
+        rows, mapped = self._opened.get((layer.number, shard)) or self._open_shard(layer, shard)
+        size, start = rows.sizes_NM.item(row, member), rows.offsets_NM.item(row, member)
+        content = mapped[start : start + size]
+        if len(content) != size:
             raise WorkError(
                 f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}"
             )
-        return mapped, start, size
+        return content
 
     def candidate_member(self, candidate: int) -> tuple[LayerReader, int]:
         """The layer that holds a candidate, and its place among the members of a record."""
@@ -236,15 +238,7 @@ class ShardSet:
         except WorkError as error:
             raise WorkError(f"{self.root}: record {self.key(position)}: {error}") from error
 
-    def _member(self, layer: LayerReader, position: int, member: int) -> bytes:
-        mapped, start, size = self.member_view(layer, position, member)
-        return mapped[start : start + size]
-
-    def _map(self, layer: LayerReader, shard: int) -> mmap.mmap:
-        place = (layer.number, shard)
-        if place in self._maps:
-            self._maps.move_to_end(place)
-            return self._maps[place]
+    def _open_shard(self, layer: LayerReader, shard: int) -> tuple[ShardRows, mmap.mmap]:
         name = shard_path(HERE, layer.number, shard).as_posix()
         try:
             with self.store.path(name).open("rb") as file:
@@ -252,7 +246,7 @@ class ShardSet:
         except (OSError, ValueError) as error:
             path = self.root / name
             raise WorkError(f"{path} cannot be read ({error}); run: clsp shards verify {self.root}") from error
-        self._maps[place] = mapped
-        if len(self._maps) > OPEN_SHARDS:
-            self._maps.popitem(last=False)
-        return mapped
+        if len(self._opened) >= OPEN_SHARDS:
+            self._opened.pop(next(iter(self._opened)))
+        opened = self._opened[layer.number, shard] = layer.index.rows(shard), mapped
+        return opened

@@ -151,9 +151,8 @@ def _record_faults(
     shards: ShardSet, layer: LayerReader, position: int, row: dict[str, Any], name: str
 ) -> Iterator[str]:
     for member, field in enumerate(layer.plan.image_fields):
-        mapped, start, size = shards.member_view(layer, position, member)
         try:
-            image = decode(mapped[start : start + size], layer.plan.shards.codec, shards.size)
+            image = decode(shards.member_bytes(layer, position, member), layer.plan.shards.codec, shards.size)
             if bytes.fromhex(pixel_digest(image)) != row["pixels"][member]:
                 yield f"{name}: {row['key']}.{field}: pixels differ from the recorded digest"
         except WorkError as error:

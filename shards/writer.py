@@ -1,7 +1,6 @@
 """Writing one shard: tar first, commit record last."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,8 +14,7 @@ from .durable import replacing
 from .layout import layer_name, shard_path
 from .metadata import canonical_json
 from .plan import Plan
-
-OWNER, GROUP, MODE, MTIME = "clsp", "clsp", 0o444, 0
+from .tar import TarFile
 
 
 @dataclass(frozen=True)
@@ -25,28 +23,6 @@ class Record:
 
     anchor: Anchor
     candidates_KHWC: np.ndarray
-
-
-class HashingFile:
-    """A binary file that counts and hashes what is written, so that the tar is read once less."""
-
-    def __init__(self, file: BinaryIO):
-        self._file, self.size, self._hash = file, 0, hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        """Write and hash."""
-        self._hash.update(content)
-        self.size += len(content)
-        return self._file.write(content)
-
-    def tell(self) -> int:
-        """Bytes written."""
-        return self.size
-
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal digest of what was written."""
-        return self._hash.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -71,11 +47,12 @@ def encode_record(plan: Plan, record: Record) -> EncodedRecord:
     return EncodedRecord(anchor.key, anchor.index, anchor.label, anchor.digest, contents, pixels)
 
 
-def tar_sample(plan: Plan, record: EncodedRecord) -> dict[str, Any]:
-    """The members of a record: `{ending: bytes}` with its images and its `json`."""
+def _members(plan: Plan, record: EncodedRecord) -> Iterator[tuple[str, bytes]]:
     fields = plan.image_fields
     if len(record.contents) != len(fields):
         raise ValueError(f"{record.key}: {len(record.contents)} images, the plan has {len(fields)} per record")
+    for field, content in zip(fields, record.contents, strict=True):
+        yield f"{record.key}.{field}", content
     facts = {
         "key": record.key,
         "index": record.index,
@@ -83,29 +60,26 @@ def tar_sample(plan: Plan, record: EncodedRecord) -> dict[str, Any]:
         "anchor": record.anchor,
         "pixels": {field.split(".")[0]: digest for field, digest in zip(fields, record.pixels, strict=True)},
     }
-    members = dict(zip(fields, record.contents, strict=True))
-    return {"__key__": record.key, **members, "json": canonical_json(facts)}
+    yield f"{record.key}.json", canonical_json(facts)
 
 
-def write_tar(file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]) -> "HashingFile":
+def write_tar(file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]) -> TarFile:
     """Write the tar of a shard to an open file; returns what was counted and hashed.
 
     Raises:
         ValueError: the records are not exactly the shard's anchors in order.
     """
-    from webdataset.writer import TarWriter  # imports torch where it is installed, so not at the top
-
-    hashing: Any = HashingFile(file)  # has the two methods that a tar writer needs
-    written: list[int] = []
-    with TarWriter(hashing, encoder=False, user=OWNER, group=GROUP, mode=MODE, mtime=MTIME) as tar:
-        for record in records:
-            encoded = encode_record(plan, record) if isinstance(record, Record) else record
-            tar.write(tar_sample(plan, encoded))
-            written.append(encoded.index)
+    tar, written = TarFile(file), []
+    for record in records:
+        encoded = encode_record(plan, record) if isinstance(record, Record) else record
+        for name, content in _members(plan, encoded):
+            tar.add(name, content)
+        written.append(encoded.index)
+    tar.close()
     positions = plan.shard_range(shard)
     if len(written) != len(positions) or (plan.selection is None and written != list(positions)):
         raise ValueError(f"shard {shard}: wrote anchors {written[:3]}…, the plan has {positions}")
-    return hashing
+    return tar
 
 
 def write_shard(

@@ -364,7 +364,7 @@ def test_pairs_refuse_huge_images_before_decoding(make_set, tmp_path, codec, mon
     shards = ShardSet(root)
     dataset = PairDataset(shards, 0)
     with pytest.raises(WorkError, match="16000x16000, expected 8x8"):
-        dataset._decode(shards.layers[0], 16, 1)
+        dataset._decode([(shards.layers[0], 16, 1)])
     with pytest.raises(WorkError, match="16000x16000, expected 8x8"):
         shards.candidate(16, 0)
 

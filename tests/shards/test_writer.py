@@ -1,11 +1,14 @@
+import io
 import json
 import tarfile
 
 import numpy as np
 import pytest
+import webdataset
 from clsp.shards import Record, read_plan, write_plan, write_shard
 from clsp.shards.commits import read_commit
 from clsp.shards.layout import commit_path, shard_path
+from clsp.shards.tar import member_header
 
 
 def records(digits, indices):
@@ -66,3 +69,25 @@ def test_a_shard_without_a_fitting_commit_record_does_not_exist(digits, empty_se
     tar.chmod(0o644)
     tar.write_bytes(tar.read_bytes()[:-512])
     assert read_commit(root, plan, 0, 0) is None
+
+
+def test_the_tar_is_what_webdataset_and_tarfile_write(shard_set):
+    path = shard_path(shard_set, 0, 0)
+    plan, expected = read_plan(shard_set), io.BytesIO()
+    with (
+        tarfile.open(path) as tar,
+        webdataset.TarWriter(expected, encoder=False, user="clsp", group="clsp", mode=0o444, mtime=0) as writer,
+    ):
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+        for key in dict.fromkeys(name.split(".")[0] for name in members):
+            writer.write(
+                {"__key__": key, **{field: members[f"{key}.{field}"] for field in [*plan.image_fields, "json"]}}
+            )
+    assert path.read_bytes() == expected.getvalue()
+
+
+def test_a_members_name_has_at_most_100_bytes():
+    header = member_header("a" * 100, 7)
+    assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").tobuf(tarfile.USTAR_FORMAT) == header
+    with pytest.raises(ValueError, match="101 bytes"):
+        member_header("a" * 101, 7)
