@@ -47,8 +47,10 @@ def decode(content: bytes, codec: str, size: int) -> np.ndarray:
 
 def pixel_digest(image_HWC: np.ndarray) -> str:
     """128-bit BLAKE2b of an image's shape and RGB bytes, as 32 hexadecimal characters."""
-    shape = "x".join(map(str, image_HWC.shape)).encode()
-    return hashlib.blake2b(shape + b":" + np.ascontiguousarray(image_HWC).tobytes(), digest_size=16).hexdigest()
+    shape = "x".join(map(str, image_HWC.shape))
+    digest = hashlib.blake2b(f"{shape}:".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image_HWC))
+    return digest.hexdigest()
 
 
 def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
