@@ -3,18 +3,21 @@
 Shape legend: N images, F features, B batch.
 """
 
-import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from ..shards import Anchors, AnchorsConfig, InputError
-from ..train import embed, load_backbone
+from ..shards import Anchors, AnchorsConfig, InputError, permutation
 from .config import LinearEvalConfig
+from .encoder import Encoder
 
-BATCH = 256
+Report = Callable[[int, int], None]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Features:
     plain_NF: torch.Tensor
     flipped_NF: torch.Tensor | None
     labels_N: torch.Tensor
+
+    def at(self, chosen_N: torch.Tensor) -> "Features":
+        """Those of some images, by a mask or by numbers."""
+        flipped = None if self.flipped_NF is None else self.flipped_NF[chosen_N]
+        return Features(self.plain_NF[chosen_N], flipped, self.labels_N[chosen_N])
 
 
 def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -> tuple[Anchors, Anchors]:
@@ -45,39 +53,69 @@ def _test_path(path: str, split: str) -> str:
     return str(sibling)
 
 
-def check_labels(train: np.ndarray, test: np.ndarray) -> int:
+def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> int:
     """The number of classes, from the training labels alone.
 
+    Args:
+        complete: every class has to occur in the test set too, since accuracy per class is a mean over all of them.
+
     Raises:
-        InputError: the training labels are not 0 … n-1, or the test set has a class that training lacks.
+        InputError: the training labels are not 0 … n-1, or one of the two sets has a class that the other lacks.
     """
     classes = np.unique(train)
     if not np.array_equal(classes, np.arange(len(classes))):
         raise InputError(f"training labels are {classes[:5].tolist()}…, expected every class of 0 … {classes[-1]}")
-    unknown = np.setdiff1d(test, classes)
+    unknown, missing = np.setdiff1d(test, classes), np.setdiff1d(classes, test)
     if len(unknown):
         raise InputError(f"test labels {unknown[:5].tolist()} do not occur in training; check linear_eval.test_path")
+    if complete and len(missing):
+        raise InputError(f"test images lack the classes {missing[:5].tolist()}, expected all {len(classes)}")
     return len(classes)
 
 
-def extract(folder: Path, images: Anchors, flips: bool = False) -> Features:
-    """Features of all images under the backbone saved in `folder`."""
-    model, config = load_backbone(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    mean, std = (torch.tensor(config[name], device=device)[:, None, None] for name in ("mean", "std"))
+def hold_out(labels_N: np.ndarray, share: float, *stream: object) -> np.ndarray:
+    """Which images are held out for choices: `(N,)` bool, that share of every class and at least one image.
+
+    A pure function of the labels and `stream`, so that every run holds out the same ones.
+
+    Raises:
+        InputError: a class has a single image.
+    """
+    chosen = np.zeros(len(labels_N), bool)
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        if len(members) < 2:
+            raise InputError(f"class {label} has one training image, holding out for validation needs two per class")
+        count = max(1, round(share * len(members)))
+        chosen[members[permutation(len(members), *stream, int(label))[:count]]] = True
+    return chosen
+
+
+def extract(encoder: Encoder, images: Anchors, flips: bool = False, report: Report | None = None) -> Features:
+    """Features of all images, extracted once; the next batch is decoded while the encoder works.
+
+    Args:
+        flips: also of their mirror images.
+        report: called with (done, total).
+    """
     plain, flipped = [], []
-    with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            arrays = np.stack([anchor.image for anchor in images[start : start + BATCH]])
-            batch = (torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
-            plain.append(embed(model, batch).cpu())
-            if flips:
-                flipped.append(embed(model, batch.flip(-1)).cpu())
+    batches = ((start, images[start : start + encoder.batch]) for start in range(0, len(images), encoder.batch))
+    for start, anchors in ahead(batches):
+        arrays = np.stack([anchor.image for anchor in anchors])
+        plain.append(encoder(arrays))
+        if flips:
+            flipped.append(encoder(arrays, flips=True))
+        if report:
+            report(start + len(anchors), len(images))
     labels = torch.from_numpy(images.labels())
     return Features(torch.cat(plain), torch.cat(flipped) if flips else None, labels)
 
 
-def backbone_size(folder: Path) -> int:
-    """The image size that the backbone in `folder` was trained at, in pixels."""
-    return int(json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"][-1])
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each made by another thread while the one before it is used."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, iterator, None)
+            yield item

@@ -1,12 +1,14 @@
 """Linear evaluation, protocol `clsp`: the paper's exact one, over features extracted once."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ..shards import permutation, stream_seed
 from .config import LinearEvalConfig
 from .features import Features
-from .metrics import accuracy_with_interval
+from .metrics import classification
 
 
 def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: int = 0) -> nn.Linear:
@@ -20,7 +22,7 @@ def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: 
     optimizer = torch.optim.SGD(head.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), gamma=0.1)
     for epoch in range(config.epochs):
-        features = _with_flips(train, seed, epoch)
+        features = with_flips(train, seed, epoch)
         order = torch.from_numpy(permutation(len(features), seed, epoch, "linear"))
         for chosen in order.split(config.batch_size):
             loss = nn.functional.cross_entropy(head(features[chosen]), train.labels_N[chosen])
@@ -31,7 +33,8 @@ def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: 
     return head
 
 
-def _with_flips(features: Features, seed: int, epoch: int) -> torch.Tensor:
+def with_flips(features: Features, seed: int, epoch: int) -> torch.Tensor:
+    """The features `(N, F)` of an epoch: per image those of the image or of its mirror image."""
     if features.flipped_NF is None:
         return features.plain_NF
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "flips"))
@@ -39,13 +42,11 @@ def _with_flips(features: Features, seed: int, epoch: int) -> torch.Tensor:
     return torch.where(flip, features.flipped_NF, features.plain_NF)
 
 
-def evaluate_linear(train: Features, test: Features, classes: int, config: LinearEvalConfig, seed: int = 0) -> dict:
-    """Train the classifier and test it once, after the last epoch: `{"top1", "top1_interval", "top5"}`, in percent."""
+def evaluate_linear(
+    train: Features, test: Features, classes: int, config: LinearEvalConfig, seed: int = 0
+) -> dict[str, Any]:
+    """Train the classifier and test it once, after the last epoch: top-1, top-5 and mean per class, in percent."""
     head = train_linear(train, classes, config, seed)
     with torch.inference_mode():
         ranked = head(test.plain_NF).topk(min(5, classes), dim=1).indices
-    hits = ranked == test.labels_N[:, None]
-    result = accuracy_with_interval("top1", hits[:, 0].numpy())
-    if classes > 5:
-        result["top5"] = 100 * hits.any(dim=1).double().mean().item()
-    return result
+    return {"protocol": "clsp", **classification(ranked.numpy(), test.labels_N.numpy())}

@@ -71,7 +71,7 @@ class Anchors(Sequence[Anchor]):
         if not SPLIT.fullmatch(config.split):
             raise InputError(f"anchors.split: {config.split!r}; expected up to 64 printable ASCII letters, no slash")
         self.source: Source = (
-            DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split)
+            DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split, config.label)
         )
         self._count = min(len(self.source), config.limit or len(self.source))
         if self._count == 0:

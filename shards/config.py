@@ -17,6 +17,8 @@ class AnchorsConfig(Section):
     path: str = Field(default="digits", min_length=1)
     """A hub id, a local parquet file, a local folder (images or parquet), or `digits` (scikit-learn's, embedded)."""
     split: str = "train"
+    label: str = ""
+    """The column of the class numbers; empty: `label` or a usual variant, else the first column of class labels."""
     limit: int = Field(default=0, ge=0)
     """Use the first `limit` images only; 0 uses all."""
     size: int = Field(default=0, ge=0)

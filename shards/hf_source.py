@@ -11,17 +11,17 @@ LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class")
 class HFSource:
     """One split of a data set, by hub id or local path.
 
-    The image column is the first one that holds images; the label column is the one named `label` (or a usual
-    variant), else the first class label.
+    The image column is the first one that holds images; the label column is `label` or, where that is empty, the one
+    of that name (or a usual variant), else the first class label.
     """
 
-    def __init__(self, path: str, split: str):
+    def __init__(self, path: str, split: str, label: str = ""):
         self._dataset = _load(path, split)
         self.name = Path(path).name if Path(path).exists() else path
         self.licence = self._dataset.info.license or ""
         features = self._dataset.features
         image_column = _image_column(features, path)
-        label_column = _label_column(features)
+        label_column = _named_column(features, label, path) if label else _label_column(features)
         images = self._dataset.select_columns([image_column])
         self._images = images.cast_column(image_column, _undecoded())
         self._labels = None if label_column is None else self._dataset[label_column][:]
@@ -81,11 +81,21 @@ def _image_column(features: Any, path: str) -> str:
     raise InputError(f"anchors.path: {path} has the columns {', '.join(features)}; expected one that holds images")
 
 
+def _holds_classes(feature: Any) -> bool:
+    from datasets import ClassLabel
+
+    return isinstance(feature, ClassLabel) or "int" in str(getattr(feature, "dtype", ""))
+
+
+def _named_column(features: Any, name: str, path: str) -> str:
+    if name not in features or not _holds_classes(features[name]):
+        found = ", ".join(column for column in features if _holds_classes(features[column])) or "none"
+        raise InputError(f"{path} has no column {name!r} of class numbers; expected one of: {found}")
+    return name
+
+
 def _label_column(features: Any) -> str | None:
     from datasets import ClassLabel
 
-    def holds_classes(feature: Any) -> bool:
-        return isinstance(feature, ClassLabel) or "int" in str(getattr(feature, "dtype", ""))
-
-    named = [name for name in LABEL_NAMES if name in features and holds_classes(features[name])]
+    named = [name for name in LABEL_NAMES if name in features and _holds_classes(features[name])]
     return next(iter(named + [name for name, feature in features.items() if isinstance(feature, ClassLabel)]), None)
