@@ -1,4 +1,4 @@
-"""`clsp linear-eval` and `clsp knn`."""
+"""`clsp linear-eval`, `clsp knn` and `clsp transfer`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .options import PATH, expand, out_option, recipe_options
-from .progress import say
+from .progress import ProgressReport, say
 from .recipe import Recipe, load_recipe
 
 Evaluation = Callable[[Any, Any, int], dict[str, Any]]
@@ -24,15 +24,18 @@ checkpoint_option = click.option(
 @recipe_options
 @checkpoint_option
 @out_option("Folder for linear.json.")
-def linear_eval(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
-    """Linear evaluation of a pretrained backbone (the paper's protocol)."""
-    from ..evaluate import evaluate_linear
+@click.option("--protocol", type=click.Choice(["clsp", "sweep"]), help="Instead of the recipe's linear_eval.protocol.")
+def linear_eval(
+    recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, protocol: str | None
+) -> None:
+    """Linear evaluation of a pretrained backbone (the paper's protocol, or a sweep chosen on a part of train)."""
+    from ..evaluate import evaluate_linear, evaluate_sweep
 
-    recipe = load_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, (*overrides, *([f"linear_eval.protocol={protocol}"] if protocol else [])))
+    evaluate = evaluate_sweep if recipe.linear_eval.protocol == "sweep" else evaluate_linear
 
     def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
-        result = evaluate_linear(train, test, classes, recipe.linear_eval, recipe.pretrain.seed)
-        return {"protocol": "clsp", **result}
+        return evaluate(train, test, classes, recipe.linear_eval, recipe.pretrain.seed)
 
     _evaluate(recipe, "linear", checkpoint, out, recipe.linear_eval.flip, run)
 
@@ -41,27 +44,65 @@ def linear_eval(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, 
 @recipe_options
 @checkpoint_option
 @out_option("Folder for knn.json.")
-def knn(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
-    """k-nearest-neighbour evaluation of a pretrained backbone."""
-    from ..evaluate import evaluate_knn
+@click.option("--replica", is_flag=True, help="Also the best k on the test images, which the paper's authors report.")
+def knn(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, replica: bool) -> None:
+    """k-nearest-neighbour evaluation of a pretrained backbone; also a map of the test images' features."""
+    from ..evaluate import evaluate_knn, feature_map
 
     recipe = load_recipe(recipe_name, overrides)
 
     def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
-        return evaluate_knn(train, test, classes, recipe.knn)
+        return {**evaluate_knn(train, test, classes, recipe.knn, replica), "map": feature_map(test)}
 
     _evaluate(recipe, "knn", checkpoint, out, False, run)
 
 
 def _evaluate(recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: bool, run: Evaluation) -> None:
-    from ..evaluate import backbone_folder, backbone_size, check_labels, extract, labelled_sets, write_result
+    from ..evaluate import check_labels, extract, labelled_sets, write_result
 
     checkpoint, out = expand(checkpoint, recipe), expand(out, recipe)
-    folder = backbone_folder(checkpoint)
-    train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, backbone_size(folder))
-    classes = check_labels(train_images.labels(), test_images.labels())
-    train, test = extract(folder, train_images, flips), extract(folder, test_images)
+    config = recipe.linear_eval
+    encoder = load_checkpoint(checkpoint, config.precision)
+    train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
+    classes = check_labels(train_images.labels(), test_images.labels(), complete=not config.test_limit)
+    with ProgressReport(f"{checkpoint.name}: features", "images") as report:
+        train, test = extract(encoder, train_images, flips, report), extract(encoder, test_images)
     result = run(train, test, classes)
-    path = write_result(out, task, result, checkpoint, recipe.model_dump(mode="json"), recipe.pretrain.seed)
+    content, seed = recipe.model_dump(mode="json"), recipe.pretrain.seed
+    path = write_result(out, task, result, checkpoint, content, seed, precision=encoder.precision)
     figures = ", ".join(f"{name} {value:.2f}" for name, value in result.items() if isinstance(value, float))
     say(f"{checkpoint.name}: {task} {figures} % ({path})")
+
+
+def load_checkpoint(checkpoint: Path, precision: str) -> Any:
+    """The encoder in a folder; unlike `--encoder` a checkpoint is never a name on the hub."""
+    from ..evaluate import backbone_folder, load_encoder
+
+    return load_encoder(backbone_folder(checkpoint), precision)
+
+
+@click.command(epilog="Example: clsp transfer --recipe cifar10 --checkpoint RUN --out RUN --set transfer.only=[dtd]")
+@recipe_options
+@checkpoint_option
+@out_option("Folder for transfer.json; sets that it holds for this checkpoint are not evaluated again.")
+def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
+    """Transfer of a pretrained backbone to other data sets: logistic regression on frozen features."""
+    from ..evaluate import checkpoint_digest, finished_sets, run_transfer, summary, write_result
+
+    recipe = load_recipe(recipe_name, overrides)
+    checkpoint, out = expand(checkpoint, recipe), expand(out, recipe)
+    encoder = load_checkpoint(checkpoint, recipe.transfer.precision)
+    config = recipe.transfer.model_copy(update={"precision": encoder.precision})
+    found = finished_sets(out / "transfer.json", config, checkpoint_digest(checkpoint))
+    content, seed = recipe.model_dump(mode="json"), recipe.pretrain.seed
+
+    def save(sets: dict[str, Any]) -> None:
+        facts = {"sets": sets, "precision": encoder.precision}
+        write_result(out, "transfer", summary(sets), checkpoint, content, seed, **facts)
+        name, value = list(sets.items())[-1]
+        say(f"{name}: {value['metric']} {value[value['metric']]:.2f} %, l2 {value['chosen']['l2']:.2g}")
+
+    sets = run_transfer(encoder, config, found, save)
+    if set(found) == set(sets):
+        save(sets)
+    say(f"{checkpoint.name}: transfer, {len(sets)} sets ({out / 'transfer.json'})")

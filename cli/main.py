@@ -39,6 +39,7 @@ COMMANDS: dict[str, Any] = {
     "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),
     "linear-eval": (".evaluate:linear_eval", "Linear evaluation of a pretrained backbone."),
     "knn": (".evaluate:knn", "k-nearest-neighbour evaluation of a pretrained backbone."),
+    "transfer": (".evaluate:transfer", "Transfer of a pretrained backbone to other data sets."),
     "compare": (".results:compare", "Runs to a table: mean ± std over seeds per run name."),
     "report": (".results:report", "One self-contained HTML page of a comparison."),
     "reproduce": (".reproduce:reproduce", "The whole pipeline of a recipe, from images to table."),

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from ..evaluate import KnnConfig, LinearEvalConfig
+from ..evaluate import KnnConfig, LinearEvalConfig, TransferConfig
 from ..generate import DiffusionConfig, SamplerConfig
 from ..shards import AnchorsConfig, InputError, Section, ShardsConfig, write_file
 from ..train import PretrainConfig
@@ -26,6 +26,7 @@ class Recipe(Section):
     pretrain: PretrainConfig = PretrainConfig()
     linear_eval: LinearEvalConfig = LinearEvalConfig()
     knn: KnnConfig = KnnConfig()
+    transfer: TransferConfig = TransferConfig()
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as TOML; `--recipe PATH` reads it again."""

@@ -4,9 +4,11 @@ from .compare import table_rows as table_rows
 from .compare import write_comparison as write_comparison
 from .config import KnnConfig as KnnConfig
 from .config import LinearEvalConfig as LinearEvalConfig
+from .config import TransferConfig as TransferConfig
 from .curves import loss_curves as loss_curves
+from .encoder import Encoder as Encoder
+from .encoder import load_encoder as load_encoder
 from .features import Features as Features
-from .features import backbone_size as backbone_size
 from .features import check_labels as check_labels
 from .features import extract as extract
 from .features import labelled_sets as labelled_sets
@@ -14,7 +16,14 @@ from .knn import evaluate_knn as evaluate_knn
 from .knn import knn_predict as knn_predict
 from .linear import evaluate_linear as evaluate_linear
 from .linear import train_linear as train_linear
+from .logistic import fit_path as fit_path
+from .projection import feature_map as feature_map
 from .report import write_report as write_report
 from .results import backbone_folder as backbone_folder
+from .results import checkpoint_digest as checkpoint_digest
 from .results import read_results as read_results
 from .results import write_result as write_result
+from .sweep import evaluate_sweep as evaluate_sweep
+from .transfer import finished_sets as finished_sets
+from .transfer import run_transfer as run_transfer
+from .transfer import summary as summary

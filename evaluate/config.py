@@ -1,8 +1,10 @@
 """The recipe sections `[linear_eval]`, `[knn]` and `[transfer]`."""
 
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ..shards import Section
 
@@ -39,3 +41,90 @@ class KnnConfig(Section):
     temperature: float = Field(default=0.07, gt=0)
     replica_k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20, 50, 100, 200), min_length=1)
     """Of which `--replica` reports the best one on the test images, as the paper's authors did."""
+
+
+class TransferSet(Section):
+    """A labelled data set to transfer to."""
+
+    path: str = Field(min_length=1)
+    """A hub id, or a local folder or parquet file."""
+    label: str = ""
+    """The column of the class numbers; empty finds it."""
+    train: str = "train"
+    validation: str = ""
+    """Empty: a fifth of train, the same one always, is held out to choose l2."""
+    test: str = "test"
+    """Empty: `per_class` images of every class of train are drawn to train with, the others are the test."""
+    per_class: int = Field(default=0, ge=0)
+    metric: Literal["top1", "mean_per_class"] = "top1"
+
+    @model_validator(mode="after")
+    def _has_a_test(self) -> "TransferSet":
+        if bool(self.test) == bool(self.per_class) or (self.validation and not self.test):
+            raise ValueError("a set needs either a test split or per_class > 0 (and then no validation split)")
+        return self
+
+
+KNOWN_SETS: dict[str, dict[str, Any]] = {
+    "food101": {"path": "ethz/food101", "test": "validation"},
+    "cifar10": {"path": "uoft-cs/cifar10"},
+    "cifar100": {"path": "uoft-cs/cifar100", "label": "fine_label"},
+    "sun397": {"path": "tanganke/sun397"},
+    "cars": {"path": "tanganke/stanford_cars"},
+    "aircraft": {
+        "path": "HuggingFaceM4/FGVC-Aircraft",
+        "label": "variant",
+        "validation": "validation",
+        "metric": "mean_per_class",
+    },
+    "dtd": {"path": "tanganke/dtd"},
+    "pets": {"path": "timm/oxford-iiit-pet", "metric": "mean_per_class"},
+    "caltech101": {"path": "flwrlabs/caltech101", "test": "", "per_class": 30, "metric": "mean_per_class"},
+    "flowers102": {"path": "dpdl-benchmark/oxford_flowers102", "validation": "validation", "metric": "mean_per_class"},
+}
+"""The sets that the field compares on: where they lie on the hub, their splits and their metrics."""
+
+
+class TransferConfig(Section):
+    """Transfer to other data sets: frozen features, L-BFGS logistic regression, l2 chosen on validation."""
+
+    only: tuple[str, ...] = ()
+    """Names of the sets to evaluate; empty: the ten known ones and every further one in `sets`."""
+    sets: dict[str, dict[str, Any]] = Field(default={})
+    """By name: other keys for a known set (mostly its `path`), or a further set."""
+    l2: tuple[PositiveFloat, PositiveFloat, PositiveInt] = (1e-6, 1e5, 45)
+    """Smallest, largest and number of the values tried, evenly spaced in the logarithm."""
+    iterations: int = Field(default=1000, ge=1)
+    """The most L-BFGS iterations of one fit."""
+    limit: int = Field(default=0, ge=0)
+    """Use the first images of every split only; 0 uses all."""
+    precision: Literal["auto", "no", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _known(self) -> "TransferConfig":
+        for name in self.only:
+            if name not in self.chosen:
+                raise ValueError(f"only names {name!r}, known are {', '.join(self.chosen)}")
+        return self
+
+    @cached_property
+    def chosen(self) -> dict[str, TransferSet]:
+        """Every known and further set with its keys."""
+        names = [*KNOWN_SETS, *(name for name in self.sets if name not in KNOWN_SETS)]
+        return {name: TransferSet(**{**KNOWN_SETS.get(name, {}), **self.sets.get(name, {})}) for name in names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sets to evaluate."""
+        return self.only or tuple(self.chosen)
+
+    @property
+    def strengths(self) -> list[float]:
+        """The values of l2."""
+        low, high, count = self.l2
+        return np.logspace(np.log10(low), np.log10(high), count).tolist()
+
+    @property
+    def protocol(self) -> tuple[Any, ...]:
+        """What changes a figure, other than the sets."""
+        return self.l2, self.iterations, self.limit

@@ -34,7 +34,8 @@ class Encoder:
         self.precision = ("bf16" if computes_bf16() else "no") if precision == "auto" else precision
         self.size = int(config["input_size"][-1])
         self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
-        self._model: Any = _joined(model.eval()).to(self.device, memory_format=torch.channels_last)
+        joined: Any = _joined(model.eval())
+        self._model = joined.to(self.device, memory_format=torch.channels_last)
         self._mean, self._std = (
             torch.tensor(config[name], device=self.device)[:, None, None] for name in ("mean", "std")
         )
@@ -66,7 +67,9 @@ def load_encoder(name: str | Path, precision: str = "auto") -> Encoder:
     if Path(name).exists():
         return Encoder(*load_backbone(backbone_folder(Path(name))), precision)
     if str(name).startswith(("/", ".", "~")) or not (":" in str(name) or timm.is_model(str(name))):
-        raise InputError(f"{name}: no folder of a model, and timm has no model of that name; see timm.list_pretrained()")
+        raise InputError(
+            f"{name}: no folder of a model, and timm has no model of that name; see timm.list_pretrained()"
+        )
     try:
         model: Any = timm.create_model(str(name), pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:  # no weights for it, no network, or another architecture

@@ -10,7 +10,7 @@ from typing import Any
 from ..shards import InputError, canonical_json, sha256_file, write_file
 
 RUN = "run.json"
-TASKS = ("linear", "knn")
+TASKS = ("linear", "knn", "transfer")
 
 
 def backbone_folder(checkpoint: Path) -> Path:
@@ -27,8 +27,19 @@ def backbone_folder(checkpoint: Path) -> Path:
     raise InputError(f"{checkpoint} holds no checkpoint; give a folder of clsp pretrain or of a timm model")
 
 
+def checkpoint_digest(checkpoint: Path) -> str:
+    """SHA-256 of the weights of a run's backbone or of a timm model's folder."""
+    return sha256_file(backbone_folder(checkpoint) / "model.safetensors")
+
+
 def write_result(
-    out: Path, task: str, result: Mapping[str, Any], checkpoint: Path, recipe: Mapping[str, Any], seed: int
+    out: Path,
+    task: str,
+    result: Mapping[str, Any],
+    checkpoint: Path,
+    recipe: Mapping[str, Any],
+    seed: int,
+    **facts: Any,
 ) -> Path:
     """Write `{task}.json` and return its path.
 
@@ -37,6 +48,7 @@ def write_result(
         checkpoint: the evaluated run or model.
         recipe: the resolved recipe.
         seed: of the evaluation.
+        facts: further entries of the file.
     """
     run = json.loads((checkpoint / RUN).read_text()) if (checkpoint / RUN).exists() else {}
     content = {
@@ -46,7 +58,8 @@ def write_result(
         "seed": run.get("seed", 0),
         "evaluation_seed": seed,
         "set": run.get("set"),
-        "checkpoint": sha256_file(backbone_folder(checkpoint) / "model.safetensors"),
+        "checkpoint": checkpoint_digest(checkpoint),
+        **facts,
         "recipe": dict(recipe),
         "versions": {name: version(name) for name in ("clsp", "torch", "timm")},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from clsp.evaluate import check_labels, extract, labelled_sets
+from clsp.evaluate import check_labels, extract, labelled_sets, load_encoder
 from clsp.evaluate.config import LinearEvalConfig
 from clsp.shards import Anchors, AnchorsConfig, InputError
 from clsp.train import PretrainConfig, build_backbone
@@ -16,7 +16,7 @@ def test_features_are_the_backbones_in_eval_mode_on_normalised_images(tmp_path, 
     model = build_backbone(config)
     model(torch.randn(64, 3, 8, 8))  # running statistics other than the initial ones
     save_backbone(model, config, 8, tmp_path)
-    found = extract(tmp_path, digits, flips=True)
+    found = extract(load_encoder(tmp_path, "no"), digits, flips=True)
     for row in (0, 39):
         image = digits[row].image.transpose(2, 0, 1) / 255
         image = torch.from_numpy(
@@ -42,9 +42,14 @@ def test_one_file_has_no_test_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "message"), [([0, 2], [0], "every class of 0 … 2"), ([0, 1], [0, 5], r"\[5\] do not occur")]
+    ("train", "test", "message"),
+    [
+        ([0, 2], [0], "every class of 0 … 2"),
+        ([0, 1], [0, 5], r"\[5\] do not occur"),
+        ([0, 1, 2], [0, 2], r"lack the classes \[1\]"),
+    ],
 )
 def test_labels_that_do_not_fit_are_refused(train, test, message):
     with pytest.raises(InputError, match=message):
         check_labels(np.array(train), np.array(test))
-    assert check_labels(np.array([0, 1, 2]), np.array([0])) == 3
+    assert check_labels(np.array([0, 1, 2]), np.array([0]), complete=False) == 3

@@ -46,9 +46,9 @@ def test_the_first_epoch_is_sgd_without_momentum_or_decay():
 
 def test_flips_are_drawn_per_image_between_the_two_features():
     data = features(2, 50)
-    with_flips = Features(data.plain_NF, data.plain_NF + 1000, data.labels_N)
-    from clsp.evaluate.linear import _with_flips
+    mirrored = Features(data.plain_NF, data.plain_NF + 1000, data.labels_N)
+    from clsp.evaluate.linear import with_flips
 
-    flipped = (_with_flips(with_flips, 0, 0) - data.plain_NF).mean(dim=1) > 500
+    flipped = (with_flips(mirrored, 0, 0) - data.plain_NF).mean(dim=1) > 500
     assert 10 < flipped.sum() < 40
-    assert not torch.equal(flipped, (_with_flips(with_flips, 0, 1) - data.plain_NF).mean(dim=1) > 500)
+    assert not torch.equal(flipped, (with_flips(mirrored, 0, 1) - data.plain_NF).mean(dim=1) > 500)

@@ -1,0 +1,173 @@
+"""Transfer: frozen features of a pretrained backbone, a logistic regression on each of many data sets.
+
+The field's protocol (Kornblith et al. 2019, Grill et al. 2020): no augmentation, l2 chosen on validation among 45
+values, refit on train and validation together, each set's own metric on test.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..shards import Anchors, AnchorsConfig, InputError, permutation
+from .config import TransferConfig, TransferSet
+from .encoder import Encoder
+from .features import Features, Report, check_labels, extract, hold_out
+from .logistic import fit, fit_path
+from .metrics import classification
+
+VALIDATION = 0.2
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set's images; validation is None where a part of train is held out for it."""
+
+    train: Anchors
+    validation: Anchors | None
+    test: Anchors | None
+
+
+def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Splits:
+    """The splits of a data set at `size` pixels: the shorter side is scaled to it and the centre cut out.
+
+    Raises:
+        InputError: the set or one of its splits cannot be read.
+    """
+
+    def split(which: str) -> Anchors:
+        anchors = AnchorsConfig(path=config.path, split=which, label=config.label, limit=limit, size=size)
+        try:
+            return Anchors(anchors)
+        except InputError as error:
+            told = str(error).replace("anchors.path", f"transfer.sets.{name}.path")
+            raise InputError(f"{told} (transfer set {name}, split {which!r} as its recipe says)") from error
+
+    validation = split(config.validation) if config.validation else None
+    return Splits(split(config.train), validation, split(config.test) if config.test else None)
+
+
+def transfer_features(
+    encoder: Encoder, name: str, config: TransferSet, limit: int = 0, report: Report | None = None
+) -> tuple[Features, np.ndarray, Features]:
+    """Features of train and validation together, which of them validate `(N,)` bool, and features of test.
+
+    Raises:
+        InputError: labels that are not 0 … n-1, a class that a split lacks, or too few images of a class.
+    """
+    splits = open_splits(name, config, encoder.size, limit)
+    try:
+        if splits.test is not None:
+            check_labels(_labels(splits), splits.test.labels(), complete=not limit)
+        train = extract(encoder, splits.train, report=report)
+        test = extract(encoder, splits.test, report=report) if splits.test is not None else None
+        if splits.validation is None:
+            if test is None:
+                train, test = _drawn(train, config.per_class)
+            return train, hold_out(train.labels_N.numpy(), VALIDATION, "transfer validation"), test
+        validation = extract(encoder, splits.validation, report=report)
+    except InputError as error:
+        raise InputError(f"transfer set {name}: {error}") from error
+    assert test is not None  # a validation split without a test split is refused by the recipe
+    both = Features(
+        torch.cat([train.plain_NF, validation.plain_NF]), None, torch.cat([train.labels_N, validation.labels_N])
+    )
+    return both, np.arange(len(both.labels_N)) >= len(train.labels_N), test
+
+
+def _labels(splits: Splits) -> np.ndarray:
+    validation = [] if splits.validation is None else [splits.validation.labels()]
+    train = splits.train.labels()
+    if validation and len(np.setdiff1d(validation[0], train)):
+        raise InputError(f"the train split lacks classes of validation: {np.setdiff1d(validation[0], train)[:5]}")
+    return np.concatenate([train, *validation])
+
+
+def _drawn(images: Features, per_class: int) -> tuple[Features, Features]:
+    """`per_class` images of every class, always the same ones, and all others."""
+    labels = images.labels_N.numpy()
+    check_labels(labels, labels)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) <= per_class:
+            raise InputError(f"class {label} has {len(members)} images, drawing {per_class} to train leaves no test")
+        chosen[members[permutation(len(members), "transfer split", int(label))[:per_class]]] = True
+    return images.at(torch.from_numpy(chosen)), images.at(torch.from_numpy(~chosen))
+
+
+def evaluate_transfer(
+    train: Features, validates_N: np.ndarray, test: Features, config: TransferConfig, metric: str
+) -> dict[str, Any]:
+    """The set's metric on test with its interval in percent, and the l2 chosen on validation alone.
+
+    Of equally good values the strongest l2 wins.
+    """
+    classes = int(train.labels_N.max()) + 1
+    validates = torch.from_numpy(validates_N)
+    validation, part = train.at(validates), train.at(~validates)
+    best, best_l2 = -1.0, 0.0
+    for fitted in fit_path(part.plain_NF, part.labels_N, classes, config.strengths, config.iterations):
+        reached = _accuracies(fitted.logits(validation.plain_NF), validation.labels_N)[metric]
+        if reached > best:
+            best, best_l2 = reached, fitted.l2
+    refitted = fit(train.plain_NF, train.labels_N, classes, best_l2, config.iterations)
+    result = _accuracies(refitted.logits(test.plain_NF), test.labels_N)
+    chosen = {"l2": best_l2, f"validation_{metric}": best, "converged": refitted.converged}
+    counts = {"train": int((~validates).sum()), "validation": int(validates.sum()), "test": len(test.labels_N)}
+    return {"metric": metric, metric: result[metric], f"{metric}_interval": result[f"{metric}_interval"]} | {
+        "chosen": chosen,
+        "images": counts,
+    }
+
+
+def _accuracies(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> dict[str, Any]:
+    ranked = logits_NC.topk(min(5, logits_NC.shape[1]), dim=1).indices
+    return classification(ranked.numpy(), labels_N.numpy())
+
+
+def run_transfer(
+    encoder: Encoder, config: TransferConfig, found: Mapping[str, Any], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Evaluate on every set of the recipe that `found` does not hold yet; `save` is called after each.
+
+    Returns:
+        set name → what `evaluate_transfer` says.
+
+    Raises:
+        InputError: the first set that cannot be read, before any is evaluated.
+    """
+    missing = [name for name in config.names if name not in found]
+    for name in missing:
+        open_splits(name, config.chosen[name], encoder.size, config.limit)
+    sets = dict(found)
+    for name in missing:
+        chosen = config.chosen[name]
+        train, validates, test = transfer_features(encoder, name, chosen, config.limit)
+        sets[name] = evaluate_transfer(train, validates, test, config, chosen.metric)
+        save(sets)
+    return sets
+
+
+def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[str, Any]:
+    """The sets in a result file that were evaluated with this checkpoint and these settings."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
+        return {}
+    earlier = TransferConfig.model_validate(content["recipe"]["transfer"])
+    if earlier.protocol != config.protocol:
+        return {}
+    same = {name for name in config.names if earlier.chosen.get(name) == config.chosen[name]}
+    return {name: value for name, value in content["sets"].items() if name in same}
+
+
+def summary(sets: Mapping[str, Any]) -> dict[str, float]:
+    """Set name → its metric in percent, and their mean where there are several."""
+    figures = {name: value[value["metric"]] for name, value in sets.items()}
+    return figures | ({"mean": float(np.mean(list(figures.values())))} if len(figures) > 1 else {})
