@@ -34,6 +34,7 @@ COMMANDS: dict[str, Any] = {
         "pull": (".move:pull", "Copy a sealed set from a URL or folder."),
         "import-npy": (".arrays:import_npy", "Make a shard set of candidates made elsewhere."),
         "export": (".arrays:export", "Write a set as one array or as a folder of images."),
+        "score": (".score:score", "Measure every candidate of a set"),
         "pack": (".edit:pack", "A new set with all layers in one."),
     },
     "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),

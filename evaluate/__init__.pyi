@@ -6,6 +6,10 @@ from .config import KnnConfig as KnnConfig
 from .config import LinearEvalConfig as LinearEvalConfig
 from .config import TransferConfig as TransferConfig
 from .curves import loss_curves as loss_curves
+from .distances import Moments as Moments
+from .distances import frechet_distance as frechet_distance
+from .distances import kernel_distance as kernel_distance
+from .distances import precision_recall as precision_recall
 from .encoder import Encoder as Encoder
 from .encoder import load_encoder as load_encoder
 from .features import Features as Features
@@ -18,6 +22,7 @@ from .linear import evaluate_linear as evaluate_linear
 from .linear import train_linear as train_linear
 from .logistic import fit_path as fit_path
 from .projection import feature_map as feature_map
+from .quality import measure_quality as measure_quality
 from .report import write_report as write_report
 from .results import backbone_folder as backbone_folder
 from .results import checkpoint_digest as checkpoint_digest

@@ -65,6 +65,7 @@ from .repair import rebuild as rebuild
 from .repair import refetch as refetch
 from .repair import replace_shard as replace_shard
 from .scores import add_scores as add_scores
+from .scores import check_name as check_name
 from .scores import read_scores as read_scores
 from .seal import seal_if_complete as seal_if_complete
 from .seal import unfinished_shards as unfinished_shards

@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+def check_name(root: Path, name: str) -> Path:
+    """The file for scores of that name.
+
+    Raises:
+        InputError: the name is taken or not usable.
+    """
+    path = scores_path(root, name)
+    if not NAME.fullmatch(name):
+        raise InputError(f"scores name {name!r}: expected letters, digits, - and _")
+    if path.exists():
+        raise InputError(f"{path} exists; scores are never changed, choose another name")
+    return path
+
+
 def add_scores(root: Path, name: str, keys: Iterable[str], scores: dict[str, np.ndarray]) -> str:
     """Add scores to the sealed set at `root` and seal it anew; returns the new set ID.
 
@@ -32,11 +46,7 @@ def add_scores(root: Path, name: str, keys: Iterable[str], scores: dict[str, np.
     Raises:
         InputError: the name is taken or not usable.
     """
-    path = scores_path(root, name)
-    if not NAME.fullmatch(name):
-        raise InputError(f"scores name {name!r}: expected letters, digits, - and _")
-    if path.exists():
-        raise InputError(f"{path} exists; scores are never changed, choose another name")
+    path = check_name(root, name)
     candidates = next(iter(scores.values())).shape[1]
     all_keys = list(keys)
     columns: dict[str, pa.Array] = {

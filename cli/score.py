@@ -1,0 +1,65 @@
+"""`clsp shards score`: composes the set, an encoder and the measures."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..shards import Anchors, InputError, ShardSet, add_scores, canonical_json, check_name, write_file
+from .options import PATH, set_argument
+from .progress import ProgressReport, say
+from .recipe import Recipe, load_recipe
+
+
+@click.command(epilog="Example: clsp shards score SET --encoder runs/digits/pretrain/simclr-s0 --name simclr")
+@set_argument
+@click.option("--encoder", "encoder_name", required=True, metavar="DIR|TIMM-NAME", help="A run, or any timm model.")
+@click.option("--name", required=True, help="Of the scores: they become scores/NAME.parquet.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|FILE",
+    help="Gives the test images to look for, the augmentations to compare with and, for a set without anchors, them.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe.")
+@click.option("--out", type=PATH, help="File for the measures of the whole set; default: quality-NAME.json beside it.")
+def score(
+    root: Path, encoder_name: str, name: str, recipe_name: str | None, overrides: tuple[str, ...], out: Path | None
+) -> None:
+    """Measure every candidate of a set in an encoder's features: hardness, labels, diversity, copies."""
+    check_name(root, name)
+    recipe = load_recipe(recipe_name, overrides) if recipe_name else None
+    shards = ShardSet(root)
+    if not shards.plan.shards.include_anchors:
+        shards = ShardSet(root, Anchors(recipe.anchors) if recipe else None)
+    from ..evaluate import load_encoder, measure_quality
+    from ..train import PretrainConfig
+
+    encoder = load_encoder(encoder_name)
+    test = _test_images(recipe, shards.size) if recipe else None
+    with ProgressReport(f"score {name}", "anchors") as report:
+        quality = measure_quality(shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report)
+    set_id = add_scores(root, name, (shards.key(position) for position in range(len(shards))), quality.scores)
+    path = out or root.absolute().parent / f"quality-{name}.json"
+    facts = {"task": "quality", "name": name, "encoder": encoder_name, "precision": encoder.precision, "set": set_id}
+    write_file(path, canonical_json({**facts, "scored_set": shards.set_id, "result": quality.facts}))
+    _say_facts(quality.facts)
+    say(f"scores/{name}.parquet added, the set's new ID is {set_id}; measures of the whole set: {path}")
+
+
+def _test_images(recipe: Recipe, size: int) -> Anchors | None:
+    """The recipe's test images, or None (with a line that says so) where they cannot be had."""
+    from ..evaluate import labelled_sets
+
+    try:
+        return labelled_sets(recipe.anchors, recipe.linear_eval, size)[1]
+    except InputError as error:
+        say(f"no test images, so no measure of leakage: {error}")
+        return None
+
+
+def _say_facts(facts: dict[str, Any]) -> None:
+    for name in ("frechet_distance", "kernel_distance", "precision", "recall"):
+        say(f"{name.replace('_', ' '):24} {facts[name]:.4g}")
+    for name, value in facts["means"].items():
+        say(f"{'mean ' + name.replace('_', ' '):24} {value:.4g}")
