@@ -11,37 +11,56 @@ from .progress import say
 
 @click.command(epilog="Example: clsp compare runs/digits/pretrain/* --out runs/digits")
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=PATH)
-@out_option("Folder for results.json, results.md and curves.png.")
-def compare(folders: tuple[Path, ...], out: Path) -> None:
-    """Runs to a table: mean ± std over seeds per run name."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..evaluate import compare_runs, loss_curves, table_rows, write_comparison
+@out_option("Folder for results.json, results.md, results.csv and curves.png.")
+@click.option("--baseline", metavar="NAME", help="Run name that differences are to; default: the first without a +.")
+def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
+    """Runs to a table: mean ± std over seeds per run name, paired differences, published figures."""
+    from ..evaluate import (
+        compare_runs,
+        difference_rows,
+        footnotes,
+        table_rows,
+        training_curves,
+        write_comparison,
+    )
     from ..shards import write_file
 
-    comparison = compare_runs(folders)
+    comparison = compare_runs(folders, baseline)
     write_comparison(comparison, out)
-    write_file(out / "curves.png", loss_curves(folders, "png"))
-    headings, rows = table_rows(comparison)
-    table = Table(caption="accuracy in percent, mean ± std over seeds")
+    write_file(out / "curves.png", training_curves(folders, "png"))
+    _print_table("accuracy in percent, mean ± std over seeds", *table_rows(comparison))
+    if comparison["differences"]:
+        caption = "differences in points, paired by seed, 95 % bootstrap interval over seeds"
+        _print_table(caption, *difference_rows(comparison))
+    for note in footnotes(comparison):
+        say(note)
+    written = ", ".join(str(out / name) for name in ("results.json", "results.md", "results.csv", "curves.png"))
+    say(f"written: {written}")
+
+
+def _print_table(caption: str, headings: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(caption=caption)
     for heading in headings:
         table.add_column(heading, no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as they are: [1] would be markup
     width = Console(width=1000).measure(table).maximum
     Console(width=width).print(table)  # never cut a name short, also in a log or a narrow window
-    say(f"written: {out / 'results.json'}, {out / 'results.md'}, {out / 'curves.png'}")
 
 
 @click.command(epilog="Example: clsp report runs/digits --out runs/digits/report.html")
 @click.argument("folder", metavar="DIR", type=PATH)
 @out_option("The page to write.")
-def report(folder: Path, out: Path) -> None:
-    """One self-contained HTML page of a comparison."""
+@click.option("--shards", type=PATH, help="The set to show; default: the one beside the runs.")
+def report(folder: Path, out: Path, shards: Path | None) -> None:
+    """One self-contained HTML page of a comparison or of a single run."""
     from ..evaluate import write_report
 
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give the file to write, for example {out / 'report.html'}")
-    write_report(folder, out)
+    write_report(folder, out, shards)
     say(f"report: {out}")

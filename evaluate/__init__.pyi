@@ -1,11 +1,13 @@
+from .charts import training_curves as training_curves
 from .compare import compare_runs as compare_runs
+from .compare import difference_rows as difference_rows
+from .compare import footnotes as footnotes
 from .compare import markdown_table as markdown_table
 from .compare import table_rows as table_rows
 from .compare import write_comparison as write_comparison
 from .config import KnnConfig as KnnConfig
 from .config import LinearEvalConfig as LinearEvalConfig
 from .config import TransferConfig as TransferConfig
-from .curves import loss_curves as loss_curves
 from .distances import Moments as Moments
 from .distances import frechet_distance as frechet_distance
 from .distances import kernel_distance as kernel_distance

@@ -49,7 +49,7 @@ def pixel_digest(image_HWC: np.ndarray) -> str:
     """128-bit BLAKE2b of an image's shape and RGB bytes, as 32 hexadecimal characters."""
     shape = "x".join(map(str, image_HWC.shape))
     digest = hashlib.blake2b(f"{shape}:".encode(), digest_size=16)
-    digest.update(memoryview(np.ascontiguousarray(image_HWC)))
+    digest.update(np.ascontiguousarray(image_HWC).data)
     return digest.hexdigest()
 
 
