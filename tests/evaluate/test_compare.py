@@ -60,3 +60,71 @@ def test_runs_that_a_mean_must_not_mix_are_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "set": "another"}))
     with pytest.raises(InputError, match="different shard sets"):
         compare_runs([first, other])
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    runs = {"simclr": [80.0, 90.0, 85.0], "simclr+shards": [81.0, 91.5, 85.5], "other": [70.0]}
+    folders = [
+        write_run(tmp_path / f"{name}-{seed}", name, seed, top1, top1)
+        for name, tops in runs.items()
+        for seed, top1 in enumerate(tops)
+    ]
+    comparison = compare_runs(folders)
+    rows = {row["name"]: row for row in comparison["differences"]}
+    found = rows["simclr+shards"]["metrics"]["linear.top1"]
+    assert rows["simclr+shards"]["baseline"] == "simclr" and found["n"] == 3
+    assert found["mean"] == pytest.approx(1.0)  # the spread of 5 between the seeds does not enter
+    low, high = found["interval"]
+    assert 0.5 <= low < 1.0 < high <= 1.5
+    assert rows["other"]["metrics"]["linear.top1"] == {"mean": -10.0, "interval": None, "n": 1}
+    assert {row["name"] for row in compare_runs(folders, "other")["differences"]} == {"simclr", "simclr+shards"}
+    with pytest.raises(InputError, match="--baseline none"):
+        compare_runs(folders, "none")
+
+
+def test_the_bootstrap_interval_is_scipys():
+    import numpy as np
+    from clsp.evaluate.compare import bootstrap_interval
+    from scipy.stats import bootstrap
+
+    values = [1.0, 2.0, 4.0, 4.5, 7.0, 8.0]
+    expected = bootstrap((values,), np.mean, method="percentile", n_resamples=20_000).confidence_interval
+    assert bootstrap_interval(values) == pytest.approx(list(expected), abs=0.1)
+
+
+def test_published_figures_stand_beside_with_what_differs(tmp_path):
+    folder = write_run(tmp_path / "a", "simclr+shards", 0, 90.0, 80.0)
+    recipe = {
+        "anchors": {"path": "/data/cifar10"},
+        "pretrain": {"backbone": "resnet18", "epochs": 100, "batch_size": 1024},
+        "linear_eval": {"train_limit": 0},
+    }
+    path = folder / "linear.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "recipe": recipe}))
+    write_comparison(compare_runs([folder]), tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())["published"][0]
+    assert found["metrics"] == {"linear.top1": 94.45, "knn.replica_best_on_test": 94.10}
+    told = (tmp_path / "results.md").read_text()
+    assert "94.45" in told and "epochs 100 here, 1000 there" in told and "/data/cifar10 here" in told
+    assert "batch_size" not in told
+
+
+def test_the_csv_holds_what_the_json_holds(tmp_path):
+    import csv
+
+    folders = [write_run(tmp_path / f"{n}{s}", n, s, 90.0 + s, 80.0) for n in ("simclr", "b") for s in (0, 1)]
+    comparison = compare_runs(folders)
+    write_comparison(comparison, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    means = {(row["name"], row["metric"]): float(row["value"]) for row in rows if row["kind"] == "mean"}
+    assert means["simclr", "linear.top1"] == comparison["summary"][0]["metrics"]["linear.top1"]["mean"]
+    assert sum(row["kind"] == "run" for row in rows) == sum(len(run["metrics"]) for run in comparison["runs"])
+    assert {row["name"] for row in rows if row["kind"] == "difference"} == {"b - simclr"}
+
+
+def test_two_linear_protocols_are_not_mixed(tmp_path):
+    folders = [write_run(tmp_path / str(seed), "a", seed, 90.0, 80.0) for seed in (0, 1)]
+    path = folders[1] / "linear.json"
+    path.write_text(path.read_text().replace('"clsp"', '"sweep"'))
+    with pytest.raises(InputError, match="different linear protocols"):
+        compare_runs(folders)
