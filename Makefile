@@ -1,10 +1,12 @@
-# `make demo` and `make test` set up everything themselves. Variables: RECIPE, OUT, SHARDS, CHECKPOINT, GPUS, ARGS.
+# `make demo` and `make test` set up everything themselves. Variables: RECIPE, OUT, SHARDS, CHECKPOINT, GPUS,
+# ARGS; BENCH names the file in benchmarks/.
 RECIPE ?= digits
 OUT ?= runs/$(basename $(notdir $(RECIPE)))
 SHARDS ?= $(OUT)/shards
 CHECKPOINT ?= $(OUT)/pretrain/{name}-s{seed}
 GPUS ?= 1
 ARGS ?=
+BENCH ?= shards
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,7 +25,7 @@ run = $(CLSP) $(1) --check && \
 	ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli $(1)
 endif
 
-.PHONY: setup demo shards pretrain linear-eval report test lint bench
+.PHONY: setup demo shards pretrain linear-eval transfer report test lint bench
 .DEFAULT_GOAL := demo
 
 setup: $(BIN)/.installed
@@ -46,6 +48,9 @@ pretrain: setup
 linear-eval: setup
 	$(CLSP) linear-eval --recipe $(RECIPE) --checkpoint '$(CHECKPOINT)' --out '$(CHECKPOINT)' $(ARGS)
 
+transfer: setup
+	$(CLSP) transfer --recipe $(RECIPE) --checkpoint '$(CHECKPOINT)' --out '$(CHECKPOINT)' $(ARGS)
+
 report: setup
 	$(CLSP) compare $(OUT)/pretrain/* --out $(OUT)
 	$(CLSP) report $(OUT) --out $(OUT)/report.html
@@ -54,7 +59,7 @@ test: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/shards.py $(ARGS)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

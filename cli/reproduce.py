@@ -18,6 +18,8 @@ from .progress import say
 from .recipe import load_recipe
 
 SOURCES = ("none", "augmentation", "shards")
+SCORES = "simclr"
+"""Name of the scores, after the run whose features they are measured in."""
 SECONDS_BETWEEN_POLLS = 0.1
 
 
@@ -62,7 +64,10 @@ def pipeline(out: Path, recipe: str, seeds: int, parts: int) -> list[Stage]:
                 evaluations.append(f"{task}-{name}")
             folders.append(folder)
     stages.append(Stage("compare", ("compare", *folders, "--out", str(out)), tuple(evaluations)))
-    stages.append(Stage("report", ("report", str(out), "--out", str(out / "report.html")), ("compare", "preview")))
+    encoder = str(out / "pretrain" / "simclr-s0")
+    score = ("shards", "score", shards, "--encoder", encoder, "--name", SCORES, *with_recipe)
+    stages.append(Stage("score", score, tuple(evaluations)))  # only now: every run records the set's ID
+    stages.append(Stage("report", ("report", str(out), "--out", str(out / "report.html")), ("compare", "score")))
     return stages
 
 

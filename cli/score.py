@@ -39,10 +39,17 @@ def score(
     test = _test_images(recipe, shards.size) if recipe else None
     with ProgressReport(f"score {name}", "anchors") as report:
         quality = measure_quality(shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report)
-    set_id = add_scores(root, name, (shards.key(position) for position in range(len(shards))), quality.scores)
     path = out or root.absolute().parent / f"quality-{name}.json"
-    facts = {"task": "quality", "name": name, "encoder": encoder_name, "precision": encoder.precision, "set": set_id}
-    write_file(path, canonical_json({**facts, "scored_set": shards.set_id, "result": quality.facts}))
+    facts = {
+        "task": "quality",
+        "name": name,
+        "encoder": encoder_name,
+        "precision": encoder.precision,
+        "set": shards.set_id,
+    }
+    write_file(path, canonical_json({**facts, "result": quality.facts}))
+    keys = (shards.key(position) for position in range(len(shards)))
+    set_id = add_scores(root, name, keys, quality.scores)  # last: its name is then taken
     _say_facts(quality.facts)
     say(f"scores/{name}.parquet added, the set's new ID is {set_id}; measures of the whole set: {path}")
 
@@ -61,5 +68,7 @@ def _test_images(recipe: Recipe, size: int) -> Anchors | None:
 def _say_facts(facts: dict[str, Any]) -> None:
     for name in ("frechet_distance", "kernel_distance", "precision", "recall"):
         say(f"{name.replace('_', ' '):24} {facts[name]:.4g}")
+    if facts.get("probe_top1") is not None:
+        say(f"{'probe, on held-out anchors':24} {facts['probe_top1']:.4g} %")
     for name, value in facts["means"].items():
         say(f"{'mean ' + name.replace('_', ' '):24} {value:.4g}")

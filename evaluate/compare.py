@@ -90,12 +90,12 @@ def bootstrap_interval(values: list[float]) -> list[float] | None:
 def _check_comparable(runs: list[dict[str, Any]]) -> None:
     """Refuse two runs of one name and seed, and one name with two shard sets or protocols: a mean would hide it."""
     seen: dict[tuple[str, int], str] = {}
-    same: dict[tuple[str, str], str | None] = {}
+    same: dict[tuple[str, str], Any] = {}
     for run in runs:
         other = seen.setdefault((run["name"], run["seed"]), run["folder"])
         if other != run["folder"]:
             raise InputError(f"{other} and {run['folder']} are both {run['name']} seed {run['seed']}; leave one out")
-        for fact, words in (("set", "shard sets; compare runs on one set"), ("protocol", "linear protocols")):
+        for fact, words in (("data", "shard sets; compare runs on one set"), ("protocol", "linear protocols")):
             if same.setdefault((run["name"], fact), run[fact]) != run[fact]:
                 raise InputError(f"runs of {run['name']} used different {words}")
 
@@ -109,6 +109,7 @@ def _run(folder: Path) -> dict[str, Any]:
         if isinstance(value, int | float)
     }
     facts = {key: results[0][key] for key in ("name", "seed", "set", "checkpoint")}
+    facts["data"] = results[0].get("data") or results[0]["set"]  # a set's ID changes when it gets scores or a layer
     facts["recipe"] = results[0].get("recipe")
     facts["protocol"] = next((result["result"].get("protocol") for result in results), None)
     return {"folder": folder.name, **facts, "metrics": metrics}
@@ -149,9 +150,17 @@ def footnotes(comparison: dict[str, Any]) -> list[str]:
 
 
 def metric_order(comparison: dict[str, Any]) -> list[str]:
-    """Every metric of a comparison, by task in the order of the evaluations, then by name."""
+    """Every metric of a comparison: by task in the order of the evaluations, the usual ones first, then by name."""
     found = {metric for row in comparison["summary"] for metric in row["metrics"]}
-    return sorted(found, key=lambda metric: (TASKS.index(metric.split(".")[0]), metric))
+    headed = list(HEADINGS)
+    return sorted(
+        found,
+        key=lambda metric: (
+            TASKS.index(metric.split(".")[0]),
+            headed.index(metric) if metric.startswith("linear.") and metric in headed else len(headed),
+            metric,
+        ),
+    )
 
 
 def _difference(value: dict[str, Any] | None) -> str:

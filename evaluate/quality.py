@@ -15,7 +15,7 @@ from ..shards import Anchors, InputError, ShardSet
 from ..train import PretrainConfig, Views
 from .distances import Moments, frechet_distance, kernel_distance, precision_recall
 from .encoder import Encoder
-from .features import Report, ahead
+from .features import Report, ahead, hold_out
 from .logistic import Regression, fit
 
 SAMPLE = 5000
@@ -77,10 +77,25 @@ def measure_quality(
     facts = _set_facts(real, made, _spread(real_NF), sample_NF)
     augmented = _augmented_cosines(shards, encoder, pretrain, real_NF)
     facts["cosine_histogram"] = _histogram({"candidate": found.scores["cosine"], "augmentation": augmented})
+    if labels is not None:
+        facts["probe_top1"] = _probe_accuracy(real_NF, labels)
     facts["means"] = {name: float(values.mean()) for name, values in found.scores.items()}
     facts["means"]["augmentation_cosine"] = float(augmented.mean())
     facts["suspicious"] = _suspicious(shards, found, test)
     return Quality(found.scores, facts)
+
+
+def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None:
+    """Top-1 in percent of a probe on a tenth of the anchors that it did not see: the most that agreement can reach.
+
+    None where a class has a single anchor.
+    """
+    counts = np.bincount(labels.numpy())
+    if counts[counts > 0].min() < 2:
+        return None
+    held_out = torch.from_numpy(hold_out(labels.numpy(), 0.1, "probe"))
+    probe = fit(real_NF[~held_out], labels[~held_out], int(labels.max()) + 1, PROBE_L2)
+    return 100 * float((probe.logits(real_NF[held_out]).argmax(dim=1) == labels[held_out]).double().mean())
 
 
 def _measure_candidates(

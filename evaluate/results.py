@@ -58,6 +58,7 @@ def write_result(
         "seed": run.get("seed", 0),
         "evaluation_seed": seed,
         "set": run.get("set"),
+        "data": run.get("data"),
         "checkpoint": checkpoint_digest(checkpoint),
         **facts,
         "recipe": dict(recipe),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from .durable import replacing
 from .errors import InputError, WorkError
 from .layout import scores_path
+from .manifest import read_manifest
 from .plan import MAX_CANDIDATES
 from .seal import add_scores_entry
 
@@ -30,7 +31,8 @@ def check_name(root: Path, name: str) -> Path:
     path = scores_path(root, name)
     if not NAME.fullmatch(name):
         raise InputError(f"scores name {name!r}: expected letters, digits, - and _")
-    if path.exists():
+    sealed = path.relative_to(root).as_posix() in read_manifest(root).files
+    if path.exists() and sealed:  # an unsealed file is what a killed writer left
         raise InputError(f"{path} exists; scores are never changed, choose another name")
     return path
 

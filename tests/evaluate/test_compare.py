@@ -57,9 +57,14 @@ def test_runs_that_a_mean_must_not_mix_are_refused(tmp_path):
         compare_runs([first, write_run(tmp_path / "b", "simclr", 0, 91.0, 81.0)])
     other = write_run(tmp_path / "c", "simclr", 1, 91.0, 81.0)
     path = other / "linear.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "set": "another"}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "set": "another"}))
     with pytest.raises(InputError, match="different shard sets"):
         compare_runs([first, other])
+    for folder in (first, other):  # the same content, to which scores were added between the runs
+        path = folder / "linear.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "data": {"plan": "p"}}))
+    compare_runs([first, other])
 
 
 def test_differences_are_paired_by_seed(tmp_path):

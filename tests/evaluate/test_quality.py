@@ -121,13 +121,16 @@ def encoder_folder(tmp_path):
 
 def test_the_command_adds_scores_and_keeps_the_set_verified(clsp, known_set, encoder_folder):
     arguments = ("shards", "score", known_set, "--encoder", encoder_folder, "--name", "tiny", "--recipe", "digits")
+    before = ShardSet(known_set).set_id
+    (known_set / "scores").mkdir()
+    (known_set / "scores" / "tiny.parquet").write_bytes(b"left by a writer that was killed before the seal")
     done = clsp(*arguments)
     assert done.returncode == 0, done.stderr
     scores = read_scores(known_set / "scores" / "tiny.parquet", COUNT)
     assert set(scores) >= {"cosine", "agreement", "nearest_train", "nearest_test"}
     facts = json.loads((known_set.parent / "quality-tiny.json").read_text())
     assert facts["result"]["means"]["cosine"] == pytest.approx(float(scores["cosine"].mean()), abs=1e-4)
-    assert facts["set"] == ShardSet(known_set).set_id != facts["scored_set"]
+    assert facts["set"] == before != ShardSet(known_set).set_id
     assert clsp("shards", "verify", known_set, "--deep").returncode == 0
     again = clsp(*arguments)
     assert again.returncode == 2 and "scores are never changed" in again.stderr
