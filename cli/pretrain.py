@@ -1,13 +1,15 @@
 """`clsp pretrain`."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..shards import Anchors, ShardSet
 from .options import check_option, expand, out_option, recipe_options
 from .progress import ProgressReport, say
-from .recipe import load_recipe
+from .recipe import Recipe, load_recipe
 
 
 @click.command(
@@ -47,6 +49,24 @@ def pretrain(
         say(f"backbone: {out / 'backbone'} (already trained)")
         return
     recipe.save(out / "recipe.toml")
+    probe = _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs else None
     with ProgressReport(out.name, "epochs") as report:
-        pretrain(shards, recipe.pretrain, out, report)
+        pretrain(shards, recipe.pretrain, out, report, probe)
     say(f"backbone: {out / 'backbone'}")
+
+
+def _knn_probe(recipe: Recipe, size: int) -> Any:
+    """Measures a backbone in training by kNN with the recipe's first k, on a copy: `{"knn": percent}`."""
+    from ..evaluate import Encoder, check_labels, evaluate_knn, extract, labelled_sets
+
+    train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, size)
+    classes = check_labels(train_images.labels(), test_images.labels(), complete=False)
+    config = {"mean": recipe.pretrain.mean, "std": recipe.pretrain.std, "input_size": (3, size, size)}
+    knn = recipe.knn.model_copy(update={"k": recipe.knn.k[:1]})
+
+    def probe(backbone: Any) -> dict[str, float]:
+        encoder = Encoder(copy.deepcopy(backbone), config, recipe.linear_eval.precision)
+        result = evaluate_knn(extract(encoder, train_images), extract(encoder, test_images), classes, knn)
+        return {"knn": result[f"k{knn.k[0]}"]}
+
+    return probe

@@ -1,11 +1,22 @@
 """`clsp shards score`: composes the set, an encoder and the measures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..shards import Anchors, InputError, ShardSet, add_scores, canonical_json, check_name, write_file
+from ..shards import (
+    Anchors,
+    InputError,
+    ShardSet,
+    add_scores,
+    canonical_json,
+    check_name,
+    read_manifest,
+    scores_path,
+    write_file,
+)
 from .options import PATH, set_argument
 from .progress import ProgressReport, say
 from .recipe import Recipe, load_recipe
@@ -27,31 +38,37 @@ def score(
     root: Path, encoder_name: str, name: str, recipe_name: str | None, overrides: tuple[str, ...], out: Path | None
 ) -> None:
     """Measure every candidate of a set in an encoder's features: hardness, labels, diversity, copies."""
-    check_name(root, name)
-    recipe = load_recipe(recipe_name, overrides) if recipe_name else None
     shards = ShardSet(root)
-    if not shards.plan.shards.include_anchors:
-        shards = ShardSet(root, Anchors(recipe.anchors) if recipe else None)
-    from ..evaluate import load_encoder, measure_quality
+    path = out or root.absolute().parent / f"quality-{name}.json"
+    from ..evaluate import encoder_digest, load_encoder, measure_quality
     from ..train import PretrainConfig
 
     encoder = load_encoder(encoder_name)
+    made = {"data": shards.identity, "encoder_digest": encoder_digest(encoder_name), "precision": encoder.precision}
+    if _is_scored(root, name, path, made):
+        say(f"scores/{name}.parquet: these scores are there already; measures of the whole set: {path}")
+        return
+    check_name(root, name)
+    recipe = load_recipe(recipe_name, overrides) if recipe_name else None
+    if not shards.plan.shards.include_anchors:
+        shards = ShardSet(root, Anchors(recipe.anchors) if recipe else None)
     test = _test_images(recipe, shards.size) if recipe else None
     with ProgressReport(f"score {name}", "anchors") as report:
         quality = measure_quality(shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report)
-    path = out or root.absolute().parent / f"quality-{name}.json"
-    facts = {
-        "task": "quality",
-        "name": name,
-        "encoder": encoder_name,
-        "precision": encoder.precision,
-        "set": shards.set_id,
-    }
+    facts = {"task": "quality", "name": name, "encoder": encoder_name, "set": shards.set_id, **made}
     write_file(path, canonical_json({**facts, "result": quality.facts}))
     keys = (shards.key(position) for position in range(len(shards)))
     set_id = add_scores(root, name, keys, quality.scores)  # last: its name is then taken
     _say_facts(quality.facts)
     say(f"scores/{name}.parquet added, the set's new ID is {set_id}; measures of the whole set: {path}")
+
+
+def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
+    """True if the set has these very scores: of the same images, by the same encoder."""
+    if scores_path(root, name).relative_to(root).as_posix() not in read_manifest(root).files or not path.exists():
+        return False
+    content = json.loads(path.read_text())
+    return {key: content.get(key) for key in made} == made
 
 
 def _test_images(recipe: Recipe, size: int) -> Anchors | None:

@@ -78,6 +78,13 @@ def load_encoder(name: str | Path, precision: str = "auto") -> Encoder:
     return Encoder(model, model.pretrained_cfg, precision)
 
 
+def encoder_digest(name: str | Path) -> str:
+    """SHA-256 of the weights in a folder; the name of one of timm's own models, which name their weights."""
+    from .results import checkpoint_digest
+
+    return checkpoint_digest(Path(name)) if Path(name).exists() else str(name)
+
+
 def computes_bf16() -> bool:
     """True where bfloat16 is computed in hardware: on the GPU, else by the CPU's instructions."""
     if torch.cuda.is_available():

@@ -68,6 +68,8 @@ class PretrainConfig(Section):
     precision: Literal["no", "bf16"] = "no"
     workers: int = Field(default=2, ge=0)
     """Decoding processes per training process."""
+    knn_epochs: int = Field(default=0, ge=0)
+    """Every so many epochs kNN accuracy on the recipe's labelled images goes to the log and the report; 0: never."""
     checkpoint_epochs: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
 

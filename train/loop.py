@@ -11,6 +11,7 @@ from typing import Any
 import timm.optim
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ..shards import (
     BatchOrder,
@@ -33,15 +34,22 @@ from .schedule import learning_rate, synthetic_weight
 from .views import Views
 
 RUN, LOG, BACKBONE = "run.json", "log.jsonl", "backbone"
-UNESSENTIAL = {"workers", "checkpoint_epochs", "keep_checkpoints"}
+UNESSENTIAL = {"workers", "knn_epochs", "checkpoint_epochs", "keep_checkpoints"}
 Report = Callable[[int, int, dict[str, float]], None]
+Probe = Callable[[nn.Module], dict[str, float]]
 
 
-def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report | None = None) -> Path:
+def pretrain(
+    shards: ShardSet, config: PretrainConfig, out: Path, report: Report | None = None, probe: Probe | None = None
+) -> Path:
     """Pretrain a backbone on a shard set; resumes from `out` by itself. Returns the backbone's folder.
 
     Everything random is a pure function of (seed, step, rank, view) and the order of the data one of (plan, seed,
     epoch), so a resumed run equals an uninterrupted one bit for bit on a CPU.
+
+    Args:
+        report: called after every epoch.
+        probe: measures the backbone every `knn_epochs`, for the log; it must leave it as it is.
 
     Raises:
         InputError: `out` holds another run, the batch does not fit, or the set lacks what the method needs.
@@ -74,6 +82,7 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
         if rest:
             continue
         means = {name: _mean_over_ranks(accelerator, value) / per_epoch for name, value in sums.items()}
+        means |= _probed(probe, method.backbone, epoch, config) if accelerator.is_main_process else {}
         log.append(
             {"epoch": epoch, "step": step + 1, **means, "lr": steps.rate, "seconds": round(time.time() - started, 3)}
         )
@@ -89,6 +98,11 @@ def pretrain(shards: ShardSet, config: PretrainConfig, out: Path, report: Report
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / BACKBONE
+
+
+def _probed(probe: Probe | None, backbone: nn.Module, epoch: int, config: PretrainConfig) -> dict[str, float]:
+    due = config.knn_epochs and epoch % config.knn_epochs == 0
+    return probe(backbone) if probe and due else {}
 
 
 def _mean_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> float:

@@ -46,6 +46,13 @@ def test_every_other_command_of_the_readme(images_of_cifar_size, shard_set, mode
         "diffusion.path": model,
         "shards.records": 32,
         "shards.candidates": 2,
+        "linear_eval.sweep_lr": "[0.1]",
+    }
+    one_set = {
+        "transfer.only": '["cifar10"]',
+        "transfer.sets.cifar10.path": f"{images_of_cifar_size}/train.parquet",
+        "transfer.sets.cifar10.test": '""',
+        "transfer.sets.cifar10.per_class": 4,
     }
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ran = []
@@ -59,13 +66,14 @@ def test_every_other_command_of_the_readme(images_of_cifar_size, shard_set, mode
             takes_recipe = "--recipe" in line
             line = line.removeprefix(".venv/bin/")
             line = line.replace("/tmp/", f"{cwd}/")
-            command = f"{line} {' '.join(map(repr, settings(small)))}" if takes_recipe else line
+            given = settings(small | one_set if line.startswith("clsp transfer") else small)
+            command = f"{line} {' '.join(map(repr, given))}" if takes_recipe else line
             found = subprocess.run(
                 command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False
             )
         assert found.returncode == 0, f"{line}\n{found.stdout}{found.stderr}"
         ran.append(line)
-    assert len(ran) == 17 and (cwd / "runs" / "cifar10" / "report.html").exists()
+    assert len(ran) == 23 and (cwd / "runs" / "cifar10" / "report.html").exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")

@@ -111,6 +111,15 @@ def test_facts_of_the_whole_set(known_set, pixels):
         assert sum(shares) == pytest.approx(1, abs=1e-3)
 
 
+def other_weights(folder):
+    import safetensors.torch
+
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    return safetensors.torch.save(
+        {name: value + 1 if value.is_floating_point() else value for name, value in tensors.items()}
+    )
+
+
 @pytest.fixture
 def encoder_folder(tmp_path):
     config = PretrainConfig(backbone_kwargs={"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]})
@@ -132,8 +141,12 @@ def test_the_command_adds_scores_and_keeps_the_set_verified(clsp, known_set, enc
     assert facts["result"]["means"]["cosine"] == pytest.approx(float(scores["cosine"].mean()), abs=1e-4)
     assert facts["set"] == before != ShardSet(known_set).set_id
     assert clsp("shards", "verify", known_set, "--deep").returncode == 0
+    sealed = ShardSet(known_set).set_id
     again = clsp(*arguments)
-    assert again.returncode == 2 and "scores are never changed" in again.stderr
+    assert again.returncode == 0 and "are there already" in again.stdout and ShardSet(known_set).set_id == sealed
+    (encoder_folder / "model.safetensors").write_bytes(other_weights(encoder_folder))
+    other = clsp(*arguments)
+    assert other.returncode == 2 and "scores are never changed" in other.stderr
 
 
 def test_a_set_without_anchors_needs_its_source(clsp, make_set, encoder_folder, tmp_path):

@@ -1,0 +1,25 @@
+"""`clsp pretrain`: the kNN accuracy that it measures meanwhile."""
+
+import json
+
+from clsp.shards import sha256_file
+from conftest import SMALL_NETWORKS, settings
+
+
+def test_knn_is_measured_meanwhile_and_changes_nothing(clsp, shard_set, tmp_path):
+    common = ("--recipe", "digits", *settings(SMALL_NETWORKS), "--set=linear_eval.train_limit=200")
+    for name, epochs in (("plain", 0), ("probed", 1)):
+        run = ("pretrain", *common, f"--set=pretrain.knn_epochs={epochs}", "--shards", shard_set)
+        done = clsp(*run, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("plain", "probed")
+    ]
+    assert ["knn" in row for row in logs[0] + logs[1]] == [False, False, True, True]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+    weights = [sha256_file(tmp_path / name / "backbone" / "model.safetensors") for name in ("plain", "probed")]
+    assert weights[0] == weights[1]
+    evaluate = ("knn", *common, "--checkpoint", tmp_path / "probed", "--out", tmp_path / "probed")
+    assert clsp(*evaluate).returncode == 0
+    assert logs[1][-1]["knn"] == json.loads((tmp_path / "probed" / "knn.json").read_text())["result"]["k20"]
