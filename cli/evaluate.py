@@ -23,7 +23,7 @@ checkpoint_option = click.option(
 @click.command("linear-eval", epilog="Example: clsp linear-eval --recipe digits --checkpoint RUN --out RUN")
 @recipe_options
 @checkpoint_option
-@out_option("Folder for linear.json.")
+@out_option("Folder for linear.json or, from the protocol sweep, sweep.json.")
 @click.option("--protocol", type=click.Choice(["clsp", "sweep"]), help="Instead of the recipe's linear_eval.protocol.")
 def linear_eval(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, protocol: str | None
@@ -32,12 +32,13 @@ def linear_eval(
     from ..evaluate import evaluate_linear, evaluate_sweep
 
     recipe = load_recipe(recipe_name, (*overrides, *([f"linear_eval.protocol={protocol}"] if protocol else [])))
-    evaluate = evaluate_sweep if recipe.linear_eval.protocol == "sweep" else evaluate_linear
+    sweeps = recipe.linear_eval.protocol == "sweep"
+    evaluate = evaluate_sweep if sweeps else evaluate_linear
 
     def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
         return evaluate(train, test, classes, recipe.linear_eval, recipe.pretrain.seed)
 
-    _evaluate(recipe, "linear", checkpoint, out, recipe.linear_eval.flip, run)
+    _evaluate(recipe, "sweep" if sweeps else "linear", checkpoint, out, recipe.linear_eval.flip, run)
 
 
 @click.command(epilog="Example: clsp knn --recipe digits --checkpoint RUN --out RUN")
@@ -103,6 +104,6 @@ def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out
         say(f"{name}: {value['metric']} {value[value['metric']]:.2f} %, l2 {value['chosen']['l2']:.2g}")
 
     sets = run_transfer(encoder, config, found, save)
-    if set(found) == set(sets):
-        save(sets)
+    if not set(sets) - set(found):
+        say("every set was evaluated before")
     say(f"{checkpoint.name}: transfer, {len(sets)} sets ({out / 'transfer.json'})")

@@ -67,6 +67,13 @@ def _read(name: str) -> dict[str, Any]:
         raise InputError(f"recipe {name} is not TOML: {error}") from error
 
 
+def _bare(text: str) -> Any:
+    """A bare string, `photos`, or a list of them, `[cifar10, dtd]`."""
+    if text.startswith("[") and text.endswith("]") and not set(text[1:-1]) & set("[]{}\"'"):
+        return [word.strip() for word in text[1:-1].split(",") if word.strip()]
+    return text
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     sections = key.strip().split(".")
@@ -75,7 +82,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare string: --set anchors.path=photos
+        value = _bare(text.strip())
     for section in sections[:-1]:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):

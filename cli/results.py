@@ -16,6 +16,7 @@ from .progress import say
 def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     """Runs to a table: mean ± std over seeds per run name, paired differences, published figures."""
     from ..evaluate import (
+        DIFFERENCES,
         compare_runs,
         difference_rows,
         footnotes,
@@ -25,13 +26,13 @@ def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     )
     from ..shards import write_file
 
-    comparison = compare_runs(folders, baseline)
+    comparison = compare_runs(folders, baseline, out)
     write_comparison(comparison, out)
     write_file(out / "curves.png", training_curves(folders, "png"))
     _print_table("accuracy in percent, mean ± std over seeds", *table_rows(comparison))
     if comparison["differences"]:
-        caption = "differences in points, paired by seed, 95 % bootstrap interval over seeds"
-        _print_table(caption, *difference_rows(comparison))
+        _print_table("differences in points, paired by seed", *difference_rows(comparison))
+        say(f"{DIFFERENCES}.")
     for note in footnotes(comparison):
         say(note)
     written = ", ".join(str(out / name) for name in ("results.json", "results.md", "results.csv", "curves.png"))

@@ -33,32 +33,38 @@ from .recipe import Recipe, load_recipe
     help="Gives the test images to look for, the augmentations to compare with and, for a set without anchors, them.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe.")
-@click.option("--out", type=PATH, help="File for the measures of the whole set; default: quality-NAME.json beside it.")
+@click.option("--out", type=PATH, help="File for the measures of the whole set; default: beside it.")
 def score(
     root: Path, encoder_name: str, name: str, recipe_name: str | None, overrides: tuple[str, ...], out: Path | None
 ) -> None:
     """Measure every candidate of a set in an encoder's features: hardness, labels, diversity, copies."""
     shards = ShardSet(root)
-    path = out or root.absolute().parent / f"quality-{name}.json"
-    from ..evaluate import encoder_digest, load_encoder, measure_quality
+    recipe = load_recipe(recipe_name, overrides) if recipe_name else None
+    from ..evaluate import encoder_digest, load_encoder, measure_quality, quality_path, run_versions
     from ..train import PretrainConfig
 
     encoder = load_encoder(encoder_name)
-    made = {"data": shards.identity, "encoder_digest": encoder_digest(encoder_name), "precision": encoder.precision}
+    path = out or quality_path(root, name)
+    made = {
+        "data": shards.identity,
+        "encoder": encoder_name,
+        "encoder_digest": encoder_digest(encoder_name),
+        "precision": encoder.precision,
+        "recipe": recipe.model_dump(mode="json") if recipe else None,
+    }
     if _is_scored(root, name, path, made):
         say(f"scores/{name}.parquet: these scores are there already; measures of the whole set: {path}")
         return
     check_name(root, name)
-    recipe = load_recipe(recipe_name, overrides) if recipe_name else None
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, Anchors(recipe.anchors) if recipe else None)
     test = _test_images(recipe, shards.size) if recipe else None
     with ProgressReport(f"score {name}", "anchors") as report:
         quality = measure_quality(shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report)
-    facts = {"task": "quality", "name": name, "encoder": encoder_name, "set": shards.set_id, **made}
+    facts = {"task": "quality", "name": name, "set": shards.set_id, **made, **run_versions()}
     write_file(path, canonical_json({**facts, "result": quality.facts}))
     keys = (shards.key(position) for position in range(len(shards)))
-    set_id = add_scores(root, name, keys, quality.scores)  # last: its name is then taken
+    set_id = add_scores(root, name, keys, quality.scores, made)  # last: its name is then taken
     _say_facts(quality.facts)
     say(f"scores/{name}.parquet added, the set's new ID is {set_id}; measures of the whole set: {path}")
 
@@ -67,8 +73,11 @@ def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
     """True if the set has these very scores: of the same images, by the same encoder."""
     if scores_path(root, name).relative_to(root).as_posix() not in read_manifest(root).files or not path.exists():
         return False
-    content = json.loads(path.read_text())
-    return {key: content.get(key) for key in made} == made
+    try:
+        content = json.loads(path.read_text())
+        return {key: content.get(key) for key in made} == made
+    except (ValueError, AttributeError):
+        return False
 
 
 def _test_images(recipe: Recipe, size: int) -> Anchors | None:
@@ -78,6 +87,8 @@ def _test_images(recipe: Recipe, size: int) -> Anchors | None:
     try:
         return labelled_sets(recipe.anchors, recipe.linear_eval, size)[1]
     except InputError as error:
+        if recipe.linear_eval.test_path:
+            raise
         say(f"no test images, so no measure of leakage: {error}")
         return None
 

@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from ..shards import Section
 
@@ -62,6 +62,9 @@ class TransferSet(Section):
     def _has_a_test(self) -> "TransferSet":
         if bool(self.test) == bool(self.per_class) or (self.validation and not self.test):
             raise ValueError("a set needs either a test split or per_class > 0 (and then no validation split)")
+        splits = [split for split in (self.train, self.validation, self.test) if split]
+        if len(set(splits)) < len(splits):
+            raise ValueError(f"the splits {', '.join(splits)} must be different ones")
         return self
 
 
@@ -102,16 +105,28 @@ class TransferConfig(Section):
 
     @model_validator(mode="after")
     def _known(self) -> "TransferConfig":
+        for name in self.sets:
+            try:
+                self._set(name)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                key = ".".join(map(str, ("sets", name, *fault["loc"])))
+                known = f", known keys are {', '.join(TransferSet.model_fields)}"
+                message = f"{key}: {fault['msg']}{known if fault['type'] == 'extra_forbidden' else ''}"
+                raise ValueError(message) from error
         for name in self.only:
             if name not in self.chosen:
                 raise ValueError(f"only names {name!r}, known are {', '.join(self.chosen)}")
         return self
 
+    def _set(self, name: str) -> TransferSet:
+        return TransferSet(**{**KNOWN_SETS.get(name, {}), **self.sets.get(name, {})})
+
     @cached_property
     def chosen(self) -> dict[str, TransferSet]:
         """Every known and further set with its keys."""
         names = [*KNOWN_SETS, *(name for name in self.sets if name not in KNOWN_SETS)]
-        return {name: TransferSet(**{**KNOWN_SETS.get(name, {}), **self.sets.get(name, {})}) for name in names}
+        return {name: self._set(name) for name in names}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -34,8 +34,8 @@ class Encoder:
         self.precision = ("bf16" if computes_bf16() else "no") if precision == "auto" else precision
         self.size = int(config["input_size"][-1])
         self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
-        joined: Any = _joined(model.eval())
-        self._model = joined.to(self.device, memory_format=torch.channels_last)
+        joined: Any = _joined(model.eval().to(self.device))  # tracing keeps the device that it sees
+        self._model = joined.to(memory_format=torch.channels_last)
         self._mean, self._std = (
             torch.tensor(config[name], device=self.device)[:, None, None] for name in ("mean", "std")
         )
@@ -72,7 +72,7 @@ def load_encoder(name: str | Path, precision: str = "auto") -> Encoder:
         )
     try:
         model: Any = timm.create_model(str(name), pretrained=True, num_classes=0)
-    except (OSError, RuntimeError) as error:  # no weights for it, no network, or another architecture
+    except (OSError, RuntimeError, ValueError) as error:  # no weights for it, no network, or another architecture
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name}: timm cannot load its pretrained weights ({reason}); give a local folder") from error
     return Encoder(model, model.pretrained_cfg, precision)

@@ -3,6 +3,7 @@
 Shape legend: N images, F features, B batch.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .encoder import Encoder
 
 Report = Callable[[int, int], None]
 Item = TypeVar("Item")
+THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
     train = Anchors(anchors.model_copy(update={"limit": config.train_limit, "size": geometry}))
+    if (test_path, config.test_split) == (anchors.path, anchors.split):
+        raise InputError(f"{test_path} split {anchors.split} is the training split too; set linear_eval.test_split")
     update = {"path": test_path, "split": config.test_split, "limit": config.test_limit, "size": geometry}
     return train, Anchors(anchors.model_copy(update=update))
 
@@ -65,6 +69,8 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     classes = np.unique(train)
     if not np.array_equal(classes, np.arange(len(classes))):
         raise InputError(f"training labels are {classes[:5].tolist()}…, expected every class of 0 … {classes[-1]}")
+    if len(classes) < 2:
+        raise InputError("all training images are of one class; expected at least two classes")
     unknown, missing = np.setdiff1d(test, classes), np.setdiff1d(classes, test)
     if len(unknown):
         raise InputError(f"test labels {unknown[:5].tolist()} do not occur in training; check linear_eval.test_path")
@@ -99,16 +105,22 @@ def extract(encoder: Encoder, images: Anchors, flips: bool = False, report: Repo
         report: called with (done, total).
     """
     plain, flipped = [], []
-    batches = ((start, images[start : start + encoder.batch]) for start in range(0, len(images), encoder.batch))
-    for start, anchors in ahead(batches):
-        arrays = np.stack([anchor.image for anchor in anchors])
+    for start, arrays in ahead(_decoded(images, encoder.batch)):
         plain.append(encoder(arrays))
         if flips:
             flipped.append(encoder(arrays, flips=True))
         if report:
-            report(start + len(anchors), len(images))
+            report(start + len(arrays), len(images))
     labels = torch.from_numpy(images.labels())
     return Features(torch.cat(plain), torch.cat(flipped) if flips else None, labels)
+
+
+def _decoded(images: Anchors, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, images `(B, H, W, 3)`) batch by batch; Pillow decodes outside Python's lock, so in several threads."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(images), batch):
+            places = range(start, min(start + batch, len(images)))
+            yield start, np.stack(list(threads.map(lambda place: images[place].image, places)))
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -17,14 +17,15 @@ def knn_predict(
     train_NF: torch.Tensor, labels_N: torch.Tensor, test_MF: torch.Tensor, classes: int, k: int, temperature: float
 ) -> torch.Tensor:
     """Predicted classes `(M,)`: each of the k nearest training images votes with `exp(cosine / temperature)`."""
-    train, test = F.normalize(train_NF, dim=1), F.normalize(test_MF, dim=1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, test, labels_N = F.normalize(train_NF, dim=1).to(device), F.normalize(test_MF, dim=1), labels_N.to(device)
     predictions = []
-    for chunk in test.split(CHUNK):
+    for chunk in test.to(device).split(CHUNK):
         similarity, nearest = (chunk @ train.T).topk(min(k, len(train)), dim=1)
         votes = similarity.new_zeros(len(chunk), classes).scatter_add_(
             1, labels_N[nearest], ((similarity - similarity[:, :1]) / temperature).exp()
         )
-        predictions.append(votes.argmax(dim=1))
+        predictions.append(votes.argmax(dim=1).cpu())
     return torch.cat(predictions)
 
 

@@ -49,4 +49,4 @@ def evaluate_linear(
     head = train_linear(train, classes, config, seed)
     with torch.inference_mode():
         ranked = head(test.plain_NF).topk(min(5, classes), dim=1).indices
-    return {"protocol": "clsp", **classification(ranked.numpy(), test.labels_N.numpy())}
+    return {"protocol": "clsp", **classification(ranked.numpy(), test.labels_N.numpy(), classes)}

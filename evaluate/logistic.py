@@ -41,7 +41,8 @@ def fit_path(
 
     Args:
         iterations: the most of one fit.
-        tolerance: a fit ends when no component of the gradient of the objective divided by N is larger.
+        tolerance: a fit ends when no component of the gradient of the objective divided by N is larger, in the units of
+            equal curvature that L-BFGS works in.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mean_F, basis_FF, spread_F = _principal(features_NF)

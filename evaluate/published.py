@@ -3,7 +3,31 @@
 from typing import Any
 
 LINEAR, KNN = "linear.top1", "knn.replica_best_on_test"
-EPOCHS = 1000
+AUTHORS: dict[str, Any] = {
+    "pretrain.epochs": 1000,
+    "pretrain.batch_size": 1024,
+    "pretrain.optimizer": "sgd",
+    "pretrain.lr": 0.5,
+    "pretrain.weight_decay": 1e-4,
+    "pretrain.temperature": 0.2,
+    "pretrain.projector_hidden": 4096,
+    "pretrain.projector_out": 256,
+    "pretrain.augment.crop_scale": 0.08,
+    "sampler.scheduler": "ddim",
+    "sampler.steps": 100,
+    "sampler.eta": 0.1,
+    "sampler.weight": 0.1,
+    "shards.candidates": 8,
+    "linear_eval.epochs": 100,
+    "linear_eval.lr": 1.0,
+    "linear_eval.flip": True,
+    "linear_eval.train_limit": 0,
+    "linear_eval.test_limit": 0,
+    "knn.temperature": 0.07,
+    "anchors.limit": 0,
+}
+"""The settings behind the figures, where they are a recipe's."""
+AUTHORS_MOCO: dict[str, Any] = {"pretrain.batch_size": 512, "pretrain.lr": 0.3}
 SOURCE = "Zeng et al. 2024, the authors' release"
 
 # data set, backbone → run name → linear, kNN (the best k on the test images)
@@ -45,7 +69,10 @@ def published_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for run in {run["name"]: run for run in reversed(runs)}.values():
         recipe = run.get("recipe") or {}
-        figures = PUBLISHED.get((_data_set(recipe), recipe.get("pretrain", {}).get("backbone", "")), {})
+        pretrain = recipe.get("pretrain", {})
+        same_network = pretrain.get("stem") == "cifar" and not pretrain.get("backbone_kwargs")
+        backbone = pretrain.get("backbone", "") if same_network else ""
+        figures = PUBLISHED.get((_data_set(recipe), backbone), {})
         if run["name"] in figures:
             linear, knn = figures[run["name"]]
             metrics = {LINEAR: linear} | ({} if knn is None else {KNN: knn})
@@ -61,16 +88,17 @@ def _data_set(recipe: dict[str, Any]) -> str:
 
 
 def _differences(run: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    pretrain, found = recipe["pretrain"], []
-    batch = 512 if run["name"].startswith("moco") else 1024
-    for key, value in (("epochs", EPOCHS), ("batch_size", batch)):
-        if pretrain.get(key) != value:
-            found.append(f"{key} {pretrain.get(key)} here, {value} there")
-    if run["protocol"] not in (None, "clsp"):
-        found.append(f"linear protocol {run['protocol']} here, SGD without validation there")
+    settings = AUTHORS | (AUTHORS_MOCO if run["name"].startswith("moco") else {})
+    found = []
+    for key, value in settings.items():
+        own: Any = recipe
+        for part in key.split("."):
+            own = own.get(part) if isinstance(own, dict) else None
+        if own != value:
+            found.append(f"{key} {own} here, {value} there")
+    if run["precision"] == "bf16":
+        found.append("features in bf16 here, float32 there")
     if not str(recipe["anchors"]["path"]).startswith("uoft-cs/"):
         found.append(f"images from {recipe['anchors']['path']} here, the original files there")
-    if recipe["anchors"].get("limit") or recipe["linear_eval"].get("train_limit"):
-        found.append("a part of the images here")
     found.append("one seed and the last epoch there; kNN there with the best k on the test images")
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ..shards import Anchors, InputError, ShardSet
+from ..shards import Anchors, InputError, ShardSet, permutation
 from ..train import PretrainConfig, Views
 from .distances import Moments, frechet_distance, kernel_distance, precision_recall
 from .encoder import Encoder
@@ -28,7 +28,7 @@ MEASURES = {
     "diversity": "1 - mean cosine to the anchor's other candidates",
     "label_probability": "that a probe trained on the real anchors gives to the anchor's label",
     "agreement": "1 where that probe's class is the anchor's label",
-    "nearest_train": "cosine to the nearest anchor other than its own: near 1 is a copy (memorisation)",
+    "nearest_train": "cosine to the nearest anchor of the set other than its own: near 1 is a copy (memorisation)",
     "nearest_test": "cosine to the nearest test image: near 1 is a copy of it (leakage)",
 }
 """The measures of a candidate, each a column of `scores/NAME.parquet`."""
@@ -65,16 +65,20 @@ def measure_quality(
     Raises:
         InputError: the set holds no candidate.
     """
-    if len(shards) * shards.candidates == 0:
-        raise InputError(f"{shards.root} holds no candidates; expected at least one per anchor")
+    if shards.candidates == 0 or len(shards) < 2:
+        found = f"{len(shards)} anchors with {shards.candidates} candidates each"
+        raise InputError(f"{shards.root} holds {found}; measuring takes at least two anchors and a candidate of each")
     real_NF = _features(encoder, _anchor_images(shards, encoder.batch))
-    test_MF = None if test is None else functional.normalize(_features(encoder, _test_images(test, encoder)), dim=1)
+    test_MF = None
+    if test is not None:
+        test_MF = functional.normalize(_features(encoder, _test_images(test, encoder)), dim=1).to(encoder.device)
     labels = _labels(shards)
     probe = None if labels is None else fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
     found, made, sample_NF = _measure_candidates(shards, encoder, real_NF, test_MF, labels, probe, report)
     real = Moments(real_NF.shape[1])
     real.add(real_NF)
-    facts = _set_facts(real, made, _spread(real_NF), sample_NF)
+    sampled = torch.from_numpy(permutation(len(real_NF), "quality anchors")[:SAMPLE].copy())
+    facts = _set_facts(real, made, real_NF[sampled], sample_NF)
     augmented = _augmented_cosines(shards, encoder, pretrain, real_NF)
     facts["cosine_histogram"] = _histogram({"candidate": found.scores["cosine"], "augmentation": augmented})
     if labels is not None:
@@ -109,8 +113,11 @@ def _measure_candidates(
 ) -> tuple[_Found, Moments, torch.Tensor]:
     """One pass over the candidates, a few anchors at a time."""
     count, candidates = len(shards), shards.candidates
-    unit_NF, made, sampled = functional.normalize(real_NF, dim=1), Moments(real_NF.shape[1]), []
-    stride = max(1, count * candidates // SAMPLE)
+    unit_NF, made = functional.normalize(real_NF, dim=1), Moments(real_NF.shape[1])
+    searched_NF = unit_NF.to(encoder.device)
+    # Drawn apart from the anchors, and from all K: pairs, or every n-th candidate, would look nearer than the sets are.
+    chosen = np.sort(permutation(count * candidates, "quality candidates")[:SAMPLE])
+    sample_NF = torch.empty(len(chosen), real_NF.shape[1])
     found = _Found({name: np.empty((count, candidates), np.float32) for name in MEASURES})
     found.nearest = {name: np.zeros((count, candidates), np.int64) for name in ("nearest_train", "nearest_test")}
     anchors = max(1, encoder.batch // candidates)
@@ -118,13 +125,14 @@ def _measure_candidates(
         features = encoder(images)
         made.add(features)
         first = start * candidates
-        sampled.append(features[(-first) % stride :: stride])
+        low, high = np.searchsorted(chosen, (first, first + len(features)))
+        sample_NF[low:high] = features[chosen[low:high] - first]
         unit = functional.normalize(features, dim=1).view(-1, candidates, features.shape[1])
         rows = slice(start, start + len(unit))
         found.scores["cosine"][rows] = torch.einsum("nkf,nf->nk", unit, unit_NF[rows])
         found.scores["diversity"][rows] = _diversity(unit)
         own = torch.arange(start, start + len(unit)).repeat_interleave(candidates)
-        _nearest(found, "nearest_train", rows, unit, unit_NF, own)
+        _nearest(found, "nearest_train", rows, unit, searched_NF, own)
         if test_MF is not None:
             _nearest(found, "nearest_test", rows, unit, test_MF, None)
         if probe is not None and labels is not None:
@@ -138,10 +146,9 @@ def _measure_candidates(
     absent = {"nearest_test"} if test_MF is None else set()
     absent |= {"label_probability", "agreement"} if probe is None else set()
     absent |= {"diversity"} if candidates < 2 else set()
-    absent |= {"nearest_train"} if count < 2 else set()
     for name in absent:
         del found.scores[name]
-    return found, made, torch.cat(sampled)
+    return found, made, sample_NF
 
 
 def _diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
@@ -153,12 +160,12 @@ def _diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
 def _nearest(
     found: _Found, name: str, rows: slice, unit_NKF: torch.Tensor, others_MF: torch.Tensor, own: torch.Tensor | None
 ) -> None:
-    cosines = unit_NKF.flatten(0, 1) @ others_MF.T
+    cosines = unit_NKF.flatten(0, 1).to(others_MF.device) @ others_MF.T
     if own is not None:
         cosines[torch.arange(len(own)), own] = -torch.inf
     best = cosines.max(dim=1)
-    found.scores[name][rows] = best.values.view(unit_NKF.shape[:2])
-    found.nearest[name][rows] = best.indices.view(unit_NKF.shape[:2])
+    found.scores[name][rows] = best.values.view(unit_NKF.shape[:2]).cpu()
+    found.nearest[name][rows] = best.indices.view(unit_NKF.shape[:2]).cpu()
 
 
 def _set_facts(real: Moments, made: Moments, real_NF: torch.Tensor, made_MF: torch.Tensor) -> dict[str, Any]:
@@ -174,10 +181,6 @@ def _set_facts(real: Moments, made: Moments, real_NF: torch.Tensor, made_MF: tor
     }
 
 
-def _spread(features_NF: torch.Tensor) -> torch.Tensor:
-    return features_NF[:: max(1, len(features_NF) // SAMPLE)]
-
-
 def _augmented_cosines(
     shards: ShardSet, encoder: Encoder, pretrain: PretrainConfig, real_NF: torch.Tensor
 ) -> np.ndarray:
@@ -185,9 +188,9 @@ def _augmented_cosines(
     plain = pretrain.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     views = Views(plain, shards.size, torch.device("cpu"))
     cosines = []
-    positions = range(0, len(shards), max(1, len(shards) // SAMPLE))
+    positions = np.sort(permutation(len(shards), "quality anchors")[:SAMPLE]).tolist()
     for number, start in enumerate(range(0, len(positions), encoder.batch)):
-        chosen = list(positions[start : start + encoder.batch])
+        chosen = positions[start : start + encoder.batch]
         images = torch.from_numpy(np.stack([shards.anchor(position) for position in chosen])).permute(0, 3, 1, 2)
         view = (views(images, 1, number, 0).clamp(0, 1) * 255).round().to(torch.uint8)
         cosines.append(functional.cosine_similarity(encoder(view.permute(0, 2, 3, 1)), real_NF[chosen]))
@@ -197,7 +200,7 @@ def _augmented_cosines(
 def _histogram(cosines: dict[str, np.ndarray]) -> dict[str, list[float]]:
     """Counts per bin from -1 to 1, as shares of all."""
     return {
-        name: (np.histogram(values, BINS, (-1, 1))[0] / values.size).round(6).tolist()
+        name: (np.histogram(values.clip(-1, 1), BINS, (-1, 1))[0] / values.size).round(6).tolist()
         for name, values in cosines.items()
     }
 
@@ -246,9 +249,10 @@ def _candidate_images(shards: ShardSet, anchors: int) -> Iterator[tuple[int, np.
 
 
 def _labels(shards: ShardSet) -> torch.Tensor | None:
-    """The anchors' labels, or None where the set has none or a single class."""
+    """The anchors' classes, 0 … n-1 in the order of their labels; None where some have none, or all the same one."""
     try:
         labels = shards.labels()
     except InputError:
         return None
-    return torch.from_numpy(labels.copy()) if len(np.unique(labels)) > 1 else None
+    classes, numbers = np.unique(labels, return_inverse=True)
+    return torch.from_numpy(numbers) if len(classes) > 1 and classes[0] >= 0 else None

@@ -13,8 +13,10 @@ from PIL import Image
 
 from ..shards import InputError, ShardSet, contact_sheet, read_scores, write_file
 from .charts import cosine_histograms, feature_maps, run_name, score_histograms, training_curves
-from .compare import compare_runs, difference_rows, footnotes, metric_order, table_rows
+from .compare import compare_runs
+from .results import quality_path
 from .sheets import copies, extremes, pair_sheet
+from .tables import DIFFERENCES, difference_rows, footnotes, metric_order, table_rows
 
 SHEET_ROWS = 12
 MAPS = 6
@@ -32,6 +34,8 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
     """
     comparison, runs, beside = _contents(folder)
     root = shards or beside / "shards"
+    missing = [str(run) for run in runs if not run.is_dir()]
+    runs = [run for run in runs if run.is_dir()]
     headings, rows = table_rows(comparison)
     template = resources.files(__package__ or "").joinpath("report.html.j2").read_text()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -46,6 +50,8 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
         pictures=[*_set_pictures(root), *_run_pictures(runs)],
         shards=_set_facts(root),
         quality=_quality(root),
+        missing=missing,
+        difference_note=DIFFERENCES,
         provenance=_provenance(runs),
     )
     write_file(out, page.encode())
@@ -56,11 +62,11 @@ def _contents(folder: Path) -> tuple[dict[str, Any], list[Path], Path]:
     if (folder / "results.json").exists():
         try:
             comparison = json.loads((folder / "results.json").read_text())
-            runs = [folder / "pretrain" / run["folder"] for run in comparison["runs"]]
+            runs = [folder / run["folder"] for run in comparison["runs"]]
             comparison = {"differences": [], "published": [], **comparison}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / 'results.json'} is no comparison ({error}); run clsp compare again") from error
-        return comparison, [run for run in runs if run.is_dir()], folder
+        return comparison, runs, folder
     if any(folder.glob("*.json")):
         return compare_runs([folder]), [folder], folder.absolute().parent.parent
     raise InputError(f"{folder} holds no results.json and no run's results; run clsp compare … --out {folder} first")
@@ -78,7 +84,7 @@ def _set_pictures(root: Path) -> list[Picture]:
         pictures.append(_image("Anchors and their candidates", note, sheet))
     for name in _score_names(shards):
         scores = read_scores(root / "scores" / f"{name}.parquet", len(shards))
-        quality = _read_quality(root, name)
+        quality = _read_quality(shards, name)
         if shards.plan.shards.include_anchors:
             pictures += _score_sheets(shards, name, scores, quality)
         if quality:
@@ -126,16 +132,22 @@ def _score_names(shards: ShardSet) -> list[str]:
     return sorted(Path(name).stem for name in shards.manifest.files if name.startswith("scores/"))
 
 
-def _read_quality(root: Path, name: str) -> dict[str, Any] | None:
-    path = root.absolute().parent / f"quality-{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def _read_quality(shards: ShardSet, name: str) -> dict[str, Any] | None:
+    """The measures of the whole set that go with its scores of that name; None if they are of another content."""
+    path = quality_path(shards.root, name)
+    content = json.loads(path.read_text()) if path.exists() else {}
+    return content if content.get("data") == shards.identity else None
 
 
 def _quality(root: Path) -> list[dict[str, Any]]:
     """Per encoder the measures of the whole set, and the suspicious pairs by name."""
-    rows = []
-    for path in sorted(root.absolute().parent.glob("quality-*.json")):
-        content = json.loads(path.read_text())
+    if not (root / "manifest.json").exists():
+        return []
+    shards, rows = ShardSet(root), []
+    for name in _score_names(shards):
+        content = _read_quality(shards, name)
+        if content is None:
+            continue
         result = content["result"]
         figures = {key: value for key, value in result.items() if isinstance(value, int | float)}
         figures |= {f"mean {key}": value for key, value in result["means"].items()}

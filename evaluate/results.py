@@ -10,7 +10,7 @@ from typing import Any
 from ..shards import InputError, canonical_json, sha256_file, write_file
 
 RUN = "run.json"
-TASKS = ("linear", "knn", "transfer")
+TASKS = ("linear", "sweep", "knn", "transfer")
 
 
 def backbone_folder(checkpoint: Path) -> Path:
@@ -30,6 +30,17 @@ def backbone_folder(checkpoint: Path) -> Path:
 def checkpoint_digest(checkpoint: Path) -> str:
     """SHA-256 of the weights of a run's backbone or of a timm model's folder."""
     return sha256_file(backbone_folder(checkpoint) / "model.safetensors")
+
+
+def run_versions() -> dict[str, Any]:
+    """`versions` of what computed a result, and when it was `finished`."""
+    versions = {name: version(name) for name in ("clsp", "torch", "timm")}
+    return {"versions": versions, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def quality_path(root: Path, name: str) -> Path:
+    """The file, beside a set, for the measures of the whole set that go with its scores of that name."""
+    return root.absolute().with_name(f"{root.absolute().name}-quality-{name}.json")
 
 
 def write_result(
@@ -62,8 +73,7 @@ def write_result(
         "checkpoint": checkpoint_digest(checkpoint),
         **facts,
         "recipe": dict(recipe),
-        "versions": {name: version(name) for name in ("clsp", "torch", "timm")},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **run_versions(),
     }
     path = out / f"{task}.json"
     write_file(path, canonical_json(content))

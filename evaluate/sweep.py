@@ -80,7 +80,7 @@ def evaluate_sweep(
         "validation_top1": accuracy,
         "heads": len(config.sweep_lr) * len(config.sweep_weight_decay),
     }
-    return {"protocol": "sweep", **classification(ranked.numpy(), test.labels_N.numpy()), "chosen": facts}
+    return {"protocol": "sweep", **classification(ranked.numpy(), test.labels_N.numpy(), classes), "chosen": facts}
 
 
 def choose(
@@ -106,7 +106,8 @@ def choose(
 def standardised(features: Features) -> tuple[Features, torch.Tensor, torch.Tensor]:
     """The features with mean 0 and deviation 1, and what was subtracted and divided by: learning rates then carry over
     from one backbone to another."""
-    mean, std = features.plain_NF.mean(dim=0), features.plain_NF.std(dim=0).clamp_min(1e-6)
+    mean, std = features.plain_NF.mean(dim=0), features.plain_NF.std(dim=0)
+    std = torch.where(std < 1e-6, 1.0, std)  # a channel that is constant on train may not be so elsewhere
     flipped = features.flipped_NF
     scaled = None if flipped is None else (flipped - mean) / std
     return Features((features.plain_NF - mean) / std, scaled, features.labels_N), mean, std

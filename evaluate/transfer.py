@@ -80,11 +80,15 @@ def transfer_features(
 
 
 def _labels(splits: Splits) -> np.ndarray:
-    validation = [] if splits.validation is None else [splits.validation.labels()]
+    """Labels of train and validation, which must have the same classes."""
     train = splits.train.labels()
-    if validation and len(np.setdiff1d(validation[0], train)):
-        raise InputError(f"the train split lacks classes of validation: {np.setdiff1d(validation[0], train)[:5]}")
-    return np.concatenate([train, *validation])
+    if splits.validation is None:
+        return train
+    validation = splits.validation.labels()
+    different = np.setxor1d(validation, train)
+    if len(different):
+        raise InputError(f"classes {different[:5].tolist()} are in one of the splits train and validation only")
+    return np.concatenate([train, validation])
 
 
 def _drawn(images: Features, per_class: int) -> tuple[Features, Features]:
@@ -127,7 +131,7 @@ def evaluate_transfer(
 
 def _accuracies(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> dict[str, Any]:
     ranked = logits_NC.topk(min(5, logits_NC.shape[1]), dim=1).indices
-    return classification(ranked.numpy(), labels_N.numpy())
+    return classification(ranked.numpy(), labels_N.numpy(), logits_NC.shape[1])
 
 
 def run_transfer(
@@ -148,26 +152,31 @@ def run_transfer(
     for name in missing:
         chosen = config.chosen[name]
         train, validates, test = transfer_features(encoder, name, chosen, config.limit)
-        sets[name] = evaluate_transfer(train, validates, test, config, chosen.metric)
+        result = evaluate_transfer(train, validates, test, config, chosen.metric)
+        sets[name] = {**result, "set": _declared(config, name)}
         save(sets)
     return sets
 
 
 def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[str, Any]:
-    """The sets in a result file that were evaluated with this checkpoint and these settings."""
-    if not path.exists():
+    """The sets in a result file that were evaluated with this checkpoint and these settings, whether now asked for or
+    not; none, if the file is another version's or damaged."""
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
+            return {}
+        earlier = TransferConfig.model_validate(content["recipe"]["transfer"])
+        if earlier.protocol != config.protocol:
+            return {}
+        return {name: value for name, value in content["sets"].items() if value["set"] == _declared(config, name)}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    content = json.loads(path.read_text())
-    if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
-        return {}
-    earlier = TransferConfig.model_validate(content["recipe"]["transfer"])
-    if earlier.protocol != config.protocol:
-        return {}
-    same = {name for name in config.names if earlier.chosen.get(name) == config.chosen[name]}
-    return {name: value for name, value in content["sets"].items() if name in same}
+
+
+def _declared(config: TransferConfig, name: str) -> dict[str, Any] | None:
+    return config.chosen[name].model_dump(mode="json") if name in config.chosen else None
 
 
 def summary(sets: Mapping[str, Any]) -> dict[str, float]:
-    """Set name → its metric in percent, and their mean where there are several."""
-    figures = {name: value[value["metric"]] for name, value in sets.items()}
-    return figures | ({"mean": float(np.mean(list(figures.values())))} if len(figures) > 1 else {})
+    """Set name → its metric in percent."""
+    return {name: value[value["metric"]] for name, value in sets.items()}

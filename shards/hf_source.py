@@ -52,6 +52,7 @@ def _undecoded() -> Any:
 def _load(path: str, split: str) -> Any:
     import datasets
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     local = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or local.suffix in (".parquet", ".arrow") or path.count("/") > 1
@@ -62,12 +63,12 @@ def _load(path: str, split: str) -> Any:
         if local.is_file():
             return datasets.load_dataset("parquet", data_files={split: str(local)}, split=split)
         return datasets.load_dataset(str(local) if looks_local else path, split=split)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, HfHubHTTPError) as error:
         raise InputError(
             f"anchors.path: {path} was not found on this machine or on the hub; expected a hub id, a parquet file, "
             f"a folder, or digits ({type(error).__name__})"
         ) from error
-    except (ValueError, DatasetGenerationError) as error:
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:  # a loading script is a RuntimeError
         raise InputError(f"anchors.path: {path} split {split} cannot be read: {str(error).splitlines()[0]}") from error
 
 

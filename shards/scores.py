@@ -1,9 +1,9 @@
 """Scores of candidates, added to a sealed set: `scores/NAME.parquet`, a row per anchor and candidate."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from .durable import replacing
 from .errors import InputError, WorkError
 from .layout import scores_path
 from .manifest import read_manifest
+from .metadata import canonical_json
 from .plan import MAX_CANDIDATES
 from .seal import add_scores_entry
 
@@ -37,13 +38,16 @@ def check_name(root: Path, name: str) -> Path:
     return path
 
 
-def add_scores(root: Path, name: str, keys: Iterable[str], scores: dict[str, np.ndarray]) -> str:
+def add_scores(
+    root: Path, name: str, keys: Iterable[str], scores: dict[str, np.ndarray], made: Mapping[str, Any] | None = None
+) -> str:
     """Add scores to the sealed set at `root` and seal it anew; returns the new set ID.
 
     Args:
         name: of letters, digits, `-` and `_`; new.
         keys: the keys of all anchors in order.
         scores: measure → `(N, K)` float32.
+        made: what made them (encoder, digests, …), kept as JSON in the file's metadata under `clsp`.
 
     Raises:
         InputError: the name is taken or not usable.
@@ -58,7 +62,8 @@ def add_scores(root: Path, name: str, keys: Iterable[str], scores: dict[str, np.
     for measure, values_NK in scores.items():
         columns[measure] = pa.array(np.asarray(values_NK, np.float32).reshape(-1))
     with replacing(path) as file:
-        pq.write_table(pa.table(columns), file, compression="zstd", write_statistics=False)
+        table = pa.table(columns).replace_schema_metadata({"clsp": canonical_json(dict(made))} if made else None)
+        pq.write_table(table, file, compression="zstd", write_statistics=False)
     return add_scores_entry(root, name)
 
 

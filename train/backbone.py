@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..shards import InputError
@@ -57,9 +58,13 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise InputError(f"{folder} holds no backbone (no config.json); give a run that clsp pretrain has finished")
     try:
         config = json.loads(path.read_text())["pretrained_cfg"]
+        absent = [name for name in ("mean", "std", "input_size") if name not in config]
+        if absent:
+            raise ValueError(f"its pretrained_cfg lacks {', '.join(absent)}")
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-    except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
-        raise InputError(f"{folder} is no loadable timm backbone: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder} is no loadable timm backbone: {reason}") from error
     return model.eval().requires_grad_(False), config
 
 

@@ -81,7 +81,9 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert found["mean"] == pytest.approx(1.0)  # the spread of 5 between the seeds does not enter
     low, high = found["interval"]
     assert 0.5 <= low < 1.0 < high <= 1.5
-    assert rows["other"]["metrics"]["linear.top1"] == {"mean": -10.0, "interval": None, "n": 1}
+    assert rows["other"]["metrics"]["linear.top1"] == {"mean": -10.0, "interval": None, "t_interval": None, "n": 1}
+    t_low, t_high = found["t_interval"]  # mean 1, deviation 0.5, n 3: 1 ± 4.303 · 0.5 / √3
+    assert (t_low, t_high) == (pytest.approx(1 - 1.2421, abs=1e-3), pytest.approx(1 + 1.2421, abs=1e-3))
     assert {row["name"] for row in compare_runs(folders, "other")["differences"]} == {"simclr", "simclr+shards"}
     with pytest.raises(InputError, match="--baseline none"):
         compare_runs(folders, "none")
@@ -101,7 +103,7 @@ def test_published_figures_stand_beside_with_what_differs(tmp_path):
     folder = write_run(tmp_path / "a", "simclr+shards", 0, 90.0, 80.0)
     recipe = {
         "anchors": {"path": "/data/cifar10"},
-        "pretrain": {"backbone": "resnet18", "epochs": 100, "batch_size": 1024},
+        "pretrain": {"backbone": "resnet18", "stem": "cifar", "epochs": 100, "batch_size": 1024},
         "linear_eval": {"train_limit": 0},
     }
     path = folder / "linear.json"
@@ -117,7 +119,7 @@ def test_published_figures_stand_beside_with_what_differs(tmp_path):
 def test_the_csv_holds_what_the_json_holds(tmp_path):
     import csv
 
-    folders = [write_run(tmp_path / f"{n}{s}", n, s, 90.0 + s, 80.0) for n in ("simclr", "b") for s in (0, 1)]
+    folders = [write_run(tmp_path / f"{n}{s}", n, s, 90.0 + s, 80.0) for n in ("simclr", "b") for s in (0, 1, 2)]
     comparison = compare_runs(folders)
     write_comparison(comparison, tmp_path)
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
@@ -127,9 +129,26 @@ def test_the_csv_holds_what_the_json_holds(tmp_path):
     assert {row["name"] for row in rows if row["kind"] == "difference"} == {"b - simclr"}
 
 
-def test_two_linear_protocols_are_not_mixed(tmp_path):
-    folders = [write_run(tmp_path / str(seed), "a", seed, 90.0, 80.0) for seed in (0, 1)]
+def test_evaluations_under_other_conditions_are_not_compared(tmp_path):
+    folders = [write_run(tmp_path / name, name, 0, 90.0, 80.0) for name in ("a", "b")]
     path = folders[1] / "linear.json"
-    path.write_text(path.read_text().replace('"clsp"', '"sweep"'))
-    with pytest.raises(InputError, match="different linear protocols"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "precision": "bf16"}))
+    with pytest.raises(InputError, match="linear was evaluated in another way .*precision"):
         compare_runs(folders)
+
+
+def test_the_same_run_twice_is_refused(tmp_path):
+    folders = [write_run(tmp_path / parent / "s0", "a", 0, 90.0, 80.0) for parent in ("x", "y")]
+    for twice in (folders, folders[:1] * 2):
+        with pytest.raises(InputError, match="are both a seed 0"):
+            compare_runs(twice)
+
+
+def test_transfer_means_are_over_the_sets_that_all_runs_have(tmp_path):
+    folders = [write_run(tmp_path / name, name, 0, 90.0, 80.0) for name in ("a", "b")]
+    for folder, result in zip(folders, ({"x": 10.0, "y": 30.0, "z": 90.0}, {"x": 20.0, "y": 50.0}), strict=True):
+        sets = {name: {"set": {"path": name}} for name in result}
+        content = {"task": "transfer", "result": result, "name": folder.name, "seed": 0, "set": "s", "checkpoint": "c"}
+        (folder / "transfer.json").write_text(json.dumps({**content, "sets": sets}))
+    means = {row["name"]: row["metrics"]["transfer.mean"]["mean"] for row in compare_runs(folders)["summary"]}
+    assert means == {"a": 20.0, "b": 35.0}

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -42,7 +44,7 @@ def test_other_sizes_are_scaled_as_pillow_scales_them(images):
     assert np.abs(found[0] - expected).max() <= 1.5
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "no_such_model", "resnet18.a1_in1k"])
+@pytest.mark.parametrize("name", ["./nowhere", "no_such_model", "resnet18.a1_in1k", "foo:bar"])
 def test_an_encoder_that_cannot_be_had_is_refused(name):
     with pytest.raises(InputError, match="no folder of a model|cannot load its pretrained weights"):
         load_encoder(name)
@@ -53,3 +55,8 @@ def test_a_checkpoint_that_is_no_backbone_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(InputError, match="no loadable timm backbone"):
         load_encoder(tmp_path)
+    config = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+    for cfg in (config, {"input_size": [3, 32, 32]}):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": cfg}))
+        with pytest.raises(InputError, match="no loadable timm backbone"):
+            load_encoder(tmp_path)

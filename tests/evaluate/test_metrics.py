@@ -13,7 +13,7 @@ def test_wilson_interval_of_a_textbook_case():
 def test_accuracies_by_hand():
     labels = np.array([0, 0, 0, 1, 2, 3, 4, 5])
     ranked = np.array([[0, 1], [0, 1], [1, 0], [1, 0], [0, 1], [3, 0], [0, 4], [5, 0]])
-    result = classification(ranked, labels)
+    result = classification(ranked, labels, 6)
     assert result["top1"] == pytest.approx(100 * 5 / 8)
     assert result["mean_per_class"] == pytest.approx(100 * (2 / 3 + 1 + 0 + 1 + 0 + 1) / 6)
     assert result["top5"] == pytest.approx(100 * 7 / 8)  # the label among all ranks given
@@ -27,6 +27,6 @@ def test_mean_per_class_interval_covers_as_often_as_it_says():
     covered = 0
     for _ in range(400):
         hits = generator.random(400) < chances[labels]
-        low, high = classification(np.where(hits, labels, -1)[:, None], labels)["mean_per_class_interval"]
+        low, high = classification(np.where(hits, labels, -1)[:, None], labels, 10)["mean_per_class_interval"]
         covered += low <= 70 <= high
     assert 0.92 <= covered / 400 <= 0.985

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
-from clsp.evaluate import measure_quality
+from clsp.evaluate import measure_quality, quality_path
 from clsp.evaluate.encoder import Encoder
 from clsp.shards import (
     Anchors,
@@ -137,7 +138,7 @@ def test_the_command_adds_scores_and_keeps_the_set_verified(clsp, known_set, enc
     assert done.returncode == 0, done.stderr
     scores = read_scores(known_set / "scores" / "tiny.parquet", COUNT)
     assert set(scores) >= {"cosine", "agreement", "nearest_train", "nearest_test"}
-    facts = json.loads((known_set.parent / "quality-tiny.json").read_text())
+    facts = json.loads((quality_path(known_set, "tiny")).read_text())
     assert facts["result"]["means"]["cosine"] == pytest.approx(float(scores["cosine"].mean()), abs=1e-4)
     assert facts["set"] == before != ShardSet(known_set).set_id
     assert clsp("shards", "verify", known_set, "--deep").returncode == 0
@@ -162,5 +163,39 @@ def test_an_empty_candidate_set_is_refused(pixels, known_set, monkeypatch):
     monkeypatch.setattr(type(shards), "candidates", 0)
     from clsp.shards import InputError
 
-    with pytest.raises(InputError, match="holds no candidates"):
+    with pytest.raises(InputError, match="60 anchors with 0 candidates each"):
         measure_quality(shards, pixels, PretrainConfig())
+
+
+def test_images_compared_are_drawn_from_all_candidates(known_set, pixels, monkeypatch):
+    """Of the four known candidates of an anchor one is a copy of an anchor: the share among those compared tells."""
+    from clsp.evaluate import quality
+
+    monkeypatch.setattr(quality, "SAMPLE", 40)
+    compared = {}
+    monkeypatch.setattr(quality, "_set_facts", lambda real, made, a, b: compared.update(anchors=a, candidates=b) or {})
+    measure_quality(ShardSet(known_set), pixels, PretrainConfig())
+    assert len(compared["anchors"]) == len(compared["candidates"]) == 40
+    shards = ShardSet(known_set)
+    made = np.stack([shards.candidate(row, k).transpose(2, 0, 1).ravel() for row in range(COUNT) for k in range(4)])
+    which = np.linalg.norm(255 * compared["candidates"].numpy()[:, None] - made[None], axis=2).argmin(axis=1) % 4
+    assert min(np.bincount(which, minlength=4)) >= 3
+
+
+def test_labels_may_be_sparse_and_missing_ones_leave_the_probe_out(known_set, pixels, monkeypatch):
+    shards = ShardSet(known_set)
+    labels = shards.labels()
+    monkeypatch.setattr(type(shards), "labels", lambda _: labels * 10 + 3)
+    sparse = measure_quality(shards, pixels, PretrainConfig())
+    monkeypatch.setattr(type(shards), "labels", lambda _: np.where(labels == 1, -1, labels))
+    unlabelled = measure_quality(shards, pixels, PretrainConfig())
+    assert sparse.scores["agreement"][:, 0].mean() > 0.95 and "agreement" not in unlabelled.scores
+
+
+def test_any_timm_model_is_an_encoder(clsp, known_set, tmp_path):
+    model = timm.create_model("resnet10t", num_classes=0)
+    data = {"input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    timm.models.save_for_hf(model, str(tmp_path / "timm"), model_args={}, data_config=data, safe_serialization=True)
+    done = clsp("shards", "score", known_set, "--encoder", tmp_path / "timm", "--name", "timm")
+    assert done.returncode == 0, done.stderr
+    assert set(read_scores(known_set / "scores" / "timm.parquet", COUNT)) >= {"cosine", "agreement", "nearest_train"}

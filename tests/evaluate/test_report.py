@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from browser import find_browser, visit
-from clsp.evaluate import compare_runs, write_comparison, write_report
+from clsp.evaluate import compare_runs, quality_path, write_comparison, write_report
 from clsp.shards import InputError, ShardSet, add_scores
 
 FACTS = {
@@ -36,7 +36,7 @@ def write_run(folder, name, seed, top1):
 
 RECIPE = {
     "anchors": {"path": "uoft-cs/cifar10"},
-    "pretrain": {"backbone": "resnet18", "epochs": 5, "batch_size": 8},
+    "pretrain": {"backbone": "resnet18", "stem": "cifar", "epochs": 5, "batch_size": 8},
     "linear_eval": {},
 }
 
@@ -57,14 +57,14 @@ def folder(tmp_path, shard_set):
         "cosine_histogram": {"candidate": [0.5, 0.5], "augmentation": [0.2, 0.8]},
         "suspicious": {"nearest_train": [train], "nearest_test": [test]},
     }
-    quality = {"name": "tiny", "encoder": "an <encoder>", "result": result}
-    (tmp_path / "quality-tiny.json").write_text(json.dumps(quality))
+    quality = {"name": "tiny", "encoder": "an <encoder>", "data": shards.identity, "result": result}
+    quality_path(shards.root, "tiny").write_text(json.dumps(quality))
     folders = []
     for name, top1 in (("simclr", 80.0), ("simclr+shards", 83.0)):
-        for seed in (0, 1):
+        for seed in (0, 1, 2):
             folders.append(tmp_path / "pretrain" / f"{name}-s{seed}")
             write_run(folders[-1], name, seed, top1 + seed)
-    write_comparison(compare_runs(folders), tmp_path)
+    write_comparison(compare_runs(folders, out=tmp_path), tmp_path)
     return tmp_path
 
 
@@ -89,7 +89,7 @@ def test_the_page_in_a_browser(folder, browser, tmp_path, width, scheme):
     assert found["overflow"] <= 0  # nothing wider than the screen, also on a phone
     bright = sum(map(int, found["text"].removeprefix("rgb(").rstrip(")").split(","))) > 300
     assert bright == (scheme == "dark") and found["ink"] == found["text"]
-    assert {"80.50 ± 0.71", "83.50 ± 0.71", "94.45", "+3.00 [+3.00, +3.00]", "test_00000007"} <= set(found["cells"])
+    assert {"81.00 ± 1.00", "84.00 ± 1.00", "94.45", "+3.00 [+3.00, +3.00]", "test_00000007"} <= set(found["cells"])
     assert "Differences" in found["headings"] and picture.stat().st_size > 10_000
 
 
@@ -114,3 +114,21 @@ def test_a_folder_without_results_is_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"runs": 3}')
     with pytest.raises(InputError, match="is no comparison"):
         write_report(tmp_path, tmp_path / "report.html")
+
+
+def test_measures_of_another_set_are_not_shown(folder):
+    path = quality_path(folder / "shards", "tiny")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": {"plan": "another"}}))
+    write_report(folder, folder / "report.html")
+    page = (folder / "report.html").read_text()
+    assert "Most suspicious" not in page and "Sample quality" not in page and "Hardest (tiny)" in page
+
+
+def test_a_comparison_elsewhere_finds_its_runs_and_says_which_are_gone(folder, tmp_path):
+    runs = sorted((folder / "pretrain").iterdir())
+    elsewhere = tmp_path / "of" / "all"
+    write_comparison(compare_runs(runs, out=elsewhere), elsewhere)
+    shutil.rmtree(runs[0])
+    write_report(elsewhere, elsewhere / "report.html", folder / "shards")
+    page = (elsewhere / "report.html").read_text()
+    assert "<h2>Training</h2>" in page and "Maps of the features" in page and f"{runs[0].name}." in page

@@ -69,6 +69,17 @@ def test_a_head_that_diverges_is_never_chosen():
     assert evaluate_sweep(train, test, 7, config)["chosen"]["lr"] == 0.1
 
 
+def test_a_channel_that_is_dead_on_train_does_no_harm():
+    train, test = features()
+    dead = [
+        Features(torch.cat([one.plain_NF, torch.zeros(len(one.labels_N), 1)], 1), None, one.labels_N)
+        for one in (train, test)
+    ]
+    dead[1].plain_NF[::2, -1] = 0.3
+    plain, with_dead = evaluate_sweep(train, test, 7, CONFIG), evaluate_sweep(*dead, 7, CONFIG)
+    assert with_dead["top1"] == pytest.approx(plain["top1"], abs=3)
+
+
 def test_one_image_of_a_class_is_refused():
     train = Features(torch.randn(5, 3), None, torch.tensor([0, 0, 0, 0, 1]))
     with pytest.raises(InputError, match="class 1 has one training image"):

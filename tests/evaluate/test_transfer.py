@@ -77,10 +77,25 @@ def test_a_further_set_by_lines_of_toml_and_a_resume(clsp, checkpoint, tmp_path)
     assert clsp(*command, "--set=transfer.only=['first']").returncode == 0
     done = clsp(*command)
     assert done.returncode == 0 and "first:" not in done.stdout and "second: mean_per_class" in done.stdout
-    result = json.loads((tmp_path / "transfer.json").read_text())["result"]
-    assert result["mean"] == pytest.approx((result["first"] + result["second"]) / 2)
+    assert set(json.loads((tmp_path / "transfer.json").read_text())["result"]) == {"first", "second"}
+    assert clsp(*command, "--set=transfer.only=[second]").returncode == 0
+    assert set(json.loads((tmp_path / "transfer.json").read_text())["result"]) == {"first", "second"}  # nothing is lost
     again = clsp(*command, "--set=transfer.l2=[1e-2,1e2,4]")
     assert "first:" in again.stdout  # another protocol: nothing of the earlier one counts
+    (tmp_path / "transfer.json").write_text("{damaged")
+    assert "first:" in clsp(*command).stdout
+
+
+def test_test_labels_never_influence_the_choice(checkpoint, tmp_path):
+    from clsp.evaluate import Features
+    from clsp.evaluate.transfer import evaluate_transfer, transfer_features
+
+    folder = write_images(tmp_path / "images", {"train": 20, "test": 20}, classes=4)
+    config = TransferConfig(sets={"mine": {"path": str(folder)}}, only=("mine",), l2=(1e-2, 1e3, 6))
+    train, validates, test = transfer_features(load_encoder(checkpoint, "no"), "mine", config.chosen["mine"])
+    shuffled = Features(test.plain_NF, None, test.labels_N.flip(0))
+    real, other = (evaluate_transfer(train, validates, one, config, "top1") for one in (test, shuffled))
+    assert real["chosen"] == other["chosen"] and real["top1"] > other["top1"]
 
 
 def test_the_choice_and_the_refit_are_scikit_learns(checkpoint, tmp_path):
@@ -111,6 +126,12 @@ def test_the_choice_and_the_refit_are_scikit_learns(checkpoint, tmp_path):
         ({"train": 5}, ["sets.mine.test=''"], "either a test split or per_class"),
         ({"train": 5, "test": 2}, ["sets.mine.label=colour"], "no column 'colour' of class numbers"),
         ({"train": 5, "test": 2}, ["only=['other']"], "only names 'other'"),
+        (
+            {"train": 5, "test": 2},
+            ["sets.mine.pth=x"],
+            r"sets.mine.pth: Extra inputs are not permitted, known",
+        ),
+        ({"train": 5, "test": 2}, ["sets.mine.validation=test"], "must be different ones"),
     ],
 )
 def test_sets_that_cannot_be_used_are_refused_in_one_line(clsp, checkpoint, tmp_path, splits, settings, message):
