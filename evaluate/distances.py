@@ -20,10 +20,11 @@ class Moments:
 
     def add(self, features_NF: torch.Tensor) -> None:
         """Add a part."""
-        features = features_NF.double()
-        self.count += len(features)
-        self._sum += features.sum(dim=0)
-        self._squares += features.T @ features
+        for part in features_NF.split(CHUNK):
+            features = part.double()
+            self.count += len(features)
+            self._sum += features.sum(dim=0)
+            self._squares += features.T @ features
 
     @property
     def mean(self) -> torch.Tensor:

@@ -58,6 +58,7 @@ def fit_path(
         yield Regression(rotated, bias, l2, converged)
 
 
+CHUNK = 1 << 16
 CURVATURE = 0.1
 """The order of p(1 - p), by which the second derivative of the cross-entropy is smaller than the features' variance."""
 
@@ -69,8 +70,11 @@ def _principal(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, n
     the same solutions; L-BFGS finds them in a tenth of the steps.
     """
     mean_F = features_NF.mean(dim=0)
-    centred = (features_NF - mean_F).double()
-    values, basis = torch.linalg.eigh(centred.T @ centred / len(centred))
+    products = torch.zeros(len(mean_F), len(mean_F), dtype=torch.float64)
+    for part in features_NF.split(CHUNK):  # a copy of all features in float64 could be larger than the memory
+        centred = (part - mean_F).double()
+        products += centred.T @ centred
+    values, basis = torch.linalg.eigh(products / len(features_NF))
     return mean_F, basis.float(), values.clamp_min(0).numpy()
 
 

@@ -28,6 +28,7 @@ SMALL_NETWORKS = {
     "pretrain.backbone_kwargs": "{channels=[8,8,8,8],layers=[1,1,1,1]}",
     "pretrain.projector_hidden": 16,
     "pretrain.workers": 0,
+    "pretrain.knn_epochs": 0,
     "linear_eval.epochs": 2,
     "linear_eval.milestones": "[1]",
 }

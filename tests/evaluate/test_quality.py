@@ -34,20 +34,20 @@ def anchors():
 
 
 @pytest.fixture(scope="module")
-def test_images():
+def held_out():
     return Anchors(AnchorsConfig(split="test", limit=30))
 
 
-def candidates(anchors, test_images, index):
+def candidates(anchors, held_out, index):
     """A slight change of the anchor, noise, a copy of the next anchor, a copy of a test image."""
     image = anchors[index].image.astype(int)
     noise = np.random.default_rng(index).integers(0, 256, image.shape)
     slight = np.clip(image + noise // 64, 0, 255)
-    return np.stack([slight, noise, anchors[(index + 1) % COUNT].image, test_images[index % 30].image]).astype(np.uint8)
+    return np.stack([slight, noise, anchors[(index + 1) % COUNT].image, held_out[index % 30].image]).astype(np.uint8)
 
 
 @pytest.fixture
-def known_set(tmp_path, anchors, test_images):
+def known_set(tmp_path, anchors, held_out):
     plan = Plan(
         source=SourcePlan(
             name="digits", split="train", licence="", count=COUNT, size=8, resize="crop", digest=anchors.digest
@@ -58,7 +58,7 @@ def known_set(tmp_path, anchors, test_images):
     )
     root = tmp_path / "set"
     write_plan(root, plan)
-    records = [Record(anchors[index], candidates(anchors, test_images, index)) for index in range(COUNT)]
+    records = [Record(anchors[index], candidates(anchors, held_out, index)) for index in range(COUNT)]
     write_shard(root, plan, 0, 0, records, dict)
     seal_if_complete(root, plan)
     return root
@@ -70,10 +70,10 @@ def pixels():
     return Encoder(torch.nn.Flatten(), {"input_size": (3, 8, 8), "mean": (0, 0, 0), "std": (1, 1, 1)}, "no")
 
 
-def test_known_candidates_have_the_scores_by_hand(known_set, pixels, anchors, test_images):
-    quality = measure_quality(ShardSet(known_set), pixels, PretrainConfig(), test_images)
+def test_known_candidates_have_the_scores_by_hand(known_set, pixels, anchors, held_out):
+    quality = measure_quality(ShardSet(known_set), pixels, PretrainConfig(), held_out)
     real = np.stack([anchor.image.ravel() for anchor in anchors]).astype(float)
-    made = np.stack([candidates(anchors, test_images, index).reshape(4, -1) for index in range(COUNT)]).astype(float)
+    made = np.stack([candidates(anchors, held_out, index).reshape(4, -1) for index in range(COUNT)]).astype(float)
     real /= np.linalg.norm(real, axis=1, keepdims=True)
     made /= np.linalg.norm(made, axis=2, keepdims=True)
     scores = quality.scores
@@ -167,7 +167,7 @@ def test_an_empty_candidate_set_is_refused(pixels, known_set, monkeypatch):
         measure_quality(shards, pixels, PretrainConfig())
 
 
-def test_images_compared_are_drawn_from_all_candidates(known_set, pixels, monkeypatch):
+def held_out_compared_are_drawn_from_all_candidates(known_set, pixels, monkeypatch):
     """Of the four known candidates of an anchor one is a copy of an anchor: the share among those compared tells."""
     from clsp.evaluate import quality
 
