@@ -1,5 +1,6 @@
 """`clsp shards status`, `info`, `preview` and `verify`: for people, without a GPU stack."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -13,7 +14,9 @@ from ..shards import (
     contact_sheet,
     is_sealed,
     layer_name,
+    measure_pace,
     plan_path,
+    read_log,
     read_manifest,
     read_plan,
     read_scores,
@@ -40,7 +43,19 @@ def status(root: Path) -> None:
             f"{root}: {layer_name(layer)} {state}, candidates {plan.start}-{plan.end - 1}, "
             f"{len(finished)}/{plan.shard_count} shards, {anchors}/{plan.count} anchors"
         )
+        if state == "unfinished":
+            _say_pace(root, plan, layer, finished)
         layer += 1
+    failures = [event for event in read_log(root) if event.get("event") == "failed"]
+    if failures:
+        say(f"failures    {len(failures)}, the last one {failures[-1]['time']}: {failures[-1]['message']}")
+
+
+def _say_pace(root: Path, plan: Plan, layer: int, finished: set[int]) -> None:
+    pace = measure_pace(root, plan, layer, finished)
+    if pace:
+        say(f"pace        {pace.per_process:.3g} candidates/s per process, {pace.overall:.3g}/s in all")
+        say(f"left        {timedelta(seconds=round(pace.left))} at this pace; last shard {pace.since_last:.0f} s ago")
 
 
 @click.command(epilog="Example: clsp shards info runs/digits/shards")

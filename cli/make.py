@@ -34,7 +34,11 @@ def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
 @recipe_options
 @diffusion_option
 @click.option("--out", type=PATH, default=None, help="Also check this folder: new, or a set of the same plan.")
-def plan(recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path | None) -> None:
+@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="Devices like this one to share it.")
+@click.option("--seconds", default=10.0, show_default=True, help="How long to measure the device.")
+def plan(
+    recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path | None, gpus: int, seconds: float
+) -> None:
     """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
     recipe = load_recipe(recipe_name, overrides)
     anchors = Anchors(recipe.anchors)
@@ -46,12 +50,14 @@ def plan(recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path
     the_plan = make_plan(anchors, model, recipe.sampler, recipe.shards)
     if out:
         check_plan(out, the_plan)
-    figures = estimate(the_plan, anchors, Sampler(model, recipe.sampler, _device()))
+    figures = estimate(the_plan, anchors, Sampler(model, recipe.sampler, _device()), seconds)
+    rounds = -(-the_plan.shard_count // gpus)  # some devices idle in the last one
+    hours = figures.seconds / 3600 / the_plan.shard_count * rounds
     say(f"anchors     {the_plan.count} of {the_plan.source.name}, {anchors.size}x{anchors.size}")
     say(f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)")
     say(f"shards      {the_plan.shard_count} of {recipe.shards.records} anchors")
     say(f"bytes       about {figures.bytes / 1e9:.3g} GB")
-    say(f"time        about {figures.seconds / 3600:.3g} hours on one {figures.device}")
+    say(f"time        about {hours:.3g} hours on {gpus} x {figures.device} ({figures.seconds / 3600:.3g} device hours)")
 
 
 @click.command(epilog="Example: clsp shards make --recipe digits --out runs/digits/shards")

@@ -13,9 +13,12 @@ from ..shards import (
     AnchorLookup,
     Anchors,
     DiffusionPlan,
+    InputError,
     Plan,
     Record,
     ShardsConfig,
+    WorkError,
+    log_event,
     read_commit,
     run_stamp,
     seal_if_complete,
@@ -24,6 +27,7 @@ from ..shards import (
     write_shard,
 )
 from .config import SamplerConfig
+from .memory import explaining_out_of_memory
 from .model import DiffusionModel
 from .sampler import Sampler
 
@@ -82,8 +86,20 @@ def make_shards(
         if read_commit(root, plan, layer, shard) is not None:  # another writer has made it since
             advance(len(plan.shard_range(shard)))
             continue
-        facts = partial(run_facts, sampler, time.time(), world_size)
-        write_shard(root, plan, layer, shard, shard_records(plan, anchors, sampler, shard, advance), facts)
+        started = time.time()
+        made = partial(run_facts, sampler, started, world_size)
+        records = shard_records(plan, anchors, sampler, shard, advance)
+        try:
+            with explaining_out_of_memory(sampler, plan.source.size):
+                commit = write_shard(root, plan, layer, shard, records, made)
+        except (WorkError, InputError, OSError) as error:
+            log_event(root, "failed", layer=layer, shard=shard, rank=rank, message=str(error))
+            raise
+        spent, images = time.time() - started, commit.records * plan.shards.candidates
+        rate = round(images / max(1e-3, spent), 3)
+        log_event(
+            root, "shard", layer=layer, shard=shard, rank=rank, seconds=round(spent, 3), candidates_per_second=rate
+        )
     return seal_if_complete(root, plan, layer)
 
 
@@ -91,14 +107,25 @@ def shard_records(
     plan: Plan, anchors: AnchorLookup, sampler: Sampler, shard: int, advance: Callable[[int], None]
 ) -> Iterator[Record]:
     """The records of a shard of the plan's layer, a micro-batch at a time; `advance` is told how many."""
-    indices = plan.shard_range(shard)
+    indices, constant = plan.shard_range(shard), []
     for start in range(0, len(indices), sampler.config.micro_batch):
         batch = [anchors[index] for index in indices[start : start + sampler.config.micro_batch]]
         images_BHWC = np.stack([anchor.image for anchor in batch])
         keys = [anchor.key for anchor in batch]
         candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start)
+        constant += [key for key, images in zip(keys, candidates_BKHWC, strict=True) if _all_constant(images)]
         yield from (Record(anchor, images) for anchor, images in zip(batch, candidates_BKHWC, strict=True))
         advance(len(batch))
+    if 2 * len(constant) > len(indices):
+        named = ", ".join(constant[:4])
+        raise WorkError(
+            f"shard {shard}: every candidate of {len(constant)} of {len(indices)} anchors is one flat colour "
+            f"({named}, …); is this the model for these images?"
+        )
+
+
+def _all_constant(images_KHWC: np.ndarray) -> bool:
+    return bool((images_KHWC == images_KHWC[:, :1, :1]).all())
 
 
 def run_facts(sampler: Sampler, started: float, world_size: int) -> dict[str, object]:

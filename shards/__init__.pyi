@@ -45,6 +45,11 @@ from .order import epoch_order as epoch_order
 from .order import permutation as permutation
 from .order import stream_key as stream_key
 from .order import stream_seed as stream_seed
+from .pace import Pace as Pace
+from .pace import log_event as log_event
+from .pace import log_path as log_path
+from .pace import measure_pace as measure_pace
+from .pace import read_log as read_log
 from .pairs import PairBatch as PairBatch
 from .pairs import PairDataset as PairDataset
 from .pairs import PairLoader as PairLoader

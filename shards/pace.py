@@ -1,0 +1,85 @@
+"""How fast a set is being made, from its commit records; and the log of the work, one JSON object a line."""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .commits import CommitRecord, read_commit
+from .plan import Plan
+
+RECENT = 64
+"""Shards that the pace is taken from: the last ones, since machines come and go."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Candidates per second of one process and of all together, seconds that are left, seconds since the last shard."""
+
+    per_process: float
+    overall: float
+    left: float
+    since_last: float
+
+
+def measure_pace(root: Path, plan: Plan, layer: int, finished: Iterable[int], now: float | None = None) -> Pace | None:
+    """The pace of the last shards; None where no commit record says how long its shard took.
+
+    Args:
+        finished: the finished shards of the layer.
+        now: seconds since 1970; the present by default.
+    """
+    done = list(finished)
+    records = [record for record in (read_commit(root, plan, layer, shard) for shard in done) if record]
+    timed = [(times[1], times[0], record.records) for record in records if (times := _times(record))]
+    recent = sorted(timed)[-RECENT:]
+    if not recent:
+        return None
+    images = plan.shards.candidates * sum(count for _, _, count in recent)
+    started = min(end - seconds for end, seconds, _ in recent)
+    overall = images / max(1.0, recent[-1][0] - started)  # the ends are known to the second
+    anchors = sum(len(plan.shard_range(shard)) for shard in done)
+    left = (plan.count - anchors) * plan.shards.candidates / overall
+    per_process = images / max(1e-3, sum(seconds for _, seconds, _ in recent))
+    return Pace(per_process, overall, left, (now or time.time()) - recent[-1][0])
+
+
+def _times(record: CommitRecord) -> tuple[float, float] | None:
+    """(seconds that the shard took, when it was finished), or None where the record does not say."""
+    seconds, finished = record.made.get("seconds"), record.made.get("finished")
+    if not isinstance(seconds, int | float) or not isinstance(finished, str):
+        return None
+    return float(seconds), datetime.fromisoformat(finished.replace("Z", "+00:00")).timestamp()
+
+
+def log_path(root: Path) -> Path:
+    """The log of the work on a set, beside it: a set holds nothing but what its manifest seals."""
+    return root.absolute().with_name(f"{root.absolute().name}.log.jsonl")
+
+
+def log_event(root: Path, event: str, **facts: Any) -> None:
+    """Append a line to the log; lines of several processes never mix, since each is one write."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = json.dumps({"time": moment, "event": event, "process": os.getpid(), **facts}, ensure_ascii=False) + "\n"
+    path = log_path(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_log(root: Path) -> list[dict[str, Any]]:
+    """The events so far; a line cut short by a full disk is left out."""
+    events, path = [], log_path(root)
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
