@@ -32,7 +32,7 @@ def test_the_cifar10_recipe_on_real_images(clsp, tmp_path):
     evaluated = ["--checkpoint", run, "--out", run]
     for command in (
         ["diffusion", "train", *options, "--out", tmp_path / "diffusion"],
-        ["shards", "plan", *options, "--out", root],
+        ["shards", "plan", *options, "--seconds=0", "--out", root],
         ["shards", "make", *options, "--out", root],
         ["shards", "status", root],
         ["shards", "info", root],

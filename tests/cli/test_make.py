@@ -16,11 +16,15 @@ def options(model_folder):
 
 
 def test_plan_says_what_a_set_will_cost_and_writes_nothing(clsp, options, tmp_path):
-    found = clsp("shards", "plan", *options, "--out", tmp_path / "set")
+    command = ("shards", "plan", *options, "--seconds=0", "--out", tmp_path / "set")
+    found = clsp(*command)
     assert found.returncode == 0 and not (tmp_path / "set").exists()
     rows = dict(line.split(maxsplit=1) for line in found.stdout.splitlines())
     assert rows["anchors"].startswith("40 of digits") and rows["candidates"].startswith("80 (2 each)")
     assert rows["shards"] == "3 of 16 anchors" and float(re.search(r"about (\S+) hours", rows["time"])[1]) > 0
+    on_two = dict(line.split(maxsplit=1) for line in clsp(*command, "--gpus", "2").stdout.splitlines())["time"]
+    hours, device_hours = (float(number) for number in re.findall(r"([\d.e-]+) (?:device )?hours", on_two))
+    assert "on 2 x CPU" in on_two and hours == pytest.approx(device_hours * 2 / 3, rel=0.02)  # three shards, two rounds
     assert clsp("shards", "make", *options, "--out", tmp_path / "set").returncode == 0
     actual = sum(path.stat().st_size for path in tmp_path.glob("set/layer-000/*.tar")) / 1e9
     assert float(re.search(r"about (\S+) GB", rows["bytes"])[1]) == pytest.approx(actual, rel=0.35)
@@ -31,6 +35,7 @@ def test_parts_of_a_job_array_and_status_between_them(clsp, options, tmp_path):
     first = clsp("shards", "make", *options, "--out", root, "--part", "0/2")
     assert first.returncode == 0 and "sealed" not in first.stdout
     assert "unfinished, candidates 0-1, 2/3 shards, 24/40 anchors" in clsp("shards", "status", root).stdout
+    assert "candidates/s per process" in clsp("shards", "status", root).stdout
     unfinished = clsp("shards", "verify", root)
     assert unfinished.returncode == 2 and "is not finished" in unfinished.stderr
     assert "is sealed" in clsp("shards", "make", *options, "--out", root, "--part", "1/2").stdout

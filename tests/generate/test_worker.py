@@ -70,3 +70,20 @@ def test_a_damaged_shard_of_a_sealed_set_is_reported_not_remade(model, digits, m
     with pytest.raises(WorkError, match="clsp shards verify"):
         make_shards(root, read_plan(root), digits, Sampler(model, config))
     assert (root / "commits" / "layer-000" / "shard-000001.json").read_bytes() == before
+
+
+def test_a_shard_of_flat_colours_is_refused_naming_anchors(model, digits, tmp_path):
+    config = SamplerConfig(steps=2, micro_batch=8)
+    plan = make_plan(digits, model, config, ShardsConfig(candidates=3, records=16))
+
+    class Flat(Sampler):
+        def __call__(self, anchors_BHWC, keys, candidates, first=0):
+            images = super().__call__(anchors_BHWC, keys, candidates, first)
+            images[:6] = 128  # of a micro-batch of 8
+            return images
+
+    write_plan(tmp_path / "set", plan)
+    flat = Flat(model, config)
+    with pytest.raises(WorkError, match=r"12 of 16 anchors is one flat colour \(train_00000000, train_00000001"):
+        make_shards(tmp_path / "set", plan, digits, flat)
+    assert not list((tmp_path / "set").glob("layer-000/*"))

@@ -1,0 +1,55 @@
+"""The pace of a set in work, from commit records written by hand; and the log."""
+
+import json
+import multiprocessing
+
+import pytest
+from clsp.shards import log_event, log_path, measure_pace, read_log, read_plan
+from clsp.shards.layout import commit_path
+
+
+def rewrite(root, shard, **made):
+    path = commit_path(root, 0, shard)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "made": {**content["made"], **made}}))
+
+
+def test_pace_of_two_processes(make_set, tmp_path):
+    """Ten shards of four anchors, K = 3: two processes took 6 s for each of their three shards, side by side."""
+    root = make_set(tmp_path / "set", records=4)
+    plan = read_plan(root)
+    for shard in range(6):
+        rewrite(root, shard, seconds=6.0, finished=f"2026-01-01T00:00:{6 * (shard // 2 + 1):02d}Z")
+    midnight = 1767225600.0
+    pace = measure_pace(root, plan, 0, range(6), now=midnight + 30)
+    assert pace.per_process == pytest.approx(2.0)  # 12 candidates in 6 s
+    assert pace.overall == pytest.approx(4.0)  # 72 in 18 s
+    assert pace.left == pytest.approx(16 * 3 / 4.0) and pace.since_last == pytest.approx(12)
+
+
+def test_no_pace_without_times(make_set, tmp_path):
+    root = make_set(tmp_path / "set")
+    for shard in range(3):
+        rewrite(root, shard, seconds="long")
+    assert measure_pace(root, read_plan(root), 0, range(3)) is None
+    assert measure_pace(root, read_plan(root), 0, []) is None
+
+
+def write_lines(root, number):
+    for line in range(200):
+        log_event(root, "shard", writer=number, line=line, text="ü" * 50)
+
+
+def test_lines_of_several_processes_never_mix(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_lines, args=(tmp_path / "set", number)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    events = read_log(tmp_path / "set")
+    found = [[event["line"] for event in events if event["writer"] == number] for number in range(3)]
+    assert found == [list(range(200))] * 3
+    with log_path(tmp_path / "set").open("a") as file:
+        file.write('{"event": "cut sho')
+    assert len(read_log(tmp_path / "set")) == 600 and not (tmp_path / "set").exists()
