@@ -8,9 +8,10 @@ import click
 from ..shards import (
     Anchors,
     InputError,
+    Pace,
     Plan,
     ShardSet,
-    committed_shards,
+    commit_records,
     contact_sheet,
     is_sealed,
     layer_name,
@@ -36,23 +37,22 @@ def status(root: Path) -> None:
     layer = 0
     while layer == 0 or plan_path(root, layer).exists():
         plan = read_plan(root, layer)
-        finished = committed_shards(root, plan, layer)
-        anchors = sum(len(plan.shard_range(shard)) for shard in finished)
+        finished = commit_records(root, plan, layer)
+        anchors = sum(record.records for record in finished)
         state = "sealed" if layer < sealed else "unfinished"
         say(
             f"{root}: {layer_name(layer)} {state}, candidates {plan.start}-{plan.end - 1}, "
             f"{len(finished)}/{plan.shard_count} shards, {anchors}/{plan.count} anchors"
         )
         if state == "unfinished":
-            _say_pace(root, plan, layer, finished)
+            _say_pace(measure_pace(plan, finished))
         layer += 1
     failures = [event for event in read_log(root) if event.get("event") == "failed"]
     if failures:
         say(f"failures    {len(failures)}, the last one {failures[-1]['time']}: {failures[-1]['message']}")
 
 
-def _say_pace(root: Path, plan: Plan, layer: int, finished: set[int]) -> None:
-    pace = measure_pace(root, plan, layer, finished)
+def _say_pace(pace: Pace | None) -> None:
     if pace:
         say(f"pace        {pace.per_process:.3g} candidates/s per process, {pace.overall:.3g}/s in all")
         say(f"left        {timedelta(seconds=round(pace.left))} at this pace; last shard {pace.since_last:.0f} s ago")

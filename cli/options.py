@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe."
+)
+
+
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--recipe` and `--set`; the command takes them as `recipe_name` and `overrides`."""
     for option in (
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe."),
+        set_option,
         click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="A shipped recipe or a file."),
     ):
         command = option(command)

@@ -8,7 +8,7 @@ import click
 
 from ..shards import Anchors, ShardSet
 from .options import check_option, expand, out_option, recipe_options
-from .progress import ProgressReport, say
+from .progress import ProgressReport, is_first_rank, say
 from .recipe import Recipe, load_recipe
 
 
@@ -49,7 +49,7 @@ def pretrain(
         say(f"backbone: {out / 'backbone'} (already trained)")
         return
     recipe.save(out / "recipe.toml")
-    probe = _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs else None
+    probe = _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs and is_first_rank() else None
     with ProgressReport(out.name, "epochs") as report:
         pretrain(shards, recipe.pretrain, out, report, probe)
     say(f"backbone: {out / 'backbone'}")

@@ -14,10 +14,11 @@ from ..shards import (
     canonical_json,
     check_name,
     read_manifest,
+    run_stamp,
     scores_path,
     write_file,
 )
-from .options import PATH, set_argument
+from .options import PATH, set_argument, set_option
 from .progress import ProgressReport, say
 from .recipe import Recipe, load_recipe
 
@@ -32,7 +33,7 @@ from .recipe import Recipe, load_recipe
     metavar="NAME|FILE",
     help="Gives the test images to look for, the augmentations to compare with and, for a set without anchors, them.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe.")
+@set_option
 @click.option("--out", type=PATH, help="File for the measures of the whole set; default: beside it.")
 def score(
     root: Path, encoder_name: str, name: str, recipe_name: str | None, overrides: tuple[str, ...], out: Path | None
@@ -40,7 +41,7 @@ def score(
     """Measure every candidate of a set in an encoder's features: hardness, labels, diversity, copies."""
     shards = ShardSet(root)
     recipe = load_recipe(recipe_name, overrides) if recipe_name else None
-    from ..evaluate import encoder_digest, load_encoder, measure_quality, quality_path, run_versions
+    from ..evaluate import PACKAGES, encoder_digest, load_encoder, measure_quality, quality_path
     from ..train import PretrainConfig
 
     encoder = load_encoder(encoder_name)
@@ -61,7 +62,7 @@ def score(
     test = _test_images(recipe, shards.size) if recipe else None
     with ProgressReport(f"score {name}", "anchors") as report:
         quality = measure_quality(shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report)
-    facts = {"task": "quality", "name": name, "set": shards.set_id, **made, **run_versions()}
+    facts = {"task": "quality", "name": name, "set": shards.set_id, **made, **run_stamp(*PACKAGES)}
     write_file(path, canonical_json({**facts, "result": quality.facts}))
     keys = (shards.key(position) for position in range(len(shards)))
     set_id = add_scores(root, name, keys, quality.scores, made)  # last: its name is then taken

@@ -22,11 +22,11 @@ from .logistic import fit_path as fit_path
 from .projection import feature_map as feature_map
 from .quality import measure_quality as measure_quality
 from .report import write_report as write_report
+from .results import PACKAGES as PACKAGES
 from .results import backbone_folder as backbone_folder
 from .results import checkpoint_digest as checkpoint_digest
 from .results import quality_path as quality_path
 from .results import read_results as read_results
-from .results import run_versions as run_versions
 from .results import write_result as write_result
 from .sweep import evaluate_sweep as evaluate_sweep
 from .tables import DIFFERENCES as DIFFERENCES

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-LOG, RUN = "log.jsonl", "run.json"
+from .results import RUN
+
+LOG = "log.jsonl"
 NO_LOSSES = {"epoch", "step", "lr", "seconds"}
 INK = "#010203"  # takes the place of `currentColor`, which matplotlib does not know
 BINS = 40

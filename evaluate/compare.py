@@ -46,8 +46,12 @@ def compare_runs(folders: Iterable[Path], baseline: str | None = None, out: Path
     published = published_rows(runs)
     for run in runs:
         del run["recipe"], run["conditions"]
-    differences = _differences(by_name, baseline)
-    return {"runs": runs, "summary": summary, "differences": differences, "published": published}
+    return {
+        "runs": runs,
+        "summary": summary,
+        "differences": _differences(by_name, baseline),
+        "published": published,
+    }
 
 
 def _differences(by_name: dict[str, list[dict[str, Any]]], baseline: str | None) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ..shards import InputError
 from ..train import embed, load_backbone
+from .results import backbone_folder, checkpoint_digest
 
 CPU_BATCH, GPU_BATCH = 64, 512
 """Images per pass: on a CPU a pass whose activations stay near the caches is the fastest."""
@@ -30,7 +31,7 @@ class Encoder:
     """
 
     def __init__(self, model: nn.Module, config: dict[str, Any], precision: str = "auto"):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = compute_device()
         self.precision = ("bf16" if computes_bf16() else "no") if precision == "auto" else precision
         self.size = int(config["input_size"][-1])
         self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
@@ -62,8 +63,6 @@ def load_encoder(name: str | Path, precision: str = "auto") -> Encoder:
     Raises:
         InputError: there is none, or its weights cannot be had.
     """
-    from .results import backbone_folder
-
     if Path(name).exists():
         return Encoder(*load_backbone(backbone_folder(Path(name))), precision)
     if str(name).startswith(("/", ".", "~")) or not (":" in str(name) or timm.is_model(str(name))):
@@ -80,9 +79,12 @@ def load_encoder(name: str | Path, precision: str = "auto") -> Encoder:
 
 def encoder_digest(name: str | Path) -> str:
     """SHA-256 of the weights in a folder; the name of one of timm's own models, which name their weights."""
-    from .results import checkpoint_digest
-
     return checkpoint_digest(Path(name)) if Path(name).exists() else str(name)
+
+
+def compute_device() -> torch.device:
+    """Where evaluations compute: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def computes_bf16() -> bool:

@@ -87,13 +87,20 @@ def hold_out(labels_N: np.ndarray, share: float, *stream: object) -> np.ndarray:
     Raises:
         InputError: a class has a single image.
     """
+    classes, counts = np.unique(labels_N, return_counts=True)
+    if counts.min() < 2:
+        alone = classes[counts.argmin()]
+        raise InputError(f"class {alone} has one training image, holding out for validation needs two per class")
+    return draw_per_class(labels_N, lambda count: max(1, round(share * count)), *stream)
+
+
+def draw_per_class(labels_N: np.ndarray, count: Callable[[int], int], *stream: object) -> np.ndarray:
+    """`(N,)` bool: of every class as many images as `count` says of its size; always the same ones for a stream."""
     chosen = np.zeros(len(labels_N), bool)
     for label in np.unique(labels_N):
         members = np.flatnonzero(labels_N == label)
-        if len(members) < 2:
-            raise InputError(f"class {label} has one training image, holding out for validation needs two per class")
-        count = max(1, round(share * len(members)))
-        chosen[members[permutation(len(members), *stream, int(label))[:count]]] = True
+        drawn = permutation(len(members), *stream, int(label))[: count(len(members))]
+        chosen[members[drawn]] = True
     return chosen
 
 
@@ -105,7 +112,7 @@ def extract(encoder: Encoder, images: Anchors, flips: bool = False, report: Repo
         report: called with (done, total).
     """
     plain, flipped = [], []
-    for start, arrays in ahead(_decoded(images, encoder.batch)):
+    for start, arrays in ahead(decoded(images, encoder.batch)):
         plain.append(encoder(arrays))
         if flips:
             flipped.append(encoder(arrays, flips=True))
@@ -115,7 +122,7 @@ def extract(encoder: Encoder, images: Anchors, flips: bool = False, report: Repo
     return Features(torch.cat(plain), torch.cat(flipped) if flips else None, labels)
 
 
-def _decoded(images: Anchors, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+def decoded(images: Anchors, batch: int) -> Iterator[tuple[int, np.ndarray]]:
     """(place, images `(B, H, W, 3)`) batch by batch; Pillow decodes outside Python's lock, so in several threads."""
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(images), batch):

@@ -7,26 +7,34 @@ import torch
 from torch.nn import functional as F
 
 from .config import KnnConfig
+from .encoder import compute_device
 from .features import Features
 from .metrics import accuracy_with_interval
 
 CHUNK = 1024
 
 
+def nearest_neighbours(train_NF: torch.Tensor, test_MF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and places `(M, k)` of each test image's nearest training images, the nearest first."""
+    device = compute_device()
+    train, test = F.normalize(train_NF, dim=1).to(device), F.normalize(test_MF, dim=1).to(device)
+    found = [(chunk @ train.T).topk(min(k, len(train)), dim=1) for chunk in test.split(CHUNK)]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+
+
+def vote(similarity_MK: torch.Tensor, labels_MK: torch.Tensor, classes: int, temperature: float) -> torch.Tensor:
+    """Predicted classes `(M,)`: each neighbour votes for its label with `exp(cosine / temperature)`."""
+    weights = ((similarity_MK - similarity_MK[:, :1]) / temperature).exp()
+    votes = similarity_MK.new_zeros(len(similarity_MK), classes).scatter_add_(1, labels_MK, weights)
+    return votes.argmax(dim=1).cpu()
+
+
 def knn_predict(
     train_NF: torch.Tensor, labels_N: torch.Tensor, test_MF: torch.Tensor, classes: int, k: int, temperature: float
 ) -> torch.Tensor:
-    """Predicted classes `(M,)`: each of the k nearest training images votes with `exp(cosine / temperature)`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, test, labels_N = F.normalize(train_NF, dim=1).to(device), F.normalize(test_MF, dim=1), labels_N.to(device)
-    predictions = []
-    for chunk in test.to(device).split(CHUNK):
-        similarity, nearest = (chunk @ train.T).topk(min(k, len(train)), dim=1)
-        votes = similarity.new_zeros(len(chunk), classes).scatter_add_(
-            1, labels_N[nearest], ((similarity - similarity[:, :1]) / temperature).exp()
-        )
-        predictions.append(votes.argmax(dim=1).cpu())
-    return torch.cat(predictions)
+    """Predicted classes `(M,)` by the votes of the k nearest training images."""
+    similarity, nearest = nearest_neighbours(train_NF, test_MF, k)
+    return vote(similarity, labels_N.to(nearest.device)[nearest], classes, temperature)
 
 
 def evaluate_knn(
@@ -38,10 +46,12 @@ def evaluate_knn(
         replica: also `replica_best_on_test`, the best accuracy over `replica_k`. It is chosen on the test images, so it
             is no estimate of anything; the paper's authors report it.
     """
+    most = max((*config.k, *config.replica_k) if replica else config.k)
+    similarity, nearest = nearest_neighbours(train.plain_NF, test.plain_NF, most)
+    labels = train.labels_N.to(nearest.device)[nearest]
 
     def hits(k: int) -> np.ndarray:
-        predicted = knn_predict(train.plain_NF, train.labels_N, test.plain_NF, classes, k, config.temperature)
-        return (predicted == test.labels_N).numpy()
+        return (vote(similarity[:, :k], labels[:, :k], classes, config.temperature) == test.labels_N).numpy()
 
     result: dict[str, Any] = {}
     for k in config.k:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from .encoder import compute_device
+
 
 @dataclass(frozen=True)
 class Regression:
@@ -44,7 +46,7 @@ def fit_path(
         tolerance: a fit ends when no component of the gradient of the objective divided by N is larger, in the units of
             equal curvature that L-BFGS works in.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     mean_F, basis_FF, spread_F = _principal(features_NF)
     features = ((features_NF - mean_F) @ basis_FF).to(device)
     problem = _Problem(features, labels_N.to(device), classes)

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 Z_95 = 1.959963984540054
 
@@ -32,6 +33,12 @@ def mean_per_class(hits_M: np.ndarray, labels_M: np.ndarray) -> dict[str, Any]:
     mean = float(shares.mean())
     interval = [100 * max(0.0, mean - half), 100 * min(1.0, mean + half)]
     return {"mean_per_class": 100 * mean, "mean_per_class_interval": interval}
+
+
+def accuracies(logits_MC: torch.Tensor, labels_M: torch.Tensor) -> dict[str, Any]:
+    """`classification` of the classes that the logits rank highest."""
+    ranked = logits_MC.topk(min(5, logits_MC.shape[1]), dim=1).indices
+    return classification(ranked.cpu().numpy(), labels_M.numpy(), logits_MC.shape[1])
 
 
 def classification(ranked_MK: np.ndarray, labels_M: np.ndarray, classes: int) -> dict[str, Any]:

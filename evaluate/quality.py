@@ -4,7 +4,7 @@ Shape legend: N anchors, K candidates per anchor, F features, C classes.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..shards import Anchors, InputError, ShardSet, permutation
 from ..train import PretrainConfig, Views
 from .distances import Moments, frechet_distance, kernel_distance, precision_recall
 from .encoder import Encoder
-from .features import Report, ahead, hold_out
+from .features import Report, ahead, decoded, hold_out
 from .logistic import Regression, fit
 
 SAMPLE = 5000
@@ -45,7 +45,7 @@ class Quality:
 @dataclass
 class _Found:
     scores: dict[str, np.ndarray]
-    nearest: dict[str, np.ndarray] = field(default_factory=dict)
+    nearest: dict[str, np.ndarray]
 
 
 def measure_quality(
@@ -71,15 +71,16 @@ def measure_quality(
     real_NF = _features(encoder, _anchor_images(shards, encoder.batch))
     test_MF = None
     if test is not None:
-        test_MF = functional.normalize(_features(encoder, _test_images(test, encoder)), dim=1).to(encoder.device)
+        images = (batch for _, batch in decoded(test, encoder.batch))
+        test_MF = functional.normalize(_features(encoder, images), dim=1).to(encoder.device)
     labels = _labels(shards)
     probe = None if labels is None else fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
     found, made, sample_NF = _measure_candidates(shards, encoder, real_NF, test_MF, labels, probe, report)
     real = Moments(real_NF.shape[1])
     real.add(real_NF)
-    sampled = torch.from_numpy(permutation(len(real_NF), "quality anchors")[:SAMPLE].copy())
+    sampled = permutation(len(real_NF), "quality anchors")[:SAMPLE]
     facts = _set_facts(real, made, real_NF[sampled], sample_NF)
-    augmented = _augmented_cosines(shards, encoder, pretrain, real_NF)
+    augmented = _augmented_cosines(shards, encoder, pretrain, real_NF, np.sort(sampled).tolist())
     facts["cosine_histogram"] = _histogram({"candidate": found.scores["cosine"], "augmentation": augmented})
     if labels is not None:
         facts["probe_top1"] = _probe_accuracy(real_NF, labels)
@@ -118,8 +119,13 @@ def _measure_candidates(
     # Drawn apart from the anchors, and from all K: pairs, or every n-th candidate, would look nearer than the sets are.
     chosen = np.sort(permutation(count * candidates, "quality candidates")[:SAMPLE])
     sample_NF = torch.empty(len(chosen), real_NF.shape[1])
-    found = _Found({name: np.empty((count, candidates), np.float32) for name in MEASURES})
-    found.nearest = {name: np.zeros((count, candidates), np.int64) for name in ("nearest_train", "nearest_test")}
+    absent = {"nearest_test"} if test_MF is None else set()
+    absent |= {"label_probability", "agreement"} if probe is None else set()
+    absent |= {"diversity"} if candidates < 2 else set()
+    found = _Found(
+        {name: np.empty((count, candidates), np.float32) for name in MEASURES if name not in absent},
+        {name: np.empty((count, candidates), np.int64) for name in ("nearest_train", "nearest_test")},
+    )
     anchors = max(1, encoder.batch // candidates)
     for start, images in ahead(_candidate_images(shards, anchors)):
         features = encoder(images)
@@ -130,30 +136,29 @@ def _measure_candidates(
         unit = functional.normalize(features, dim=1).view(-1, candidates, features.shape[1])
         rows = slice(start, start + len(unit))
         found.scores["cosine"][rows] = torch.einsum("nkf,nf->nk", unit, unit_NF[rows])
-        found.scores["diversity"][rows] = _diversity(unit)
+        if candidates > 1:
+            found.scores["diversity"][rows] = _diversity(unit)
         own = torch.arange(start, start + len(unit)).repeat_interleave(candidates)
         _nearest(found, "nearest_train", rows, unit, searched_NF, own)
         if test_MF is not None:
             _nearest(found, "nearest_test", rows, unit, test_MF, None)
         if probe is not None and labels is not None:
-            chances = probe.logits(features).softmax(dim=1)
-            wanted = labels[rows].repeat_interleave(candidates)
-            shape = (-1, candidates)
-            found.scores["label_probability"][rows] = chances.gather(1, wanted[:, None]).reshape(shape)
-            found.scores["agreement"][rows] = (chances.argmax(dim=1) == wanted).float().reshape(shape)
+            _label_scores(found, rows, probe.logits(features).softmax(dim=1), labels[rows])
         if report:
             report(start + len(unit), count)
-    absent = {"nearest_test"} if test_MF is None else set()
-    absent |= {"label_probability", "agreement"} if probe is None else set()
-    absent |= {"diversity"} if candidates < 2 else set()
-    for name in absent:
-        del found.scores[name]
     return found, made, sample_NF
 
 
+def _label_scores(found: _Found, rows: slice, chances_BC: torch.Tensor, labels_N: torch.Tensor) -> None:
+    wanted = labels_N.repeat_interleave(len(chances_BC) // len(labels_N))
+    shape = (len(labels_N), -1)
+    found.scores["label_probability"][rows] = chances_BC.gather(1, wanted[:, None]).reshape(shape)
+    found.scores["agreement"][rows] = (chances_BC.argmax(dim=1) == wanted).float().reshape(shape)
+
+
 def _diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
-    """`(N, K)`: one less the mean cosine to the anchor's other candidates."""
-    others = max(1, unit_NKF.shape[1] - 1)
+    """`(N, K)`: one less the mean cosine to the anchor's other candidates, K > 1."""
+    others = unit_NKF.shape[1] - 1
     return 1 - (torch.einsum("nkf,njf->nk", unit_NKF, unit_NKF) - unit_NKF.square().sum(dim=2)) / others
 
 
@@ -182,13 +187,12 @@ def _set_facts(real: Moments, made: Moments, real_NF: torch.Tensor, made_MF: tor
 
 
 def _augmented_cosines(
-    shards: ShardSet, encoder: Encoder, pretrain: PretrainConfig, real_NF: torch.Tensor
+    shards: ShardSet, encoder: Encoder, pretrain: PretrainConfig, real_NF: torch.Tensor, positions: list[int]
 ) -> np.ndarray:
-    """The cosine of each of (at most) `SAMPLE` anchors to an ordinary augmented view of it."""
+    """The cosine of each of these anchors to an ordinary augmented view of it."""
     plain = pretrain.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     views = Views(plain, shards.size, torch.device("cpu"))
     cosines = []
-    positions = np.sort(permutation(len(shards), "quality anchors")[:SAMPLE]).tolist()
     for number, start in enumerate(range(0, len(positions), encoder.batch)):
         chosen = positions[start : start + encoder.batch]
         images = torch.from_numpy(np.stack([shards.anchor(position) for position in chosen])).permute(0, 3, 1, 2)
@@ -234,11 +238,6 @@ def _features(encoder: Encoder, batches: Iterator[np.ndarray]) -> torch.Tensor:
 def _anchor_images(shards: ShardSet, batch: int) -> Iterator[np.ndarray]:
     for start in range(0, len(shards), batch):
         yield np.stack([shards.anchor(position) for position in range(start, min(start + batch, len(shards)))])
-
-
-def _test_images(test: Anchors, encoder: Encoder) -> Iterator[np.ndarray]:
-    for start in range(0, len(test), encoder.batch):
-        yield np.stack([anchor.image for anchor in test[start : start + encoder.batch]])
 
 
 def _candidate_images(shards: ShardSet, anchors: int) -> Iterator[tuple[int, np.ndarray]]:

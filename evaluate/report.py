@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from ..shards import InputError, ShardSet, contact_sheet, read_scores, write_file
+from ..shards import InputError, ShardSet, contact_sheet, read_scores, scores_path, write_file
 from .charts import cosine_histograms, feature_maps, run_name, score_histograms, training_curves
 from .compare import compare_runs
 from .results import quality_path
@@ -34,6 +34,7 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
     """
     comparison, runs, beside = _contents(folder)
     root = shards or beside / "shards"
+    opened = ShardSet(root) if (root / "manifest.json").exists() else None
     missing = [str(run) for run in runs if not run.is_dir()]
     runs = [run for run in runs if run.is_dir()]
     headings, rows = table_rows(comparison)
@@ -47,9 +48,9 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
         differences=difference_rows(comparison) if comparison["differences"] else None,
         metrics=metric_order(comparison),
         runs=comparison["runs"],
-        pictures=[*_set_pictures(root), *_run_pictures(runs)],
-        shards=_set_facts(root),
-        quality=_quality(root),
+        pictures=[*(_set_pictures(opened) if opened else []), *_run_pictures(runs)],
+        shards=_set_facts(opened) if opened else None,
+        quality=_quality(opened) if opened else [],
         missing=missing,
         difference_note=DIFFERENCES,
         provenance=_provenance(runs),
@@ -72,18 +73,15 @@ def _contents(folder: Path) -> tuple[dict[str, Any], list[Path], Path]:
     raise InputError(f"{folder} holds no results.json and no run's results; run clsp compare … --out {folder} first")
 
 
-def _set_pictures(root: Path) -> list[Picture]:
-    """Contact sheets and histograms of the scores; none without a set, no anchors' pictures without anchors."""
-    if not (root / "manifest.json").exists():
-        return []
-    shards = ShardSet(root)
+def _set_pictures(shards: ShardSet) -> list[Picture]:
+    """Contact sheets and histograms of the scores; no pictures of anchors from a set without them."""
     pictures = []
     if shards.plan.shards.include_anchors:
         sheet = contact_sheet(shards, SHEET_ROWS)
         note = "Left of the gap the anchor, right of it the synthetic positives."
         pictures.append(_image("Anchors and their candidates", note, sheet))
     for name in _score_names(shards):
-        scores = read_scores(root / "scores" / f"{name}.parquet", len(shards))
+        scores = read_scores(scores_path(shards.root, name), len(shards))
         quality = _read_quality(shards, name)
         if shards.plan.shards.include_anchors:
             pictures += _score_sheets(shards, name, scores, quality)
@@ -139,11 +137,9 @@ def _read_quality(shards: ShardSet, name: str) -> dict[str, Any] | None:
     return content if content.get("data") == shards.identity else None
 
 
-def _quality(root: Path) -> list[dict[str, Any]]:
+def _quality(shards: ShardSet) -> list[dict[str, Any]]:
     """Per encoder the measures of the whole set, and the suspicious pairs by name."""
-    if not (root / "manifest.json").exists():
-        return []
-    shards, rows = ShardSet(root), []
+    rows = []
     for name in _score_names(shards):
         content = _read_quality(shards, name)
         if content is None:
@@ -156,10 +152,7 @@ def _quality(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _set_facts(root: Path) -> dict[str, Any] | None:
-    if not (root / "manifest.json").exists():
-        return None
-    shards = ShardSet(root)
+def _set_facts(shards: ShardSet) -> dict[str, Any]:
     return {
         "set ID": shards.set_id,
         "source": f"{shards.plan.source.name}, split {shards.plan.source.split}, {len(shards)} anchors",

@@ -1,15 +1,14 @@
 """Result files: one JSON per evaluation, with everything that it depends on."""
 
 import json
-import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..shards import InputError, canonical_json, sha256_file, write_file
+from ..shards import InputError, canonical_json, run_stamp, sha256_file, write_file
 
 RUN = "run.json"
+PACKAGES = ("clsp", "torch", "timm")
 TASKS = ("linear", "sweep", "knn", "transfer")
 
 
@@ -30,12 +29,6 @@ def backbone_folder(checkpoint: Path) -> Path:
 def checkpoint_digest(checkpoint: Path) -> str:
     """SHA-256 of the weights of a run's backbone or of a timm model's folder."""
     return sha256_file(backbone_folder(checkpoint) / "model.safetensors")
-
-
-def run_versions() -> dict[str, Any]:
-    """`versions` of what computed a result, and when it was `finished`."""
-    versions = {name: version(name) for name in ("clsp", "torch", "timm")}
-    return {"versions": versions, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
 def quality_path(root: Path, name: str) -> Path:
@@ -73,7 +66,7 @@ def write_result(
         "checkpoint": checkpoint_digest(checkpoint),
         **facts,
         "recipe": dict(recipe),
-        **run_versions(),
+        **run_stamp(*PACKAGES),
     }
     path = out / f"{task}.json"
     write_file(path, canonical_json(content))

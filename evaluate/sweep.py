@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from ..shards import permutation, stream_seed
 from .config import LinearEvalConfig
+from .encoder import compute_device
 from .features import Features, hold_out
 from .linear import with_flips
-from .metrics import classification
+from .metrics import accuracies
 
 VALIDATION = 0.1
 MOMENTUM = 0.9
@@ -29,7 +30,7 @@ def train_heads(
     SGD with momentum 0.9 and a cosine to zero; the last row is the bias, which does not decay. Each head gets exactly
     the steps that it would get alone: the softmax's gradient is written out, so one matrix product serves all heads.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     rates, decays = (
         torch.tensor(values, device=device).repeat_interleave(classes) for values in zip(*settings, strict=True)
     )
@@ -56,11 +57,6 @@ def train_heads(
     return weights.view(inputs, len(settings), classes).cpu()
 
 
-def rank_classes(weights_FC: torch.Tensor, features_NF: torch.Tensor) -> torch.Tensor:
-    """The (at most) five likeliest classes of each image, `(N, 5)`."""
-    return (_with_bias(features_NF) @ weights_FC).topk(min(5, weights_FC.shape[1]), dim=1).indices
-
-
 def evaluate_sweep(
     train: Features, test: Features, classes: int, config: LinearEvalConfig, seed: int = 0
 ) -> dict[str, Any]:
@@ -73,14 +69,14 @@ def evaluate_sweep(
     chosen, accuracy = choose(train.at(~held_out), train.at(held_out), classes, config, seed)
     train, mean, std = standardised(train)
     weights = train_heads(train, classes, [chosen], config, seed)[:, 0]
-    ranked = rank_classes(weights, (test.plain_NF - mean) / std)
+    logits = _with_bias((test.plain_NF - mean) / std) @ weights
     facts = {
         "lr": chosen[0],
         "weight_decay": chosen[1],
         "validation_top1": accuracy,
         "heads": len(config.sweep_lr) * len(config.sweep_weight_decay),
     }
-    return {"protocol": "sweep", **classification(ranked.numpy(), test.labels_N.numpy(), classes), "chosen": facts}
+    return {"protocol": "sweep", **accuracies(logits, test.labels_N), "chosen": facts}
 
 
 def choose(

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..shards import Anchors, AnchorsConfig, InputError, permutation
+from ..shards import Anchors, AnchorsConfig, InputError
 from .config import TransferConfig, TransferSet
 from .encoder import Encoder
-from .features import Features, Report, check_labels, extract, hold_out
+from .features import Features, check_labels, draw_per_class, extract, hold_out
 from .logistic import fit, fit_path
-from .metrics import classification
+from .metrics import accuracies
 
 VALIDATION = 0.2
 
@@ -52,24 +52,27 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
 
 
 def transfer_features(
-    encoder: Encoder, name: str, config: TransferSet, limit: int = 0, report: Report | None = None
+    encoder: Encoder, name: str, splits: Splits, per_class: int = 0, complete: bool = True
 ) -> tuple[Features, np.ndarray, Features]:
     """Features of train and validation together, which of them validate `(N,)` bool, and features of test.
+
+    Args:
+        per_class: images of a class that are drawn to train with, where there is no test split.
+        complete: False lets the test split lack classes.
 
     Raises:
         InputError: labels that are not 0 … n-1, a class that a split lacks, or too few images of a class.
     """
-    splits = open_splits(name, config, encoder.size, limit)
     try:
         if splits.test is not None:
-            check_labels(_labels(splits), splits.test.labels(), complete=not limit)
-        train = extract(encoder, splits.train, report=report)
-        test = extract(encoder, splits.test, report=report) if splits.test is not None else None
+            check_labels(_labels(splits), splits.test.labels(), complete)
+        train = extract(encoder, splits.train)
+        test = extract(encoder, splits.test) if splits.test is not None else None
         if splits.validation is None:
             if test is None:
-                train, test = _drawn(train, config.per_class)
+                train, test = _drawn(train, per_class)
             return train, hold_out(train.labels_N.numpy(), VALIDATION, "transfer validation"), test
-        validation = extract(encoder, splits.validation, report=report)
+        validation = extract(encoder, splits.validation)
     except InputError as error:
         raise InputError(f"transfer set {name}: {error}") from error
     assert test is not None  # a validation split without a test split is refused by the recipe
@@ -95,13 +98,12 @@ def _drawn(images: Features, per_class: int) -> tuple[Features, Features]:
     """`per_class` images of every class, always the same ones, and all others."""
     labels = images.labels_N.numpy()
     check_labels(labels, labels)
-    chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) <= per_class:
-            raise InputError(f"class {label} has {len(members)} images, drawing {per_class} to train leaves no test")
-        chosen[members[permutation(len(members), "transfer split", int(label))[:per_class]]] = True
-    return images.at(torch.from_numpy(chosen)), images.at(torch.from_numpy(~chosen))
+    fewest = int(np.bincount(labels).argmin())
+    if (labels == fewest).sum() <= per_class:
+        count = int((labels == fewest).sum())
+        raise InputError(f"class {fewest} has {count} images, drawing {per_class} to train leaves no test")
+    chosen = torch.from_numpy(draw_per_class(labels, lambda _: per_class, "transfer split"))
+    return images.at(chosen), images.at(~chosen)
 
 
 def evaluate_transfer(
@@ -116,22 +118,17 @@ def evaluate_transfer(
     validation, part = train.at(validates), train.at(~validates)
     best, best_l2 = -1.0, 0.0
     for fitted in fit_path(part.plain_NF, part.labels_N, classes, config.strengths, config.iterations):
-        reached = _accuracies(fitted.logits(validation.plain_NF), validation.labels_N)[metric]
+        reached = accuracies(fitted.logits(validation.plain_NF), validation.labels_N)[metric]
         if reached > best:
             best, best_l2 = reached, fitted.l2
     refitted = fit(train.plain_NF, train.labels_N, classes, best_l2, config.iterations)
-    result = _accuracies(refitted.logits(test.plain_NF), test.labels_N)
+    result = accuracies(refitted.logits(test.plain_NF), test.labels_N)
     chosen = {"l2": best_l2, f"validation_{metric}": best, "converged": refitted.converged}
     counts = {"train": int((~validates).sum()), "validation": int(validates.sum()), "test": len(test.labels_N)}
     return {"metric": metric, metric: result[metric], f"{metric}_interval": result[f"{metric}_interval"]} | {
         "chosen": chosen,
         "images": counts,
     }
-
-
-def _accuracies(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> dict[str, Any]:
-    ranked = logits_NC.topk(min(5, logits_NC.shape[1]), dim=1).indices
-    return classification(ranked.numpy(), labels_N.numpy(), logits_NC.shape[1])
 
 
 def run_transfer(
@@ -146,12 +143,11 @@ def run_transfer(
         InputError: the first set that cannot be read, before any is evaluated.
     """
     missing = [name for name in config.names if name not in found]
-    for name in missing:
-        open_splits(name, config.chosen[name], encoder.size, config.limit)
+    opened = {name: open_splits(name, config.chosen[name], encoder.size, config.limit) for name in missing}
     sets = dict(found)
-    for name in missing:
+    for name, splits in opened.items():
         chosen = config.chosen[name]
-        train, validates, test = transfer_features(encoder, name, chosen, config.limit)
+        train, validates, test = transfer_features(encoder, name, splits, chosen.per_class, not config.limit)
         result = evaluate_transfer(train, validates, test, config, chosen.metric)
         sets[name] = {**result, "set": _declared(config, name)}
         save(sets)

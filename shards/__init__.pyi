@@ -5,6 +5,7 @@ from .codec import decode as decode
 from .codec import encode as encode
 from .codec import pixel_digest as pixel_digest
 from .commits import CommitRecord as CommitRecord
+from .commits import commit_records as commit_records
 from .commits import committed_shards as committed_shards
 from .commits import read_commit as read_commit
 from .commits import run_stamp as run_stamp

@@ -26,11 +26,16 @@ class CommitRecord(Frozen):
     made: dict[str, JsonValue]
 
 
+def utc_now() -> str:
+    """The time, to the second, as every record and log line has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def run_stamp(*packages: str) -> dict[str, Any]:
     """The facts that every run records: the versions of these packages, and the time (UTC)."""
     return {
         "versions": {name: version(name) for name in packages},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": utc_now(),
     }
 
 
@@ -51,6 +56,12 @@ def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord 
     return record if found == expected else None
 
 
+def commit_records(root: Path, plan: Plan, layer: int = 0) -> list[CommitRecord]:
+    """The commit records of the finished shards, in order."""
+    records = (read_commit(root, plan, layer, shard) for shard in range(plan.shard_count))
+    return [record for record in records if record is not None]
+
+
 def committed_shards(root: Path, plan: Plan, layer: int = 0) -> set[int]:
     """The numbers of the finished shards."""
-    return {shard for shard in range(plan.shard_count) if read_commit(root, plan, layer, shard) is not None}
+    return {record.shard for record in commit_records(root, plan, layer)}

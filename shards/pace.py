@@ -3,13 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .commits import CommitRecord, read_commit
+from .commits import CommitRecord, utc_now
 from .plan import Plan
 
 RECENT = 64
@@ -26,23 +26,21 @@ class Pace:
     since_last: float
 
 
-def measure_pace(root: Path, plan: Plan, layer: int, finished: Iterable[int], now: float | None = None) -> Pace | None:
+def measure_pace(plan: Plan, finished: Sequence[CommitRecord], now: float | None = None) -> Pace | None:
     """The pace of the last shards; None where no commit record says how long its shard took.
 
     Args:
-        finished: the finished shards of the layer.
+        finished: the commit records of the layer.
         now: seconds since 1970; the present by default.
     """
-    done = list(finished)
-    records = [record for record in (read_commit(root, plan, layer, shard) for shard in done) if record]
-    timed = [(times[1], times[0], record.records) for record in records if (times := _times(record))]
+    timed = [(times[1], times[0], record.records) for record in finished if (times := _times(record))]
     recent = sorted(timed)[-RECENT:]
     if not recent:
         return None
     images = plan.shards.candidates * sum(count for _, _, count in recent)
     started = min(end - seconds for end, seconds, _ in recent)
     overall = images / max(1.0, recent[-1][0] - started)  # the ends are known to the second
-    anchors = sum(len(plan.shard_range(shard)) for shard in done)
+    anchors = sum(record.records for record in finished)
     left = (plan.count - anchors) * plan.shards.candidates / overall
     per_process = images / max(1e-3, sum(seconds for _, seconds, _ in recent))
     return Pace(per_process, overall, left, (now or time.time()) - recent[-1][0])
@@ -63,8 +61,7 @@ def log_path(root: Path) -> Path:
 
 def log_event(root: Path, event: str, **facts: Any) -> None:
     """Append a line to the log; lines of several processes never mix, since each is one write."""
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = json.dumps({"time": moment, "event": event, "process": os.getpid(), **facts}, ensure_ascii=False) + "\n"
+    line = json.dumps({"time": utc_now(), "event": event, "process": os.getpid(), **facts}, ensure_ascii=False) + "\n"
     path = log_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -88,22 +88,26 @@ def test_a_further_set_by_lines_of_toml_and_a_resume(clsp, checkpoint, tmp_path)
 
 def test_test_labels_never_influence_the_choice(checkpoint, tmp_path):
     from clsp.evaluate import Features
-    from clsp.evaluate.transfer import evaluate_transfer, transfer_features
+    from clsp.evaluate.transfer import evaluate_transfer, open_splits, transfer_features
 
     folder = write_images(tmp_path / "images", {"train": 20, "test": 20}, classes=4)
     config = TransferConfig(sets={"mine": {"path": str(folder)}}, only=("mine",), l2=(1e-2, 1e3, 6))
-    train, validates, test = transfer_features(load_encoder(checkpoint, "no"), "mine", config.chosen["mine"])
+    encoder = load_encoder(checkpoint, "no")
+    splits = open_splits("mine", config.chosen["mine"], encoder.size)
+    train, validates, test = transfer_features(encoder, "mine", splits)
     shuffled = Features(test.plain_NF, None, test.labels_N.flip(0))
     real, other = (evaluate_transfer(train, validates, one, config, "top1") for one in (test, shuffled))
     assert real["chosen"] == other["chosen"] and real["top1"] > other["top1"]
 
 
 def test_the_choice_and_the_refit_are_scikit_learns(checkpoint, tmp_path):
-    from clsp.evaluate.transfer import evaluate_transfer, transfer_features
+    from clsp.evaluate.transfer import evaluate_transfer, open_splits, transfer_features
 
     folder = write_images(tmp_path / "images", {"train": 20, "test": 20}, classes=4)
     config = TransferConfig(sets={"mine": {"path": str(folder)}}, only=("mine",), l2=(1e-2, 1e3, 6))
-    train, validates, test = transfer_features(load_encoder(checkpoint, "no"), "mine", config.chosen["mine"])
+    encoder = load_encoder(checkpoint, "no")
+    splits = open_splits("mine", config.chosen["mine"], encoder.size)
+    train, validates, test = transfer_features(encoder, "mine", splits)
     found = evaluate_transfer(train, validates, test, config, "top1")
     x, y = train.plain_NF.numpy(), train.labels_N.numpy()
     scores = {

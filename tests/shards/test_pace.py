@@ -4,7 +4,7 @@ import json
 import multiprocessing
 
 import pytest
-from clsp.shards import log_event, log_path, measure_pace, read_log, read_plan
+from clsp.shards import commit_records, log_event, log_path, measure_pace, read_log, read_plan
 from clsp.shards.layout import commit_path
 
 
@@ -21,7 +21,7 @@ def test_pace_of_two_processes(make_set, tmp_path):
     for shard in range(6):
         rewrite(root, shard, seconds=6.0, finished=f"2026-01-01T00:00:{6 * (shard // 2 + 1):02d}Z")
     midnight = 1767225600.0
-    pace = measure_pace(root, plan, 0, range(6), now=midnight + 30)
+    pace = measure_pace(plan, commit_records(root, plan)[:6], now=midnight + 30)
     assert pace.per_process == pytest.approx(2.0)  # 12 candidates in 6 s
     assert pace.overall == pytest.approx(4.0)  # 72 in 18 s
     assert pace.left == pytest.approx(16 * 3 / 4.0) and pace.since_last == pytest.approx(12)
@@ -31,8 +31,9 @@ def test_no_pace_without_times(make_set, tmp_path):
     root = make_set(tmp_path / "set")
     for shard in range(3):
         rewrite(root, shard, seconds="long")
-    assert measure_pace(root, read_plan(root), 0, range(3)) is None
-    assert measure_pace(root, read_plan(root), 0, []) is None
+    plan = read_plan(root)
+    assert measure_pace(plan, commit_records(root, plan)) is None
+    assert measure_pace(plan, []) is None
 
 
 def write_lines(root, number):
