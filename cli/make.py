@@ -2,13 +2,17 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ..shards import Anchors, InputError, remove_temporaries
+from ..shards import PLAN, Anchors, AnchorsConfig, InputError, Plan, read_plan, remove_temporaries, screened
 from .options import PATH, check_option, out_option, parse_part, recipe_options
 from .progress import ProgressReport, say
 from .recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from ..generate import DiffusionModel, SamplerConfig
 
 diffusion_option = click.option(
     "--diffusion",
@@ -30,6 +34,33 @@ def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
     return path
 
 
+def listing_path(out: Path) -> Path:
+    """The list of the anchors that do not decode, beside a set or a model."""
+    return out.absolute().with_name(f"{out.absolute().name}.skipped.json")
+
+
+def open_anchors(config: AnchorsConfig, out: Path | None = None) -> Anchors:
+    """A recipe's anchors; with `anchors.on_error = "skip"` without those that do not decode, which are listed."""
+    anchors = Anchors(config)
+    with ProgressReport("looking for anchors that do not decode", "anchors") as report:
+        readable = screened(anchors, listing_path(out) if out else None, report)
+    skipped = len(anchors) - len(readable)
+    if skipped:
+        listed = f", listed in {listing_path(out)}" if out else ""
+        say(f"skipped {skipped} of {len(anchors)} anchors that do not decode{listed}")
+    return readable
+
+
+def resolved_sampler(recipe: Recipe, out: Path | None) -> "SamplerConfig":
+    """The recipe's sampler with its `auto` dtype decided: by the set that is there, else by the device."""
+    if recipe.sampler.dtype != "auto":
+        return recipe.sampler
+    from ..evaluate import computes_bf16
+
+    begun = read_plan(out).sampler.get("dtype") if out and (out / PLAN).exists() else None
+    return recipe.sampler.model_copy(update={"dtype": begun or ("bfloat16" if computes_bf16() else "float32")})
+
+
 @click.command(epilog="Example: clsp shards plan --recipe cifar10 --diffusion google/ddpm-cifar10-32")
 @recipe_options
 @diffusion_option
@@ -41,16 +72,16 @@ def plan(
 ) -> None:
     """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
     recipe = load_recipe(recipe_name, overrides)
-    anchors = Anchors(recipe.anchors)
     path = diffusion_path(recipe, diffusion, out)
+    anchors, config = open_anchors(recipe.anchors, out), resolved_sampler(recipe, out)
     from ..generate import Sampler, estimate, load_diffusion, make_plan
     from ..shards import check_plan
 
     model = load_diffusion(path, anchors.size)
-    the_plan = make_plan(anchors, model, recipe.sampler, recipe.shards)
+    the_plan = make_plan(anchors, model, config, recipe.shards)
     if out:
         check_plan(out, the_plan)
-    figures = estimate(the_plan, anchors, Sampler(model, recipe.sampler, _device()), seconds)
+    figures = estimate(the_plan, anchors, Sampler(model, config, _device()), seconds)
     rounds = -(-the_plan.shard_count // gpus)  # some devices idle in the last one
     hours = figures.seconds / 3600 / the_plan.shard_count * rounds
     say(f"anchors     {the_plan.count} of {the_plan.source.name}, {anchors.size}x{anchors.size}")
@@ -74,20 +105,21 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
     anchors = Anchors(recipe.anchors)
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from ..generate import Sampler, load_diffusion, make_plan, make_shards
-    from ..shards import check_plan, read_plan, write_plan
+    from ..generate import Sampler, load_diffusion, make_shards
+    from ..shards import check_plan, write_plan
 
     model = load_diffusion(path, anchors.size)
     if check:
-        check_plan(out, make_plan(anchors, model, recipe.sampler, recipe.shards))
+        check_plan(out, _new_plan(recipe, model, out))
         return
     hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process reads the whole source for the plan
     accelerator = Accelerator(kwargs_handlers=[hours])
     if accelerator.is_main_process:
-        write_plan(out, make_plan(anchors, model, recipe.sampler, recipe.shards))
+        write_plan(out, _new_plan(recipe, model, out))
         remove_temporaries(out)
     accelerator.wait_for_everyone()
-    sampler = Sampler(model, recipe.sampler, accelerator.device)
+    anchors = screened(anchors, listing_path(out))
+    sampler = Sampler(model, resolved_sampler(recipe, out), accelerator.device)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     with ProgressReport("shards", "anchors") as report:
         set_id = make_shards(out, read_plan(out), anchors, sampler, parsed_part, rank, world_size, report)
@@ -95,6 +127,16 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
         print(f"shard set {out} is sealed, set ID {set_id}", flush=True)
     elif world_size == 1:
         say(f"part {part} of {out} is done; the last part to finish seals the set")
+
+
+def _new_plan(recipe: Recipe, model: "DiffusionModel", out: Path) -> Plan:
+    """The plan that the recipe's settings make, with the model checked against the anchors where none is there yet."""
+    from ..generate import check_statistics, make_plan
+
+    anchors = open_anchors(recipe.anchors, out)
+    if not (out / PLAN).exists():
+        check_statistics(model, anchors, _device())
+    return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
 
 
 def _device() -> str:

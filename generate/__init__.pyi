@@ -12,6 +12,7 @@ from .keyed_noise import philox as philox
 from .model import DiffusionModel as DiffusionModel
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
+from .statistics import check_statistics as check_statistics
 from .train import build_unet as build_unet
 from .train import check_out as check_out
 from .train import train_diffusion as train_diffusion

@@ -59,7 +59,12 @@ class SamplerConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     micro_batch: int = Field(default=64, ge=1)
     """Anchors per U-Net call. The images depend on it by float rounding alone."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """`auto`: bfloat16 where the device computes in it, for a new set; one that was begun keeps its own."""
+    compile: bool = False
+    """Compile the U-Net by torch.compile: pays on GPUs, not on CPUs; changes the last bits."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of a process on a CPU, whose number changes the last bits; several processes use several cores."""
 
     @model_validator(mode="after")
     def _noise_fits_solver(self):

@@ -3,7 +3,9 @@
 Shape legend: B anchors of a micro-batch, K candidates, C channels, H, W pixels.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,8 +28,12 @@ class Sampler:
     def __init__(self, model: DiffusionModel, config: SamplerConfig, device: torch.device | str = "cpu"):
         self.model, self.config = model, config
         self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
-        self.unet = model.unet
+        self.unet: torch.nn.Module = model.unet
         torch.nn.Module.to(self.unet, self.device, self.dtype)  # diffusers' own `to` warns about a cast that is meant
+        if self.device.type == "cuda":
+            self.unet.to(memory_format=torch.channels_last)
+        halves = (torch.compile(half) if config.compile else half for half in (encode, decode))
+        self.encode, self.decode = (partial(half, self.unet) for half in halves)
 
     def __call__(self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0) -> np.ndarray:
         """Candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.
@@ -38,7 +44,7 @@ class Sampler:
         padding = self.config.micro_batch - len(keys)
         padded_keys = [*keys, *[keys[-1]] * padding]
         padded = np.concatenate([anchors_BHWC, np.repeat(anchors_BHWC[-1:], padding, axis=0)])
-        with torch.inference_mode():
+        with torch.inference_mode(), self.pinned_threads():
             x0_KBCHW = self._sample(to_model_range(padded).to(self.device), padded_keys, candidates, first)
         x0_BKCHW = x0_KBCHW.transpose(0, 1)[: len(keys)].cpu()
         finite = x0_BKCHW.flatten(1).isfinite().all(dim=1)
@@ -63,14 +69,24 @@ class Sampler:
                 if anchor_bottleneck is None:
                     noise = keyed_normal(keys_B2, shape, timestep, first + k, Stream.ANCHOR)
                     anchor_bottleneck = self._bottleneck(noise_to(anchors_BCHW, noise, alpha_bar), timestep)
-                sample = encode(self.unet, x_K[k].to(self.dtype), timestep)
+                sample = self.encode(x_K[k].to(self.dtype), timestep)
                 mixed = interpolate(sample, anchor_bottleneck, config.weight)
-                epsilon = decode(self.unet, mixed).float()
+                epsilon = self.decode(mixed).float()
                 x_K[k] = self._step(scheduler, epsilon, timestep, x_K[k], keys_B2, first + k)
         return torch.stack(x_K)
 
+    @contextlib.contextmanager
+    def pinned_threads(self) -> Iterator[None]:
+        """On a CPU the number of threads decides how sums are split, and so the last bits."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.config.threads if self.device.type == "cpu" else before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def _bottleneck(self, x_BCHW: torch.Tensor, timestep: int) -> torch.Tensor:
-        return encode(self.unet, x_BCHW.to(self.dtype), timestep).bottleneck
+        return self.encode(x_BCHW.to(self.dtype), timestep).bottleneck
 
     def _step(self, scheduler, epsilon, timestep: int, x: torch.Tensor, keys_B2: torch.Tensor, candidate: int):
         if self.config.scheduler != "ddim":

@@ -23,6 +23,7 @@ from ..shards import (
     run_stamp,
     seal_if_complete,
     source_plan,
+    source_selection,
     unfinished_shards,
     write_shard,
 )
@@ -41,6 +42,7 @@ def make_plan(anchors: Anchors, model: DiffusionModel, sampler: SamplerConfig, s
         diffusion=DiffusionPlan(origin=model.origin, digest=model.digest),
         sampler=sampler.model_dump(mode="json"),
         shards=shards,
+        selection=source_selection(anchors),
     )
 
 
@@ -136,6 +138,7 @@ def run_facts(sampler: Sampler, started: float, world_size: int) -> dict[str, ob
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
         "dtype": sampler.config.dtype,
         "micro_batch": sampler.config.micro_batch,
+        "threads": None if on_gpu else sampler.config.threads,
         "processes": world_size,
         **run_stamp("clsp", "torch", "diffusers", "numpy", "pillow"),
         "seconds": round(time.time() - started, 3),

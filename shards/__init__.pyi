@@ -32,6 +32,7 @@ from .folders import owner_of as owner_of
 from .imports import import_npy as import_npy
 from .imports import import_plan as import_plan
 from .imports import open_npy as open_npy
+from .layout import PLAN as PLAN
 from .layout import layer_name as layer_name
 from .layout import parse_shard as parse_shard
 from .layout import plan_path as plan_path
@@ -61,6 +62,7 @@ from .plan import check_plan as check_plan
 from .plan import differences as differences
 from .plan import read_plan as read_plan
 from .plan import source_plan as source_plan
+from .plan import source_selection as source_selection
 from .plan import write_plan as write_plan
 from .preview import contact_sheet as contact_sheet
 from .preview import with_histograms as with_histograms
@@ -73,6 +75,7 @@ from .repair import replace_shard as replace_shard
 from .scores import add_scores as add_scores
 from .scores import check_name as check_name
 from .scores import read_scores as read_scores
+from .screening import screened as screened
 from .seal import seal_if_complete as seal_if_complete
 from .seal import unfinished_shards as unfinished_shards
 from .transfer import pull as pull

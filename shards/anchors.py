@@ -1,9 +1,10 @@
 """Anchors: the images that positives are made for, from any source that `datasets` reads."""
 
+import copy
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, overload
@@ -16,6 +17,10 @@ from .config import AnchorsConfig
 from .digits import DigitsSource
 from .errors import InputError
 from .hf_source import HFSource
+
+
+class UnreadableAnchorError(InputError):
+    """An image of the source that is empty or does not decode."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Source(Protocol):
 class Anchors(Sequence[Anchor]):
     """The anchors of a recipe in source order, decoded one at a time.
 
-    Keys are `{split}_{index:08d}`. `digest` is over the identities of all anchors, so it names the source.
+    Keys are `{split}_{index:08d}`. `digest` is over the identities of all anchors, so it names the source; it and
+    `source_count` are those of the whole source also where anchors have been left out.
 
     Raises:
         InputError: the source is missing, has no such split or no image column; or, on access, an image does not
@@ -73,13 +79,26 @@ class Anchors(Sequence[Anchor]):
         self.source: Source = (
             DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split, config.label)
         )
-        self._count = min(len(self.source), config.limit or len(self.source))
-        if self._count == 0:
+        self.source_count = min(len(self.source), config.limit or len(self.source))
+        if self.source_count == 0:
             raise InputError(f"anchors.path: {config.path} split {config.split} has no images, expected at least one")
+        self.indices_N = np.arange(self.source_count)
         self.size: int = config.size or self._first_size()
 
+    def without(self, skipped: Collection[int]) -> "Anchors":
+        """These anchors but for those with the source indices `skipped`; the others keep their keys.
+
+        Raises:
+            InputError: nothing is left.
+        """
+        rest = copy.copy(self)
+        rest.indices_N = np.setdiff1d(self.indices_N, np.fromiter(skipped, np.int64))
+        if len(rest) == 0:
+            raise InputError(f"anchors.path: none of the {len(self)} images of {self.config.path} decodes")
+        return rest
+
     def __len__(self) -> int:
-        return self._count
+        return len(self.indices_N)
 
     @overload
     def __getitem__(self, index: int) -> Anchor: ...
@@ -87,26 +106,37 @@ class Anchors(Sequence[Anchor]):
     def __getitem__(self, index: slice) -> list[Anchor]: ...
     def __getitem__(self, index: int | slice) -> Anchor | list[Anchor]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        if not 0 <= index < self._count:
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
             raise IndexError(index)
-        content = self.source.content(index)
+        key, index = self.key(index), int(self.indices_N[index])
+        content = self._content(index)
         image = self._fit(self._decode(content, index), index)
-        return Anchor(index, self.key(index), image, self.source.label(index), identity(content))
+        return Anchor(index, key, image, self.source.label(index), identity(content))
 
     def __iter__(self) -> Iterator[Anchor]:
-        return (self[index] for index in range(self._count))
+        return (self[place] for place in range(len(self)))
 
-    def key(self, index: int) -> str:
+    def key(self, place: int) -> str:
         """The anchor's name in shard sets and in the noise: no dots, unique."""
-        return f"{self.config.split.replace('.', '_')}_{index:08d}"
+        return f"{self.config.split.replace('.', '_')}_{self.indices_N[place]:08d}"
+
+    def why_unreadable(self, place: int) -> str | None:
+        """Why an anchor does not decode, or None where it does."""
+        index = int(self.indices_N[place])
+        try:
+            self._decode(self._content(index), index)
+        except UnreadableAnchorError as error:
+            return str(error)
+        return None
 
     @cached_property
     def digest(self) -> str:
         """128-bit BLAKE2b over the identities of all anchors, in order."""
+        read = self._content if self.config.on_error == "fail" else self.source.content  # empty ones are left out later
         total = hashlib.blake2b(digest_size=16)
-        for index in range(self._count):
-            total.update(bytes.fromhex(identity(self.source.content(index))))
+        for index in range(self.source_count):
+            total.update(bytes.fromhex(identity(read(index))))
         return total.hexdigest()
 
     def labels(self) -> np.ndarray:
@@ -115,7 +145,7 @@ class Anchors(Sequence[Anchor]):
         Raises:
             InputError: the source has no labels.
         """
-        labels = [self.source.label(index) for index in range(self._count)]
+        labels = [self.source.label(index) for index in self.indices_N.tolist()]
         if None in labels:
             raise InputError(
                 f"{self.config.path} split {self.config.split} has images without a label; expected one each"
@@ -123,13 +153,24 @@ class Anchors(Sequence[Anchor]):
         return np.array(labels, dtype=np.int64)
 
     def _first_size(self) -> int:
-        height, width = self._decode(self.source.content(0), 0).shape[:2]
+        first = 0
+        while self.config.on_error == "skip" and first < len(self) - 1 and self.why_unreadable(first):
+            first += 1
+        height, width = self._decode(self._content(first), first).shape[:2]
         if height != width:
-            raise InputError(f"{self._where(0)}: {width}x{height} pixels, expected a square image; set anchors.size")
+            raise InputError(
+                f"{self._where(first)}: {width}x{height} pixels, expected a square image; set anchors.size"
+            )
         return height
 
     def _where(self, index: int) -> str:
-        return f"anchor {self.key(index)} of {self.config.path}"
+        return f"anchor {self.config.split.replace('.', '_')}_{index:08d} of {self.config.path}"
+
+    def _content(self, index: int) -> bytes | np.ndarray:
+        content = self.source.content(index)
+        if len(content) == 0:
+            raise UnreadableAnchorError(f"{self._where(index)} is empty; replace or remove it")
+        return content
 
     def _decode(self, content: bytes | np.ndarray, index: int) -> np.ndarray:
         if isinstance(content, np.ndarray):
@@ -143,7 +184,7 @@ class Anchors(Sequence[Anchor]):
                     raise ValueError(f"mode {upright.mode}, expected 8 or 16 bits per channel")
                 return np.asarray(upright.convert("RGB"))
         except Exception as error:  # Pillow raises many kinds on damaged bytes
-            raise InputError(
+            raise UnreadableAnchorError(
                 f"{self._where(index)} does not decode as an image; replace or remove it ({error})"
             ) from error
 

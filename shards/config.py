@@ -25,6 +25,8 @@ class AnchorsConfig(Section):
     """Side length in pixels; 0 keeps the images as they are, which must then be square and of one size."""
     resize: Literal["crop", "squash"] = "crop"
     """`crop` scales the shorter side to `size` and cuts the centre; `squash` ignores the aspect ratio."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """An anchor that does not decode ends the work when it is reached, or is found beforehand, listed and left out."""
 
 
 class ShardsConfig(Section):

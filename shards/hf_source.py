@@ -26,16 +26,15 @@ class HFSource:
         self._images = images.cast_column(image_column, _undecoded())
         self._labels = None if label_column is None else self._dataset[label_column][:]
         self._image_column = image_column
-        self._path = path
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def content(self, index: int) -> bytes:
-        """The encoded bytes of an image, as the source holds them."""
+        """The encoded bytes of an image, as the source holds them; none where it has no image."""
         cell = cast("dict[str, Any] | None", self._images[index][self._image_column])
         if not cell or not (cell["bytes"] or cell["path"]):
-            raise InputError(f"image {index} of {self._path} is empty; replace or remove it")
+            return b""
         return cell["bytes"] or Path(cell["path"]).read_bytes()
 
     def label(self, index: int) -> int | None:

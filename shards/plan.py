@@ -141,13 +141,20 @@ def indices_digest(indices_N: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16).hexdigest()
 
 
+def source_selection(anchors: Anchors) -> Selection | None:
+    """What names the anchors that were kept, None where none was left out."""
+    if len(anchors) == anchors.source_count:
+        return None
+    return Selection(count=len(anchors), digest=indices_digest(anchors.indices_N))
+
+
 def source_plan(anchors: Anchors) -> SourcePlan:
     """The description of opened anchors; reads every image's bytes once for the digest."""
     return SourcePlan(
         name=anchors.source.name,
         split=anchors.config.split,
         licence=anchors.source.licence,
-        count=len(anchors),
+        count=anchors.source_count,
         size=anchors.size,
         resize=anchors.config.resize,
         digest=anchors.digest,
