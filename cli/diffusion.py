@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from ..shards import Anchors
+from .make import open_anchors
 from .options import check_option, out_option, recipe_options
-from .progress import ProgressReport, say
+from .progress import ProgressReport, is_first_rank, say
 from .recipe import load_recipe
 
 
@@ -20,7 +20,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     if recipe.diffusion.path:
         say(f"nothing to train: recipe {recipe_name} uses the diffusion model {recipe.diffusion.path}")
         return
-    anchors = Anchors(recipe.anchors)
+    anchors = open_anchors(recipe.anchors, out)
     from ..generate import build_unet, check_out, train_diffusion  # torch, after the checks that need none
 
     finished = check_out(anchors, recipe.diffusion, out)
@@ -30,7 +30,12 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     if finished:
         say(f"diffusion model: {out} (already trained)")
         return
+    probe = None
+    if recipe.diffusion.probe_images and is_first_rank():
+        from ..evaluate import frechet_probe, load_encoder
+
+        probe = frechet_probe(load_encoder(recipe.diffusion.probe_encoder), anchors, recipe.diffusion.probe_images)
     recipe.save(out / "recipe.toml")
     with ProgressReport("diffusion", "steps") as report:
-        train_diffusion(anchors, recipe.diffusion, out, report)
+        train_diffusion(anchors, recipe.diffusion, out, report, probe)
     say(f"diffusion model: {out}")

@@ -21,6 +21,7 @@ from .linear import evaluate_linear as evaluate_linear
 from .linear import train_linear as train_linear
 from .logistic import fit_path as fit_path
 from .projection import feature_map as feature_map
+from .quality import frechet_probe as frechet_probe
 from .quality import measure_quality as measure_quality
 from .report import write_report as write_report
 from .results import PACKAGES as PACKAGES

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ..shards import Anchors, AnchorsConfig, InputError, permutation
+from ..shards import Anchors, AnchorsConfig, InputError, permutation, screened
 from .config import LinearEvalConfig
 from .encoder import Encoder
 
@@ -40,10 +40,17 @@ def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -
     """The training images (the anchors' source) and the test images, at the backbone's image size."""
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
-    train = Anchors(anchors.model_copy(update={"limit": config.train_limit, "size": geometry}))
+    train = screened(Anchors(anchors.model_copy(update={"limit": config.train_limit, "size": geometry})))
     if (test_path, config.test_split) == (anchors.path, anchors.split):
         raise InputError(f"{test_path} split {anchors.split} is the training split too; set linear_eval.test_split")
-    update = {"path": test_path, "split": config.test_split, "limit": config.test_limit, "size": geometry}
+    # A test image that does not decode is an error: accuracy on the rest would be another figure.
+    update = {
+        "on_error": "fail",
+        "path": test_path,
+        "split": config.test_split,
+        "limit": config.test_limit,
+        "size": geometry,
+    }
     return train, Anchors(anchors.model_copy(update=update))
 
 

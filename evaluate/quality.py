@@ -90,6 +90,21 @@ def measure_quality(
     return Quality(found.scores, facts)
 
 
+def frechet_probe(encoder: Encoder, anchors: Anchors, limit: int) -> Callable[[Iterator[np.ndarray]], dict[str, float]]:
+    """Measures batches of images `(B, H, W, 3)` uint8 by their Fréchet distance to up to `limit` anchors."""
+    chosen = np.linspace(0, len(anchors) - 1, min(limit, len(anchors))).astype(int)
+
+    def moments(batches: Iterator[np.ndarray]) -> Moments:
+        features = _features(encoder, batches)
+        found = Moments(features.shape[1])
+        found.add(features)
+        return found
+
+    parts = np.array_split(chosen, -(-len(chosen) // encoder.batch))
+    real = moments(np.stack([anchors[int(place)].image for place in part]) for part in parts)
+    return lambda batches: {"frechet": frechet_distance(real, moments(batches))}
+
+
 def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None:
     """Top-1 in percent of a probe on a tenth of the anchors that it did not see: the most that agreement can reach.
 

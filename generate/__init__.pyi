@@ -10,10 +10,10 @@ from .keyed_noise import keyed_normal as keyed_normal
 from .keyed_noise import noise_keys as noise_keys
 from .keyed_noise import philox as philox
 from .model import DiffusionModel as DiffusionModel
+from .model import build_unet as build_unet
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
 from .statistics import check_statistics as check_statistics
-from .train import build_unet as build_unet
 from .train import check_out as check_out
 from .train import train_diffusion as train_diffusion
 from .worker import assigned_shards as assigned_shards

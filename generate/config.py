@@ -33,6 +33,14 @@ class DiffusionConfig(Section):
     """Steps between two checkpoints."""
     workers: int = Field(default=0, ge=0)
     """Decoding processes per training process."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of the U-Net; weights, their average and the optimizer stay float32."""
+    sample_steps: int = Field(default=0, ge=0)
+    """Steps between two grids of images drawn from the averaged weights; 0 draws none."""
+    probe_images: int = Field(default=0, ge=0)
+    """With every grid, the Fréchet distance of so many images to the anchors goes into the log; 0 measures none."""
+    probe_encoder: str = ""
+    """Whose features that distance is in: the folder of a run, or a timm model."""
 
     @model_validator(mode="after")
     def _levels_agree(self):
@@ -40,6 +48,8 @@ class DiffusionConfig(Section):
             raise ValueError(
                 f"channels has {len(self.channels)} levels, attention {len(self.attention)}; make them equal"
             )
+        if self.probe_images and not (self.sample_steps and self.probe_encoder):
+            raise ValueError("probe_images needs sample_steps (how often) and probe_encoder (in whose features)")
         if any(channels % 32 for channels in self.channels):
             raise ValueError("channels must be multiples of 32 (the group norm has 32 groups)")
         return self

@@ -1,4 +1,4 @@
-"""Loading a diffusion model, checking that it fits the anchors, and its digest."""
+"""The diffusion model: building one, loading one and checking that it fits the anchors, its digest."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ..shards import InputError, canonical_json
+from .config import DiffusionConfig
 from .interpolation import check_unet_config
 
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
@@ -52,6 +53,31 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
     unet = unet.eval().requires_grad_(False)
     origin = Path(path).resolve().name if Path(path).exists() else path
     return DiffusionModel(unet, schedule, origin, _digest(config, schedule, unet))
+
+
+def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
+    """A U-Net of the DDPM design for `size` x `size` RGB images.
+
+    Raises:
+        InputError: the side cannot be halved as often as the levels want.
+    """
+    halvings = len(config.channels) - 1
+    if size % 2**halvings:
+        raise InputError(
+            f"anchors of {size} pixels cannot be halved {halvings} times as diffusion.channels wants; "
+            "use fewer levels or another anchors.size"
+        )
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=config.blocks,
+        block_out_channels=config.channels,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
+        dropout=config.dropout,
+        attention_head_dim=None,  # one head, as in DDPM
+    )
 
 
 def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:

@@ -1,154 +1,167 @@
 """Training the unconditional diffusion model on the anchors: DDPM with ε-prediction (Ho et al. 2020, algorithm 1)."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from accelerate import Accelerator, InitProcessGroupKwargs
+from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torchvision.utils import save_image
 
-from ..shards import Anchors, InputError, canonical_json, owner_of, permutation, replacing, stream_seed, write_file
+from ..shards import Anchors, InputError, canonical_json, owner_of, replacing, stream_seed, write_file
+from .batches import image_batches
 from .config import DiffusionConfig
-from .sampler import to_model_range
+from .model import NOISE_SCHEDULE, build_unet
+from .sampler import to_uint8
+from .unconditional import draw_images
 
-CHECKPOINT, IDENTITY = "checkpoint.pt", "training.json"
+CHECKPOINT, IDENTITY, LOG, SAMPLES = "checkpoint.pt", "training.json", "log.jsonl", "samples"
+GRID, LOGGED = 64, 50
+UNESSENTIAL = {"path", "workers", "checkpoint_steps", "sample_steps", "probe_images", "probe_encoder"}
 Report = Callable[[int, int, dict[str, float]], None]
+Probe = Callable[[Iterator[np.ndarray]], dict[str, float]]
 
 
-def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
-    """A U-Net of the DDPM design for `size` x `size` RGB images.
-
-    Raises:
-        InputError: the side cannot be halved as often as the levels want.
-    """
-    halvings = len(config.channels) - 1
-    if size % 2**halvings:
-        raise InputError(
-            f"anchors of {size} pixels cannot be halved {halvings} times as diffusion.channels wants; "
-            "use fewer levels or another anchors.size"
-        )
-    return UNet2DModel(
-        sample_size=size,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=config.blocks,
-        block_out_channels=config.channels,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
-        dropout=config.dropout,
-        attention_head_dim=None,  # one head, as in DDPM
-    )
-
-
-class _Images(Dataset[torch.Tensor]):
-    def __init__(self, anchors: Anchors):
-        self.anchors = anchors
-
-    def __len__(self) -> int:
-        return len(self.anchors)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return to_model_range(self.anchors[index].image[None])[0]
-
-
-class ImageOrder:
-    """This rank's images of the steps `first` … `last - 1`: passes over shuffled images, joined end to end.
-
-    A batch sampler that makes one batch at a time and keeps one pass in memory.
-    """
-
-    def __init__(self, count: int, config: DiffusionConfig, first: int, last: int, rank: int = 0, world_size: int = 1):
-        self.count, self.seed, self.batch_size = count, config.seed, config.batch_size
-        self.first, self.last, self.rank, self.world_size = first, last, rank, world_size
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order, order_epoch = np.empty(0, np.int64), -1
-        local = self.batch_size // self.world_size
-        for step in range(self.first, self.last):
-            batch = []
-            start = step * self.batch_size + self.rank * local
-            for sample in range(start, start + local):
-                epoch, place = divmod(sample, self.count)
-                if epoch != order_epoch:
-                    order, order_epoch = permutation(self.count, self.seed, epoch, "diffusion"), epoch
-                batch.append(int(order[place]))
-            yield batch
-
-
-def train_diffusion(anchors: Anchors, config: DiffusionConfig, out: Path, report: Report | None = None) -> Path:
+def train_diffusion(
+    anchors: Anchors, config: DiffusionConfig, out: Path, report: Report | None = None, probe: Probe | None = None
+) -> Path:
     """Train and save a model that `DDPMPipeline.from_pretrained(out)` loads; resumes from `out` by itself.
 
     Everything random is a pure function of (seed, step, rank), so a resumed run equals an uninterrupted one.
+
+    Args:
+        report: called with (steps done, steps, metrics).
+        probe: measures images `(B, H, W, 3)` uint8 that the averaged weights make, every `sample_steps`, for the log.
 
     Raises:
         InputError: `out` holds a model trained with other settings or on other images.
     """
     if check_out(anchors, config, out):
         return out
-    accelerator = Accelerator()
+    hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while the first one draws images
+    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[hours])
     if config.batch_size % accelerator.num_processes:
         raise InputError(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
         )
-    torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
-    net = build_unet(config, anchors.size)
+    training = _Training(accelerator, anchors, config, out, probe)
     if accelerator.is_main_process:
         write_file(out / IDENTITY, _identity(anchors, config))
-    unet, optimizer = accelerator.prepare(net, torch.optim.Adam(net.parameters(), lr=config.lr))
-    ema = EMAModel(net.parameters(), decay=config.ema_decay)
-    ema.to(accelerator.device)
-    first = _load_checkpoint(out, net, ema, optimizer)
-    scheduler = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
-    losses: list[torch.Tensor] = []
-    for step, x0 in enumerate(_batches(anchors, config, first, accelerator), start=first):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
-        losses.append(_train_step(accelerator, unet, optimizer, scheduler, x0, config, step))
-        ema.step(net.parameters())
-        done = step + 1
-        if report and (done % 50 == 0 or done == config.steps):
-            report(done, config.steps, {"loss": torch.stack(losses).mean().item()})
-            losses.clear()
-        if done % config.checkpoint_steps == 0 and done < config.steps and accelerator.is_main_process:
-            _save_checkpoint(out, net, ema, optimizer, done)
+    first = training.load()
+    batches = image_batches(anchors, config, first, accelerator.process_index, accelerator.num_processes)
+    for step, x0 in enumerate(batches, start=first):
+        training.step(x0.to(accelerator.device), step)
+        metrics = training.look(step + 1)
+        if metrics and report:
+            report(step + 1, config.steps, metrics)
     if accelerator.is_main_process:
-        ema.copy_to(net.parameters())
-        _save_pipeline(net, scheduler, out)
+        training.finish()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out
 
 
-def _batches(anchors: Anchors, config: DiffusionConfig, first: int, accelerator: Accelerator):
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
-    loader = DataLoader(_Images(anchors), batch_sampler=order, num_workers=config.workers)
-    return (batch.to(accelerator.device) for batch in loader)
+class _Training:
+    """The weights, their average and the optimizer, one step at a time; `look` is what happens between steps."""
 
+    def __init__(self, accelerator: Accelerator, anchors: Anchors, config: DiffusionConfig, out: Path, probe):
+        self.accelerator, self.config, self.out, self.probe = accelerator, config, out, probe
+        torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
+        self.net = build_unet(config, anchors.size)
+        adam = torch.optim.Adam(self.net.parameters(), lr=config.lr)
+        self.unet, self.optimizer = accelerator.prepare(self.net, adam)
+        self.ema = EMAModel(self.net.parameters(), decay=config.ema_decay)
+        self.ema.to(accelerator.device)
+        self.noise: Any = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+        self.losses: list[torch.Tensor] = []
 
-def _train_step(accelerator: Accelerator, unet, optimizer, scheduler, x0, config: DiffusionConfig, step: int):
-    """One step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
-    torch.manual_seed(stream_seed(config.seed, step, accelerator.process_index, "diffusion"))
-    if config.flip:
-        x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0.flip(-1), x0)
-    noise = torch.randn_like(x0)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), device=x0.device)
-    predicted = unet(scheduler.add_noise(x0, noise, timesteps), timesteps, return_dict=False)[0]
-    loss = F.mse_loss(predicted, noise)
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(unet.parameters(), config.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
+    def step(self, x0: torch.Tensor, step: int) -> None:
+        """One step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
+        torch.manual_seed(stream_seed(config.seed, step, self.accelerator.process_index, "diffusion"))
+        if config.flip:
+            x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0.flip(-1), x0)
+        noise = torch.randn_like(x0)
+        timesteps = torch.randint(self.noise.config.num_train_timesteps, (len(x0),), device=x0.device)
+        predicted = self.unet(self.noise.add_noise(x0, noise, timesteps), timesteps, return_dict=False)[0]
+        loss = F.mse_loss(predicted.float(), noise)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.unet.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.net.parameters())
+        self.losses.append(loss.detach())
+
+    def look(self, done: int) -> dict[str, float]:
+        """The metrics that are due after so many steps; draws, logs and saves what is due too."""
+        config, metrics = self.config, {}
+        if done % LOGGED == 0 or done == config.steps:
+            metrics["loss"] = torch.stack(self.losses).mean().item()
+            self.losses.clear()
+        if self.accelerator.is_main_process:
+            if config.sample_steps and done % config.sample_steps == 0:
+                metrics |= self._draw(done)
+            if metrics:
+                _log(self.out, done, metrics)
+            if done % config.checkpoint_steps == 0 and done < config.steps:
+                self._save(done)
+        return metrics
+
+    def _draw(self, done: int) -> dict[str, float]:
+        """Draw images from the averaged weights, save a grid and measure them; the training is not disturbed."""
+        count = max(GRID, self.config.probe_images if self.probe else 0)
+        schedule = {key: self.noise.config[key] for key in NOISE_SCHEDULE}
+        self.ema.store(self.net.parameters())
+        self.ema.copy_to(self.net.parameters())
+        self.net.eval()
+        try:
+            batches = [batch.cpu() for batch in draw_images(self.net, schedule, self.net.config["sample_size"], count)]
+        finally:
+            self.net.train()
+            self.ema.restore(self.net.parameters())
+        with replacing(self.out / SAMPLES / f"step-{done:08d}.png") as file:
+            save_image(torch.cat(batches)[:GRID], file, format="png", normalize=True, value_range=(-1, 1))
+        return self.probe(to_uint8(batch) for batch in batches) if self.probe else {}
+
+    def _save(self, step: int) -> None:
+        parts = {"unet": self.net, "ema": self.ema, "optimizer": self.optimizer}
+        with replacing(self.out / CHECKPOINT) as file:
+            torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, file)
+
+    def load(self) -> int:
+        """Go on from the checkpoint, if there is one; returns the steps that it has done."""
+        if not (self.out / CHECKPOINT).exists():
+            return 0
+        state = torch.load(self.out / CHECKPOINT, map_location="cpu", weights_only=True)
+        self.net.load_state_dict(state["unet"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.accelerator.device)  # its own loading drops the device
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["step"]
+
+    def finish(self) -> None:
+        """Save the averaged weights in diffusers' format; `model_index.json`, whose presence means «finished», last."""
+        self.ema.copy_to(self.net.parameters())
+        staging, out = self.out / ".pipeline.tmp", self.out
+        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.redirect_stdout(None):
+            DDPMPipeline(self.net, self.noise).save_pretrained(staging)
+        for part in ("unet", "scheduler"):
+            shutil.rmtree(out / part, ignore_errors=True)
+            (staging / part).rename(out / part)
+        (staging / "model_index.json").rename(out / "model_index.json")
+        shutil.rmtree(staging)
+        (out / CHECKPOINT).unlink(missing_ok=True)
 
 
 def check_out(anchors: Anchors, config: DiffusionConfig, out: Path) -> bool:
@@ -164,36 +177,14 @@ def check_out(anchors: Anchors, config: DiffusionConfig, out: Path) -> bool:
 
 
 def _identity(anchors: Anchors, config: DiffusionConfig) -> bytes:
-    settings = config.model_dump(mode="json", exclude={"path", "workers", "checkpoint_steps"})
+    settings = config.model_dump(mode="json", exclude=UNESSENTIAL)
+    if len(anchors) < anchors.source_count:
+        settings["anchors_used"] = len(anchors)
     return canonical_json({"anchors": anchors.digest, "size": anchors.size, **settings})
 
 
-def _save_checkpoint(out: Path, net, ema: EMAModel, optimizer, step: int) -> None:
-    state = {"unet": net.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    with replacing(out / CHECKPOINT) as file:
-        torch.save(state, file)
-
-
-def _load_checkpoint(out: Path, net, ema: EMAModel, optimizer) -> int:
-    if not (out / CHECKPOINT).exists():
-        return 0
-    state = torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)
-    net.load_state_dict(state["unet"])
-    ema.load_state_dict(state["ema"])
-    ema.to(next(net.parameters()).device)  # its own loading drops the device
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
-
-
-def _save_pipeline(net: UNet2DModel, scheduler: DDPMScheduler, out: Path) -> None:
-    """Save in diffusers' format; `model_index.json`, whose presence means «finished», comes last."""
-    staging = out / ".pipeline.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
-    with contextlib.redirect_stdout(None):
-        DDPMPipeline(net, scheduler).save_pretrained(staging)
-    for part in ("unet", "scheduler"):
-        shutil.rmtree(out / part, ignore_errors=True)
-        (staging / part).rename(out / part)
-    (staging / "model_index.json").rename(out / "model_index.json")
-    shutil.rmtree(staging)
-    (out / CHECKPOINT).unlink(missing_ok=True)
+def _log(out: Path, step: int, metrics: dict[str, float]) -> None:
+    """Add a row to the log; rows of steps that an interrupted run made in vain go."""
+    lines = (out / LOG).read_text().splitlines() if (out / LOG).exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    write_file(out / LOG, "".join(f"{line}\n" for line in [*kept, json.dumps({"step": step, **metrics})]).encode())

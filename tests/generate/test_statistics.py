@@ -16,6 +16,7 @@ class GaussianModel(torch.nn.Module):
     def __init__(self, mean: float, std: float):
         super().__init__()
         self.mean, self.std = mean, std
+        self.weight = torch.nn.Parameter(torch.zeros(1))  # has a device
         self.alpha_bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
     def forward(self, x, timestep):

@@ -1,12 +1,21 @@
 import hashlib
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from clsp.generate import DiffusionConfig, train_diffusion
-from clsp.generate.train import ImageOrder
+from clsp.generate.batches import ImageOrder
+from clsp.generate.sampler import to_uint8
+from clsp.generate.train import _Training
+from clsp.generate.unconditional import draw_images
 from clsp.shards import InputError, StopRequested
+from clsp.train import PretrainConfig
+from clsp.train.backbone import build_backbone, save_backbone
 from diffusers import DDPMPipeline
 
 CONFIG = DiffusionConfig(
@@ -20,16 +29,14 @@ def weights(folder) -> str:
 
 def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeypatch):
     whole = train_diffusion(digits, CONFIG, tmp_path / "whole")
-    from clsp.generate import train
+    original = _Training.step
 
-    original = train._train_step
-
-    def step_and_stop(accelerator, unet, optimizer, scheduler, x0, config, step):
+    def step_and_stop(self, x0, step):
         if step == 5:
             raise StopRequested
-        return original(accelerator, unet, optimizer, scheduler, x0, config, step)
+        return original(self, x0, step)
 
-    monkeypatch.setattr(train, "_train_step", step_and_stop)
+    monkeypatch.setattr(_Training, "step", step_and_stop)
     with pytest.raises(StopRequested):
         train_diffusion(digits, CONFIG, tmp_path / "parts")
     monkeypatch.undo()
@@ -78,3 +85,51 @@ def test_two_processes_train_one_model(tmp_path):
     assert found.returncode == 0
     assert DDPMPipeline.from_pretrained(tmp_path / "model").unet.config["sample_size"] == 8
     assert not list((tmp_path / "model").glob("*.pt"))
+
+
+def test_grids_and_the_probe_go_with_the_training_and_do_not_disturb_it(digits, tmp_path):
+    plain = train_diffusion(digits, CONFIG, tmp_path / "plain")
+    seen = []
+
+    def probe(batches):
+        images = np.concatenate(list(batches))
+        seen.append(images)
+        return {"frechet": float(len(images))}
+
+    config = CONFIG.model_copy(update={"sample_steps": 3, "probe_images": 80, "probe_encoder": "x"})
+    out = train_diffusion(digits, config, tmp_path / "watched", probe=probe)
+    assert weights(out) == weights(plain)
+    assert [path.name for path in sorted((out / "samples").iterdir())] == ["step-00000003.png", "step-00000006.png"]
+    assert [images.shape for images in seen] == [(80, 8, 8, 3)] * 2 and seen[0].dtype == np.uint8
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6] and rows[1]["frechet"] == 80 and "loss" in rows[1]
+    drawn = DDPMPipeline.from_pretrained(out).unet  # the last grid is of the averaged weights, which were saved
+    expected = torch.cat(list(draw_images(drawn, {"num_train_timesteps": 1000}, 8, 80)))
+    assert np.array_equal(to_uint8(expected), seen[1])
+
+
+def test_bf16_training_keeps_float32_weights_and_learns_nearly_the_same(digits, tmp_path):
+    full = train_diffusion(digits, CONFIG, tmp_path / "full")
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision belongs to the process
+    half = train_diffusion(digits, CONFIG.model_copy(update={"precision": "bf16"}), tmp_path / "half")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    one, other = (DDPMPipeline.from_pretrained(out).unet.state_dict() for out in (full, half))
+    assert all(tensor.dtype == torch.float32 for tensor in other.values())
+    difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
+    assert 0 < difference.abs().max() < 2 * CONFIG.lr * CONFIG.steps  # Adam moves a weight by at most lr a step
+
+
+def test_a_probe_needs_to_know_how_often_and_in_whose_features(clsp, tmp_path):
+    found = clsp("diffusion", "train", "--recipe", "digits", "--set=diffusion.probe_images=64", "--out", tmp_path / "m")
+    assert found.returncode == 2 and "probe_images needs sample_steps" in found.stderr
+
+
+def test_the_frechet_probe_of_the_command(clsp, tmp_path):
+    config = PretrainConfig(backbone_kwargs={"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]})
+    save_backbone(build_backbone(config), config, 8, tmp_path / "encoder")
+    values = {"steps": 4, "batch_size": 8, "sample_steps": 2, "probe_images": 64, "probe_encoder": tmp_path / "encoder"}
+    settings = [f"--set=diffusion.{key}={value}" for key, value in values.items()]
+    found = clsp("diffusion", "train", "--recipe", "digits", *settings, "--out", tmp_path / "model")
+    assert found.returncode == 0, found.stderr
+    rows = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4] and all(row["frechet"] > 0 for row in rows)

@@ -1,0 +1,29 @@
+"""Images that a diffusion model makes by itself, without an anchor: for sample grids, probes and checks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .config import SamplerConfig
+from .keyed_noise import Stream, keyed_normal, noise_keys
+from .schedulers import make_scheduler
+
+
+def draw_images(
+    unet: torch.nn.Module, noise_schedule: dict[str, Any], size: int, count: int, steps: int = 20, batch: int = 256
+) -> Iterator[torch.Tensor]:
+    """`count` images `(B, 3, size, size)`, values as the model makes them, batch by batch, by UniPC.
+
+    Image n is a pure function of n, so that grids drawn at different times of a training show the same images grow.
+    """
+    device = next(unet.parameters()).device
+    config = SamplerConfig(scheduler="unipc", steps=steps, eta=0)
+    for start in range(0, count, batch):
+        names = [f"image {number}" for number in range(start, min(start + batch, count))]
+        x = keyed_normal(noise_keys(0, names, device), (3, size, size), 0, 0, Stream.INITIAL)
+        scheduler = make_scheduler(config, noise_schedule)
+        for timestep in scheduler.timesteps.tolist():
+            with torch.inference_mode():
+                x = scheduler.step(unet(x, timestep).sample, timestep, x).prev_sample
+        yield x
