@@ -35,6 +35,7 @@ COMMANDS: dict[str, Any] = {
         "import-npy": (".arrays:import_npy", "Make a shard set of candidates made elsewhere."),
         "export": (".arrays:export", "Write a set as one array or as a folder of images."),
         "score": (".score:score", "Measure every candidate of a set"),
+        "compare": (".equivalence:compare", "Whether a set's candidates are as good as another's."),
         "pack": (".edit:pack", "A new set with all layers in one."),
     },
     "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),

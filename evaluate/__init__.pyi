@@ -11,6 +11,7 @@ from .encoder import Encoder as Encoder
 from .encoder import computes_bf16 as computes_bf16
 from .encoder import encoder_digest as encoder_digest
 from .encoder import load_encoder as load_encoder
+from .equivalence import compare_quality as compare_quality
 from .features import Features as Features
 from .features import check_labels as check_labels
 from .features import extract as extract
@@ -20,8 +21,8 @@ from .knn import knn_predict as knn_predict
 from .linear import evaluate_linear as evaluate_linear
 from .linear import train_linear as train_linear
 from .logistic import fit_path as fit_path
+from .probes import frechet_probe as frechet_probe
 from .projection import feature_map as feature_map
-from .quality import frechet_probe as frechet_probe
 from .quality import measure_quality as measure_quality
 from .report import write_report as write_report
 from .results import PACKAGES as PACKAGES

@@ -43,11 +43,17 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
     With Inception-v3 as the encoder this is FID; with others its scale is the encoder's own.
     """
-    values, vectors = torch.linalg.eigh(first.covariance)
+    return frechet_of((first.mean, first.covariance), (second.mean, second.covariance))
+
+
+def frechet_of(first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """`frechet_distance` of means `(F,)` and covariances `(F, F)`."""
+    (mean, covariance), (other_mean, other_covariance) = first, second
+    values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    middle = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp_min(0).sqrt().sum()
-    traces = first.covariance.trace() + second.covariance.trace()
-    return float((first.mean - second.mean).square().sum() + traces - 2 * middle)
+    middle = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0).sqrt().sum()
+    traces = covariance.trace() + other_covariance.trace()
+    return float((mean - other_mean).square().sum() + traces - 2 * middle)
 
 
 def kernel_distance(

@@ -3,7 +3,7 @@
 Shape legend: N anchors, K candidates per anchor, F features, C classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from .distances import Moments, frechet_distance, kernel_distance, precision_rec
 from .encoder import Encoder
 from .features import Report, ahead, decoded, hold_out
 from .logistic import Regression, fit
+from .set_images import anchor_images, candidate_images, class_numbers, image_features
 
 SAMPLE = 5000
 """Images of either kind for the kernel distance, precision and recall: all pairs of them are looked at."""
@@ -68,12 +69,12 @@ def measure_quality(
     if shards.candidates == 0 or len(shards) < 2:
         found = f"{len(shards)} anchors with {shards.candidates} candidates each"
         raise InputError(f"{shards.root} holds {found}; measuring takes at least two anchors and a candidate of each")
-    real_NF = _features(encoder, _anchor_images(shards, encoder.batch))
+    real_NF = image_features(encoder, anchor_images(shards, encoder.batch))
     test_MF = None
     if test is not None:
         images = (batch for _, batch in decoded(test, encoder.batch))
-        test_MF = functional.normalize(_features(encoder, images), dim=1).to(encoder.device)
-    labels = _labels(shards)
+        test_MF = functional.normalize(image_features(encoder, images), dim=1).to(encoder.device)
+    labels = class_numbers(shards)
     probe = None if labels is None else fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
     found, made, sample_NF = _measure_candidates(shards, encoder, real_NF, test_MF, labels, probe, report)
     real = Moments(real_NF.shape[1])
@@ -88,21 +89,6 @@ def measure_quality(
     facts["means"]["augmentation_cosine"] = float(augmented.mean())
     facts["suspicious"] = _suspicious(shards, found, test)
     return Quality(found.scores, facts)
-
-
-def frechet_probe(encoder: Encoder, anchors: Anchors, limit: int) -> Callable[[Iterator[np.ndarray]], dict[str, float]]:
-    """Measures batches of images `(B, H, W, 3)` uint8 by their Fréchet distance to up to `limit` anchors."""
-    chosen = np.linspace(0, len(anchors) - 1, min(limit, len(anchors))).astype(int)
-
-    def moments(batches: Iterator[np.ndarray]) -> Moments:
-        features = _features(encoder, batches)
-        found = Moments(features.shape[1])
-        found.add(features)
-        return found
-
-    parts = np.array_split(chosen, -(-len(chosen) // encoder.batch))
-    real = moments(np.stack([anchors[int(place)].image for place in part]) for part in parts)
-    return lambda batches: {"frechet": frechet_distance(real, moments(batches))}
 
 
 def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None:
@@ -142,7 +128,7 @@ def _measure_candidates(
         {name: np.empty((count, candidates), np.int64) for name in ("nearest_train", "nearest_test")},
     )
     anchors = max(1, encoder.batch // candidates)
-    for start, images in ahead(_candidate_images(shards, anchors)):
+    for start, images in ahead(candidate_images(shards, anchors)):
         features = encoder(images)
         made.add(features)
         first = start * candidates
@@ -152,7 +138,7 @@ def _measure_candidates(
         rows = slice(start, start + len(unit))
         found.scores["cosine"][rows] = torch.einsum("nkf,nf->nk", unit, unit_NF[rows])
         if candidates > 1:
-            found.scores["diversity"][rows] = _diversity(unit)
+            found.scores["diversity"][rows] = diversity(unit)
         own = torch.arange(start, start + len(unit)).repeat_interleave(candidates)
         _nearest(found, "nearest_train", rows, unit, searched_NF, own)
         if test_MF is not None:
@@ -171,7 +157,7 @@ def _label_scores(found: _Found, rows: slice, chances_BC: torch.Tensor, labels_N
     found.scores["agreement"][rows] = (chances_BC.argmax(dim=1) == wanted).float().reshape(shape)
 
 
-def _diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
+def diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
     """`(N, K)`: one less the mean cosine to the anchor's other candidates, K > 1."""
     others = unit_NKF.shape[1] - 1
     return 1 - (torch.einsum("nkf,njf->nk", unit_NKF, unit_NKF) - unit_NKF.square().sum(dim=2)) / others
@@ -244,29 +230,3 @@ def _suspicious(shards: ShardSet, found: _Found, test: Anchors | None) -> dict[s
             for position, candidate in zip(*np.unravel_index(order, found.scores[measure].shape), strict=True)
         ]
     return lists
-
-
-def _features(encoder: Encoder, batches: Iterator[np.ndarray]) -> torch.Tensor:
-    return torch.cat([encoder(batch) for batch in ahead(batches)])
-
-
-def _anchor_images(shards: ShardSet, batch: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(shards), batch):
-        yield np.stack([shards.anchor(position) for position in range(start, min(start + batch, len(shards)))])
-
-
-def _candidate_images(shards: ShardSet, anchors: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first anchor, its and the next ones' candidates, `(anchors · K, H, W, C)`)."""
-    for start in range(0, len(shards), anchors):
-        rows = range(start, min(start + anchors, len(shards)))
-        yield start, np.stack([shards.candidate(row, k) for row in rows for k in range(shards.candidates)])
-
-
-def _labels(shards: ShardSet) -> torch.Tensor | None:
-    """The anchors' classes, 0 … n-1 in the order of their labels; None where some have none, or all the same one."""
-    try:
-        labels = shards.labels()
-    except InputError:
-        return None
-    classes, numbers = np.unique(labels, return_inverse=True)
-    return torch.from_numpy(numbers) if len(classes) > 1 and classes[0] >= 0 else None

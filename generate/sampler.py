@@ -4,15 +4,16 @@ Shape legend: B anchors of a micro-batch, K candidates, C channels, H, W pixels.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..shards import WorkError
 from .config import SamplerConfig
-from .interpolation import decode, encode, interpolate
+from .interpolation import Encoded, decode, encode, interpolate
 from .keyed_noise import Stream, keyed_normal, noise_keys
 from .model import DiffusionModel
 from .schedulers import make_scheduler, noise_to
@@ -28,12 +29,13 @@ class Sampler:
     def __init__(self, model: DiffusionModel, config: SamplerConfig, device: torch.device | str = "cpu"):
         self.model, self.config = model, config
         self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
-        self.unet: torch.nn.Module = model.unet
+        self.unet: Any = model.unet
         torch.nn.Module.to(self.unet, self.device, self.dtype)  # diffusers' own `to` warns about a cast that is meant
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
-        halves = (torch.compile(half) if config.compile else half for half in (encode, decode))
-        self.encode, self.decode = (partial(half, self.unet) for half in halves)
+        compiled: Any = torch.compile if config.compile else lambda half: half
+        self.encode: Callable[[torch.Tensor, int], Encoded] = partial(compiled(encode), self.unet)
+        self.decode: Callable[[Encoded], torch.Tensor] = partial(compiled(decode), self.unet)
 
     def __call__(self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0) -> np.ndarray:
         """Candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.
