@@ -136,7 +136,10 @@ def _request_stop(signum: int, frame: object) -> None:
 def _say(message: str, code: int) -> int:
     """One line on standard error; bad input that every process finds before work begins is said by the first alone."""
     if code != BAD_INPUT or int(os.environ.get("RANK", "0")) == 0 or _in_process_group():
-        sys.stderr.write(f"clsp: {' '.join(message.split())}\n")
+        who = ""
+        if code != STOPPED and _in_process_group():
+            who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: "
+        sys.stderr.write(f"clsp: {who}{' '.join(message.split())}\n")
     return code
 
 

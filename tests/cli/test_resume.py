@@ -1,12 +1,16 @@
 """`shards make` killed at random moments, stopped politely, and run by several processes: always the same bytes."""
 
 import hashlib
+import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from clsp.shards import ShardSet, verify_set
@@ -33,6 +37,9 @@ def uninterrupted(model_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("uninterrupted") / "set"
     subprocess.run(command(model_folder, root), check=True, capture_output=True)
     return root
+
+
+ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 
 
 def start_and_signal(model_folder, root, signum, after_shards):
@@ -68,14 +75,48 @@ def test_a_polite_stop_exits_with_75_and_is_resumable(model_folder, tmp_path, un
     assert content(root) == content(uninterrupted)
 
 
-def test_two_processes_give_the_bytes_of_one(model_folder, tmp_path, uninterrupted):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_give_the_bytes_of_one(model_folder, tmp_path, uninterrupted, processes):
     found = subprocess.run(
-        command(model_folder, tmp_path / "set", 2), capture_output=True, text=True, env=environment, check=False
+        command(model_folder, tmp_path / "set", processes), capture_output=True, text=True, env=ON_CPU, check=False
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("is sealed, set ID") >= 1
     assert content(tmp_path / "set") == content(uninterrupted)
+    makers = {json.loads(path.read_text())["made"]["processes"] for path in (tmp_path / "set").glob("commits/*/*")}
+    assert makers == {processes}
+
+
+def test_a_process_that_dies_ends_the_job_by_name_and_three_others_finish_it(model_folder, tmp_path, uninterrupted):
+    root = tmp_path / "set"
+    job = subprocess.Popen(
+        command(model_folder, root, 2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ON_CPU
+    )
+    while len(list(root.glob("commits/*/*.json"))) < 2:
+        assert job.poll() is None
+        time.sleep(0.01)
+    os.kill(process_of_rank(job.pid, 1), signal.SIGKILL)
+    _, errors = job.communicate()
+    assert job.returncode == 1 and re.search(r"rank\s*: 1\b", errors) and "SIGKILL" in errors
+    found = subprocess.run(command(model_folder, root, 3), capture_output=True, text=True, env=ON_CPU, check=False)
+    assert found.returncode == 0, found.stderr
+    assert content(root) == content(uninterrupted) and verify_set(root, deep=True) == []
+
+
+def process_of_rank(launcher: int, rank: int) -> int:
+    """The process ID of a launcher's child."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise LookupError(rank)
+
+
+def test_a_process_that_fails_says_which_it_is(model_folder, tmp_path, uninterrupted):
+    arguments = command(model_folder, tmp_path / "set", 2)
+    (tmp_path / "set" / "layer-000" / "shard-000001.tar").mkdir(parents=True)  # only the second process meets it
+    shutil.copy(uninterrupted / "plan.json", tmp_path / "set")
+    found = subprocess.run(arguments, capture_output=True, text=True, env=ON_CPU, check=False)
+    assert found.returncode == 1 and "clsp: process 1 of 2: " in found.stderr
 
 
 def test_another_thread_count_gives_the_same_bytes(model_folder, tmp_path, uninterrupted):
