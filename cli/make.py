@@ -82,13 +82,18 @@ def plan(
     if out:
         check_plan(out, the_plan)
     figures = estimate(the_plan, anchors, Sampler(model, config, _device()), seconds)
-    rounds = -(-the_plan.shard_count // gpus)  # some devices idle in the last one
+    rounds = -(-the_plan.shard_count // gpus)
     hours = figures.seconds / 3600 / the_plan.shard_count * rounds
+    idle = 100 * (1 - the_plan.shard_count / (rounds * gpus))  # of the devices' time, in the last round
     say(f"anchors     {the_plan.count} of {the_plan.source.name}, {anchors.size}x{anchors.size}")
     say(f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)")
     say(f"shards      {the_plan.shard_count} of {recipe.shards.records} anchors")
     say(f"bytes       about {figures.bytes / 1e9:.3g} GB")
     say(f"time        about {hours:.3g} hours on {gpus} x {figures.device} ({figures.seconds / 3600:.3g} device hours)")
+    if gpus > 1:
+        say(
+            f"idle        {idle:.2g} % of the devices' time, while the last shards are made; smaller shards.records: less"
+        )
 
 
 @click.command(epilog="Example: clsp shards make --recipe digits --out runs/digits/shards")
