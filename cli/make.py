@@ -91,9 +91,7 @@ def plan(
     say(f"bytes       about {figures.bytes / 1e9:.3g} GB")
     say(f"time        about {hours:.3g} hours on {gpus} x {figures.device} ({figures.seconds / 3600:.3g} device hours)")
     if gpus > 1:
-        say(
-            f"idle        {idle:.2g} % of the devices' time, while the last shards are made; smaller shards.records: less"
-        )
+        say(f"idle        {idle:.2g} % of the devices' time, while the last shards are made")
 
 
 @click.command(epilog="Example: clsp shards make --recipe digits --out runs/digits/shards")

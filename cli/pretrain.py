@@ -34,16 +34,16 @@ def pretrain(
     given = {"pretrain.method": method, "pretrain.seed": seed}
     recipe = load_recipe(recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)))
     out = expand(out, recipe)
-    from ..train import batch_order, build_method, check_run, layers_used, pretrain
+    from ..train import batch_order, build_method, check_run, layers_used, pair_loader, pretrain
 
     shards = ShardSet(root, layers=layers_used(out))
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, Anchors(recipe.anchors), layers_used(out))
 
-    batch_order(shards, recipe.pretrain)
+    build_method(recipe.pretrain)
+    pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
     finished = check_run(shards, recipe.pretrain, out)
     if check:
-        build_method(recipe.pretrain)
         return
     if finished:
         say(f"backbone: {out / 'backbone'} (already trained)")

@@ -42,10 +42,18 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
 
+    A file may have sections `[methods.NAME]`: keys of `[pretrain]` that hold when NAME is the method. They are resolved
+    here, before the overrides, so a resolved recipe has none.
+
     Raises:
         InputError: no such recipe, not TOML, an unknown key (naming the nearest one) or a value out of range.
     """
     values = _read(name)
+    per_method, overrides = values.pop("methods", {}), list(overrides)
+    chosen: dict[str, Any] = {"pretrain": {"method": values.get("pretrain", {}).get("method")}}
+    for override in overrides:
+        _apply(chosen, override)
+    _merge(values, {"pretrain": per_method.get(chosen["pretrain"]["method"], {})})
     for override in overrides:
         _apply(values, override)
     try:
@@ -88,6 +96,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise InputError(f"--set {override}: {section} is a value, expected a section")
     values[sections[-1]] = value
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Put nested changes into nested values."""
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], change)
+        else:
+            values[key] = change
 
 
 def _first_fault(error: ValidationError) -> str:

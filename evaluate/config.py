@@ -16,7 +16,9 @@ class LinearEvalConfig(Section):
     """`clsp`: the paper's, with the keys below. `sweep`: every pair of `sweep_lr` and `sweep_weight_decay` is a head of
     its own (momentum 0.9, cosine, standardised features); the best on a part of train is trained on all of it."""
     test_path: str = ""
-    """Source of the test images; empty: the anchors' own path. Training images are the anchors'."""
+    """Source of the test images; empty: the anchors' own path. Training images come from the anchors' path."""
+    train_split: str = ""
+    """Split of the training images; empty: the anchors', which have to be labelled then."""
     test_split: str = "test"
     train_limit: int = Field(default=0, ge=0)
     """Use the first images only; 0 uses all."""

@@ -40,9 +40,11 @@ def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -
     """The training images (the anchors' source) and the test images, at the backbone's image size."""
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
-    train = screened(Anchors(anchors.model_copy(update={"limit": config.train_limit, "size": geometry})))
-    if (test_path, config.test_split) == (anchors.path, anchors.split):
-        raise InputError(f"{test_path} split {anchors.split} is the training split too; set linear_eval.test_split")
+    train_split = config.train_split or anchors.split
+    chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
+    train = screened(Anchors(anchors.model_copy(update=chosen)))
+    if (test_path, config.test_split) == (anchors.path, train_split):
+        raise InputError(f"{test_path} split {train_split} is the training split too; set linear_eval.test_split")
     # A test image that does not decode is an error: accuracy on the rest would be another figure.
     update = {
         "on_error": "fail",

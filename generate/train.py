@@ -16,7 +16,17 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from ..shards import Anchors, InputError, canonical_json, owner_of, replacing, stream_seed, write_file
+from ..shards import (
+    Anchors,
+    InputError,
+    StopRequested,
+    canonical_json,
+    owner_of,
+    replacing,
+    stop_deferred,
+    stream_seed,
+    write_file,
+)
 from .batches import image_batches
 from .config import DiffusionConfig
 from .model import NOISE_SCHEDULE, build_unet
@@ -57,11 +67,14 @@ def train_diffusion(
         write_file(out / IDENTITY, _identity(anchors, config))
     first = training.load()
     batches = image_batches(anchors, config, first, accelerator.process_index, accelerator.num_processes)
-    for step, x0 in enumerate(batches, start=first):
-        training.step(x0.to(accelerator.device), step)
-        metrics = training.look(step + 1)
-        if metrics and report:
-            report(step + 1, config.steps, metrics)
+    with stop_deferred() as stop_requested:
+        for step, x0 in enumerate(batches, start=first):
+            training.step(x0.to(accelerator.device), step)
+            metrics = training.look(step + 1)
+            if metrics and report:
+                report(step + 1, config.steps, metrics)
+            if training.stops(stop_requested()):
+                raise StopRequested
     if accelerator.is_main_process:
         training.finish()
     accelerator.wait_for_everyone()
@@ -82,6 +95,7 @@ class _Training:
         self.ema.to(accelerator.device)
         self.noise: Any = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
         self.losses: list[torch.Tensor] = []
+        self.done = 0
 
     def step(self, x0: torch.Tensor, step: int) -> None:
         """One step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
@@ -105,6 +119,7 @@ class _Training:
     def look(self, done: int) -> dict[str, float]:
         """The metrics that are due after so many steps; draws, logs and saves what is due too."""
         config, metrics = self.config, {}
+        self.done = done
         if done % LOGGED == 0 or done == config.steps:
             metrics["loss"] = torch.stack(self.losses).mean().item()
             self.losses.clear()
@@ -116,6 +131,15 @@ class _Training:
             if done % config.checkpoint_steps == 0 and done < config.steps:
                 self._save(done)
         return metrics
+
+    def stops(self, requested: bool) -> bool:
+        """Save a checkpoint if a stop was requested on any rank: all of them stop behind the same step."""
+        if self.accelerator.num_processes > 1:
+            everyone: Any = self.accelerator.reduce(torch.tensor(float(requested), device=self.accelerator.device))
+            requested = bool(everyone)
+        if requested and self.accelerator.is_main_process:
+            self._save(self.done)
+        return requested
 
     def _draw(self, done: int) -> dict[str, float]:
         """Draw images from the averaged weights, save a grid and measure them; the training is not disturbed."""
@@ -136,7 +160,9 @@ class _Training:
     def _save(self, step: int) -> None:
         parts = {"unet": self.net, "ema": self.ema, "optimizer": self.optimizer}
         with replacing(self.out / CHECKPOINT) as file:
-            torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, file)
+            torch.save(
+                {"step": step, "losses": self.losses, **{name: part.state_dict() for name, part in parts.items()}}, file
+            )
 
     def load(self) -> int:
         """Go on from the checkpoint, if there is one; returns the steps that it has done."""
@@ -147,6 +173,7 @@ class _Training:
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.accelerator.device)  # its own loading drops the device
         self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = [loss.to(self.accelerator.device) for loss in state["losses"]]
         return state["step"]
 
     def finish(self) -> None:

@@ -1,6 +1,8 @@
 from .anchors import Anchor as Anchor
 from .anchors import AnchorLookup as AnchorLookup
 from .anchors import Anchors as Anchors
+from .choice import CandidateChoice as CandidateChoice
+from .choice import choice_by_scores as choice_by_scores
 from .codec import decode as decode
 from .codec import encode as encode
 from .codec import pixel_digest as pixel_digest
@@ -78,6 +80,7 @@ from .scores import read_scores as read_scores
 from .screening import screened as screened
 from .seal import seal_if_complete as seal_if_complete
 from .seal import unfinished_shards as unfinished_shards
+from .stopping import stop_deferred as stop_deferred
 from .transfer import pull as pull
 from .transfer import push as push
 from .verify import verify_set as verify_set

@@ -1,5 +1,6 @@
 """A torch Dataset of pairs (anchor, candidate), and its loader. The only module of `shards` that imports torch."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode  # and registers the operators below
 
+from .choice import CandidateChoice
 from .codec import check_header
 from .errors import InputError, WorkError
-from .order import BatchOrder, draw_candidate
+from .order import BatchOrder
 from .plan import differences
 from .reader import LayerReader, ShardSet
 
@@ -22,17 +24,22 @@ RGB = ImageReadMode.UNCHANGED.value  # nothing to convert: `check_header` lets R
 
 @dataclass
 class PairBatch:
-    """Anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for."""
+    """Anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for.
+
+    `weights_B` are the candidates' weights: 1 but where scores say otherwise.
+    """
 
     anchors_BCHW: torch.Tensor
     candidates_BCHW: torch.Tensor | None
     labels_B: torch.Tensor
+    weights_B: torch.Tensor
     keys: list[str]
 
     def pin_memory(self) -> "PairBatch":
         """The batch in page-locked memory, for asynchronous copies to a device."""
         candidates = None if self.candidates_BCHW is None else self.candidates_BCHW.pin_memory()
-        return PairBatch(self.anchors_BCHW.pin_memory(), candidates, self.labels_B.pin_memory(), self.keys)
+        labels, weights = self.labels_B.pin_memory(), self.weights_B.pin_memory()
+        return PairBatch(self.anchors_BCHW.pin_memory(), candidates, labels, weights, self.keys)
 
 
 class PairDataset(Dataset[PairBatch]):
@@ -42,12 +49,16 @@ class PairDataset(Dataset[PairBatch]):
         shards: the set.
         seed: of the draw.
         with_candidates: False reads no candidate at all.
+        choice: among the candidates; uniform by default.
 
     Labels are -1 where the set has none.
     """
 
-    def __init__(self, shards: ShardSet, seed: int, with_candidates: bool = True):
+    def __init__(
+        self, shards: ShardSet, seed: int, with_candidates: bool = True, choice: CandidateChoice | None = None
+    ):
         self.shards, self.seed, self.with_candidates = shards, seed, with_candidates
+        self.choice = choice or CandidateChoice(seed)
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -59,9 +70,9 @@ class PairDataset(Dataset[PairBatch]):
         positions = [position for _, position in items]
         found = [self.shards.key_and_label(position) for position in positions]
         keys = [key for key, _ in found]
-        candidates = self._candidates(items, keys) if self.with_candidates else None
+        candidates, weights = self._candidates(items, keys) if self.with_candidates else (None, [1.0] * len(keys))
         labels = torch.tensor([-1 if label is None else label for _, label in found])
-        return PairBatch(self._anchors(positions), candidates, labels, keys)
+        return PairBatch(self._anchors(positions), candidates, labels, torch.tensor(weights), keys)
 
     def _anchors(self, positions: Sequence[int]) -> torch.Tensor:
         if not self.shards.plan.shards.include_anchors:
@@ -70,13 +81,14 @@ class PairDataset(Dataset[PairBatch]):
         layer = self.shards.layers[0]
         return self._decode([(layer, position, 0) for position in positions])
 
-    def _candidates(self, items: Sequence[tuple[int, int]], keys: Sequence[str]) -> torch.Tensor:
-        members = []
+    def _candidates(self, items: Sequence[tuple[int, int]], keys: Sequence[str]) -> tuple[torch.Tensor, list[float]]:
+        members, weights = [], []
         for (epoch, position), key in zip(items, keys, strict=True):
-            drawn = draw_candidate(self.seed, epoch, key, self.shards.candidates)
+            drawn, weight = self.choice.draw(epoch, position, key, self.shards.candidates)
             layer, member = self.shards.candidate_member(drawn)
             members.append((layer, position, member))
-        return self._decode(members)
+            weights.append(weight)
+        return self._decode(members), weights
 
     def _decode(self, members: Sequence[tuple[LayerReader, int, int]]) -> torch.Tensor:
         """The images of members (layer, position, place in the record), `(B, 3, H, W)`, in memory channels last."""
@@ -103,11 +115,13 @@ class PairLoader:
         last: one past the last global batch, counted over epochs.
         first: the first one.
         workers: decoding processes; they change nothing but the speed.
+
+    `waited` are the seconds that the loop had to wait for batches.
     """
 
     def __init__(self, dataset: PairDataset, order: BatchOrder, last: int, first: int = 0, workers: int = 0):
         self.dataset, self.order, self.last, self.workers = dataset, order, last, workers
-        self.batch = first
+        self.batch, self.waited = first, 0.0
 
     def __len__(self) -> int:
         return self.last - self.batch
@@ -120,7 +134,13 @@ class PairLoader:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
             self.batch += 1
             yield batch
 

@@ -29,6 +29,7 @@ SMALL_NETWORKS = {
     "pretrain.projector_hidden": 16,
     "pretrain.workers": 0,
     "pretrain.knn_epochs": 0,
+    "pretrain.trackers": "[]",
     "linear_eval.epochs": 2,
     "linear_eval.milestones": "[1]",
 }

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..shards import Section
 
@@ -21,6 +21,16 @@ class AugmentConfig(Section):
     hue: float = Field(default=0.1, ge=0, le=0.5)
     jitter_probability: float = Field(default=0.8, ge=0, le=1)
     grey_probability: float = Field(default=0.2, ge=0, le=1)
+    blur_probability: float = Field(default=0.0, ge=0, le=1)
+    """Gaussian blur of a tenth of the image, σ 0.1 … 2."""
+    solarise_probability: float = Field(default=0.0, ge=0, le=1)
+    """Values of one half and more are inverted."""
+
+    def weakened(self) -> "AugmentConfig":
+        """AdaInf's weaker augmentation: crops of a fifth at least, jitter half as strong and half as often."""
+        halved = {name: getattr(self, name) / 2 for name in ("brightness", "contrast", "saturation", "hue")}
+        weaker = {"crop_scale": max(0.2, self.crop_scale), "jitter_probability": self.jitter_probability / 2}
+        return self.model_copy(update={**halved, **weaker})
 
 
 class SyntheticConfig(Section):
@@ -28,12 +38,29 @@ class SyntheticConfig(Section):
 
     weight: float = Field(default=1.0, ge=0)
     """λ; 0 reads no candidate."""
-    source: Literal["shards", "augmentation", "none"] = "shards"
-    """The third view: a candidate of the shard set, a third ordinary view of the anchor (the control), or none."""
+    source: Literal["shards", "augmentation", "inflation", "none"] = "shards"
+    """The third view: a candidate of the shard set, a third ordinary view of the anchor (the control), or none.
+    `inflation` has no third view: candidates are unpaired anchors among the real ones, with weaker augmentation."""
     probability: float = Field(default=1.0, ge=0, le=1)
     """Share of the samples, drawn per step, that take part in the term."""
     warmup: float = Field(default=0.0, ge=0)
     """Epochs over which λ rises linearly from 0."""
+    real_weight: float = Field(default=10.0, gt=0)
+    """With `inflation`: how often a real image is drawn for each time that one of the K candidates is."""
+    scores: str = ""
+    """Name of scores of the set (`clsp shards score --name`); empty: all candidates are alike."""
+    measure: str = "agreement"
+    """Which of their measures."""
+    minimum: float | None = None
+    """Candidates below are not drawn; a sample that has none left takes no part."""
+    weighted: bool = False
+    """The measure of the candidate drawn is the sample's weight in the term."""
+
+    @model_validator(mode="after")
+    def _scores_are_named(self):
+        if (self.minimum is not None or self.weighted) and not self.scores:
+            raise ValueError("synthetic.minimum and synthetic.weighted need synthetic.scores, the name of scores")
+        return self
 
 
 class PretrainConfig(Section):
@@ -53,6 +80,24 @@ class PretrainConfig(Section):
     """One pass over all views together, or one each with running statistics from real views only."""
     projector_hidden: int = Field(default=4096, ge=1)
     projector_out: int = Field(default=256, ge=1)
+    projector_layers: int = Field(default=2, ge=1)
+    projector_norm: bool = False
+    """Normalise behind every linear layer of the projector, as NNCLR and All4One do."""
+    predictor_hidden: int = Field(default=4096, ge=1)
+    """Of the methods with a predictor."""
+    head_norm: Literal["batch", "layer"] = "batch"
+    """The normalisation in projector and predictor."""
+    queue_size: int = Field(default=32768, ge=1)
+    """Of the methods with a queue; a multiple of the global batch."""
+    momentum_start: float = Field(default=0.99, ge=0, le=1)
+    momentum_end: float = Field(default=0.999, ge=0, le=1)
+    """Of the momentum encoder, along a cosine."""
+    sync_batch_norm: bool = False
+    """Statistics over all processes (GPUs only)."""
+    accumulation: int = Field(default=1, ge=1)
+    """Parts of a batch whose gradients are added up; contrasts are within a part."""
+    compile: bool = False
+    """Compile backbone and heads by torch.compile."""
     temperature: float = Field(default=0.2, gt=0)
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = Field(default=0.5, gt=0)
@@ -68,17 +113,30 @@ class PretrainConfig(Section):
     precision: Literal["no", "bf16"] = "no"
     workers: int = Field(default=2, ge=0)
     """Decoding processes per training process."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml"], ...] = ("tensorboard",)
+    """Where metrics go besides log.jsonl; TensorBoard's files lie in the run's folder."""
     knn_epochs: int = Field(default=0, ge=0)
     """Every so many epochs kNN accuracy on the recipe's labelled images goes to the log and the report; 0: never."""
     checkpoint_epochs: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
 
     @property
+    def extra(self) -> Literal["shards", "augmentation", "inflation", "none"]:
+        """What the run adds to its method; `none` also where λ is 0."""
+        off = self.synthetic.source != "inflation" and not (self.synthetic.weight and self.synthetic.probability)
+        return "none" if off else self.synthetic.source
+
+    @property
     def third_view(self) -> Literal["shards", "augmentation", "none"]:
-        """Where the third view comes from; `none` also where λ is 0."""
-        return self.synthetic.source if self.synthetic.weight > 0 and self.synthetic.probability > 0 else "none"
+        """Where the third view comes from."""
+        return "none" if self.extra == "inflation" else self.extra
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        """The augmentation in use."""
+        return self.augment.weakened() if self.extra == "inflation" else self.augment
 
     @property
     def run_name(self) -> str:
-        """`simclr`, `simclr+shards` (CLSP-SimCLR) or `simclr+augmentation` (the third-view control)."""
-        return self.method if self.third_view == "none" else f"{self.method}+{self.third_view}"
+        """`simclr`, `simclr+shards` (CLSP-SimCLR), `simclr+augmentation` (the third-view control), …"""
+        return self.method if self.extra == "none" else f"{self.method}+{self.extra}"

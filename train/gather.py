@@ -1,4 +1,4 @@
-"""All-gather with gradient: the one place that knows which of torch's functions to use."""
+"""All-gather, with and without gradient: the one place that knows which of torch's functions to use."""
 
 import importlib
 from typing import Any
@@ -12,6 +12,17 @@ def rank_and_world_size() -> tuple[int, int]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+@torch.no_grad()
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """The tensors of all ranks joined in rank order, without gradient."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size)]
+    distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
 
 
 def gather_with_gradient(x_BD: torch.Tensor) -> torch.Tensor:

@@ -2,39 +2,26 @@
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from importlib.metadata import version
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import timm.optim
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from ..shards import (
-    BatchOrder,
-    InputError,
-    PairDataset,
-    PairLoader,
-    ShardSet,
-    WorkError,
-    canonical_json,
-    differences,
-    owner_of,
-    stream_seed,
-    write_file,
-)
-from .backbone import save_backbone
+from ..shards import PairLoader, ShardSet, StopRequested, WorkError, stop_deferred, stream_seed, write_file
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import PretrainConfig
-from .methods import METHODS, Method, build_method
-from .schedule import learning_rate, synthetic_weight
+from .methods import Method
+from .run_folder import BACKBONE, LOG, check_run, claim_folder, export_backbone, read_rows
+from .setup import batch_order, build_optimizer, pair_loader, prepared_method
+from .step import NotFiniteError, Stepper
 from .views import Views
 
-RUN, LOG, BACKBONE = "run.json", "log.jsonl", "backbone"
-UNESSENTIAL = {"workers", "knn_epochs", "checkpoint_epochs", "keep_checkpoints"}
+TRACKED = "tensorboard"
+"""The folder of TensorBoard's files in the run's own, and the name of the project for other trackers."""
 Report = Callable[[int, int, dict[str, float]], None]
 Probe = Callable[[nn.Module], dict[str, float]]
 
@@ -57,47 +44,99 @@ def pretrain(
     """
     if check_run(shards, config, out):
         return out / BACKBONE
-    accelerator = Accelerator(mixed_precision=config.precision)
+    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False), _patience()]
+    logging: Any = {"log_with": list(config.trackers) or None, "project_dir": out}
+    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=handlers, **logging)
     order = batch_order(shards, config, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(stream_seed(config.seed, "weights"))
-    method = build_method(config)
+    method = prepared_method(config, accelerator.device)
+    loader = pair_loader(shards, config, order)
     if accelerator.is_main_process:
-        _claim(shards, config, out)
+        claim_folder(shards, config, out)
+    accelerator.init_trackers(TRACKED, {"run": config.run_name, "seed": config.seed, "epochs": config.epochs})
     model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
-    dataset = PairDataset(shards, config.seed, with_candidates=config.third_view == "shards")
-    per_epoch, last = order.batches_per_epoch, order.batches_per_epoch * config.epochs
-    loader = PairLoader(dataset, order, last, workers=config.workers)
-    saved = checkpoints(out)
-    if saved:
-        loader.load_state_dict(load_checkpoint(saved[-1], method, optimizer)["data"])
-    log = _read_log(out, loader.batch)
-    steps = _Steps(accelerator, model, optimizer, config, Views(config, shards.size, accelerator.device), order, out)
-    sums: dict[str, Any] = defaultdict(float)
-    started = time.time()
+    run = _Run(accelerator, method, optimizer, config, loader, out)
+    views = Views(config, shards.size, accelerator.device)
+    stepper = Stepper(accelerator, method, model, optimizer, config, order, views, shards.candidates)
     model.train()
-    for step, batch in enumerate(loader, start=loader.batch):
-        for name, value in steps.run(step, batch).items():
-            sums[name] += value
-        epoch, rest = divmod(step + 1, per_epoch)
-        if rest:
-            continue
-        means = {name: _mean_over_ranks(accelerator, value) / per_epoch for name, value in sums.items()}
-        means |= _probed(probe, method.backbone, epoch, config) if accelerator.is_main_process else {}
-        log.append(
-            {"epoch": epoch, "step": step + 1, **means, "lr": steps.rate, "seconds": round(time.time() - started, 3)}
-        )
-        sums.clear()
-        if accelerator.is_main_process and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            write_file(out / LOG, "".join(json.dumps(row) + "\n" for row in log).encode())
-            state = {"step": step + 1, "data": loader.state_dict()}
-            save_checkpoint(out, method, optimizer, state, config.keep_checkpoints)
-        if report:
-            report(epoch, config.epochs, means)
+    with stop_deferred() as stop_requested:
+        for step, batch in enumerate(loader, start=run.resume()):
+            try:
+                run.add(stepper.run(step, batch))
+            except NotFiniteError as error:
+                raise run.not_finite(error, step, batch.keys) from error
+            epoch, rest = divmod(step + 1, order.batches_per_epoch)
+            if not rest:
+                means = run.end_epoch(epoch, stepper.rate, probe)
+                if report:
+                    report(epoch, config.epochs, means)
+            if _on_any_rank(accelerator, stop_requested()):
+                run.save()
+                raise StopRequested
     if accelerator.is_main_process:
-        _export(method, config, shards.size, out)
+        export_backbone(method, config, shards.size, out)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / BACKBONE
+
+
+class _Run:
+    """What a run keeps besides its weights: where it is, the sums of the epoch's losses, the log, the checkpoints."""
+
+    def __init__(
+        self, accelerator: Accelerator, method: Method, optimizer, config: PretrainConfig, loader: PairLoader, out: Path
+    ):
+        self.accelerator, self.method, self.optimizer = accelerator, method, optimizer
+        self.config, self.loader, self.out = config, loader, out
+        self.sums: dict[str, torch.Tensor] = {}
+        self.log: list[dict[str, Any]] = []
+        self.started = time.time()
+
+    def resume(self) -> int:
+        """Go on from the last checkpoint, if there is one; returns the next step."""
+        saved = checkpoints(self.out)
+        if saved:
+            state = load_checkpoint(saved[-1], self.method, self.optimizer)
+            self.loader.load_state_dict(state["data"])
+            device = self.accelerator.device
+            self.sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+        self.log = read_rows(self.out, self.loader.batch)
+        return self.loader.batch
+
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        """Add a step's losses to the epoch's."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def end_epoch(self, epoch: int, rate: float, probe: Probe | None) -> dict[str, float]:
+        """Log the epoch's means and what the probe finds, and save a checkpoint if one is due."""
+        per_epoch, main = self.loader.order.batches_per_epoch, self.accelerator.is_main_process
+        means = {name: _mean_over_ranks(self.accelerator, value) / per_epoch for name, value in self.sums.items()}
+        means |= _probed(probe, self.method.backbone, epoch, self.config) if main else {}
+        spent = {"seconds": round(time.time() - self.started, 3), "waited": round(self.loader.waited, 3)}
+        self.log.append({"epoch": epoch, "step": self.loader.batch, **means, "lr": rate, **spent})
+        self.accelerator.log(means, step=self.loader.batch)
+        self.sums.clear()
+        if epoch % self.config.checkpoint_epochs == 0 or epoch == self.config.epochs:
+            self.save()
+        return means
+
+    def save(self) -> None:
+        """Write log and checkpoint; the losses so far are the mean over ranks, which may be other ones next time."""
+        sums = {name: _mean_over_ranks(self.accelerator, value) for name, value in self.sums.items()}
+        if not self.accelerator.is_main_process:
+            return
+        write_file(self.out / LOG, "".join(json.dumps(row) + "\n" for row in self.log).encode())
+        state = {"step": self.loader.batch, "data": self.loader.state_dict(), "sums": sums}
+        save_checkpoint(self.out, self.method, self.optimizer, state, self.config.keep_checkpoints)
+
+    def not_finite(self, error: NotFiniteError, step: int, keys: list[str]) -> WorkError:
+        """The error that names the step, its anchors and what is still good."""
+        good = checkpoints(self.out)
+        return WorkError(
+            f"the loss is {error.args[0]} at step {step} (anchors {', '.join(keys[:4])}, …); the last good checkpoint "
+            f"is {good[-1] if good else 'none'}; lower pretrain.lr or pretrain.synthetic.weight"
+        )
 
 
 def _probed(probe: Probe | None, backbone: nn.Module, epoch: int, config: PretrainConfig) -> dict[str, float]:
@@ -105,137 +144,17 @@ def _probed(probe: Probe | None, backbone: nn.Module, epoch: int, config: Pretra
     return probe(backbone) if probe and due else {}
 
 
+def _patience() -> InitProcessGroupKwargs:
+    return InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while the first process probes
+
+
 def _mean_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> float:
     mean: Any = accelerator.reduce(value, "mean")
     return float(mean)
 
 
-class _Steps:
-    """One optimisation step at a time."""
-
-    def __init__(
-        self, accelerator, model, optimizer, config: PretrainConfig, views: Views, order: BatchOrder, out: Path
-    ):
-        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
-        self.config, self.views, self.order, self.out = config, views, order, out
-        self.rate = 0.0
-
-    def run(self, step: int, batch) -> dict[str, torch.Tensor]:
-        config, rank = self.config, self.accelerator.process_index
-        ordinary = METHODS[config.method].views
-        views = [self.views(batch.anchors_BCHW, view, step, rank) for view in range(1, ordinary + 1)]
-        third, weights = None, None
-        if config.third_view != "none":
-            images = batch.candidates_BCHW if config.third_view == "shards" else batch.anchors_BCHW
-            third = self.views(images, ordinary + 1, step, rank)
-            weights = self._sample_weights(step, len(third))
-        self.rate = learning_rate(step, self.order.batches_per_epoch, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        torch.manual_seed(stream_seed(config.seed, step, rank, "model"))
-        with self.accelerator.autocast():
-            losses = self.model(views, third, weights)
-        factor = synthetic_weight(step, self.order.batches_per_epoch, config)
-        loss: Any = sum(value * (factor if name == "synthetic" else 1.0) for name, value in losses.items())
-        if not torch.isfinite(loss):
-            self._stop_on(loss, step, batch.keys)
-        self.accelerator.backward(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
-
-    def _sample_weights(self, step: int, count: int) -> torch.Tensor | None:
-        if self.config.synthetic.probability == 1:
-            return None
-        torch.manual_seed(stream_seed(self.config.seed, step, self.accelerator.process_index, "synthetic"))
-        return (torch.rand(count) < self.config.synthetic.probability).float().to(self.accelerator.device)
-
-    def _stop_on(self, loss: torch.Tensor, step: int, keys: list[str]) -> None:
-        good = checkpoints(self.out)
-        raise WorkError(
-            f"the loss is {loss.item()} at step {step} (anchors {', '.join(keys[:4])}, …); the last good checkpoint is "
-            f"{good[-1] if good else 'none'}; lower pretrain.lr or pretrain.synthetic.weight"
-        )
-
-
-def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_size: int = 1) -> BatchOrder:
-    """The run's order of batches.
-
-    Raises:
-        InputError: the batch is larger than the set or not divisible by the number of processes.
-    """
-    if config.batch_size > len(shards):
-        raise InputError(f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors")
-    if config.batch_size % world_size:
-        raise InputError(f"pretrain.batch_size is {config.batch_size}, not divisible by the {world_size} processes")
-    return BatchOrder(shards.shard_sizes, shards.plan.digest, config.seed, config.batch_size, rank, world_size)
-
-
-def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of that name; LARS leaves 1-D parameters without decay and without adaptation."""
-    kwargs: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
-    if config.optimizer == "sgd":
-        kwargs["nesterov"] = False
-    return timm.optim.create_optimizer_v2(
-        method,
-        opt=config.optimizer,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        filter_bias_and_bn=config.optimizer != "sgd",
-        **kwargs,
-    )
-
-
-def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
-    """True if `out` holds the finished run of these settings on this set, False if it can start or go on there.
-
-    Raises:
-        InputError: it holds another run (naming what differs) or something else.
-    """
-    content = owner_of(out, RUN, "run of clsp pretrain")
-    if content is None:
-        return False
-    found, run = json.loads(content), _identity(shards, config)
-    different = differences({key: found.get(key) for key in run}, run)
-    if different:
-        raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
-    return (out / BACKBONE).exists()
-
-
-def layers_used(out: Path) -> list[str] | None:
-    """The layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
-    if not (out / RUN).exists():
-        return None
-    return sorted(json.loads((out / RUN).read_text()).get("data", {}).get("layers", {})) or None
-
-
-def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
-    """What makes a run this run and no other."""
-    return {
-        "name": config.run_name,
-        "seed": config.seed,
-        "data": shards.identity,
-        "pretrain": config.model_dump(mode="json", exclude=UNESSENTIAL),
-    }
-
-
-def _claim(shards: ShardSet, config: PretrainConfig, out: Path) -> None:
-    versions = {name: version(name) for name in ("clsp", "torch", "timm", "kornia", "accelerate")}
-    if not (out / RUN).exists():
-        facts = {"set": shards.set_id, "versions": versions}
-        write_file(out / RUN, canonical_json({**_identity(shards, config), **facts}))
-
-
-def _read_log(out: Path, step: int) -> list[dict[str, Any]]:
-    """The log's rows up to `step`: a resumed run writes the later ones again."""
-    if not (out / LOG).exists():
-        return []
-    rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
-    return [row for row in rows if row["step"] <= step]
-
-
-def _export(method: Method, config: PretrainConfig, size: int, out: Path) -> None:
-    """Save the backbone in timm's form; the folder's presence means «finished»."""
-    staging = out / f".{BACKBONE}.tmp"
-    save_backbone(method.backbone, config, size, staging)
-    staging.rename(out / BACKBONE)
+def _on_any_rank(accelerator: Accelerator, here: bool) -> bool:
+    """Whether a stop was requested on any rank: all of them have to stop behind the same step."""
+    if accelerator.num_processes == 1:
+        return here
+    return _mean_over_ranks(accelerator, torch.tensor(float(here), device=accelerator.device)) > 0

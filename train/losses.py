@@ -3,6 +3,8 @@
 Shape legend: B local batch, N global batch (all ranks), D embedding dimension.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -45,3 +47,64 @@ def alignment(z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor 
     """
     distances_B = 2 - 2 * (z1_BD.float() * z3_BD.float()).sum(dim=1)
     return (distances_B if weights_B is None else distances_B * weights_B).mean()
+
+
+def info_nce(q_BD: torch.Tensor, k_BD: torch.Tensor, queue_QD: torch.Tensor, temperature: float) -> torch.Tensor:
+    """InfoNCE with a queue (MoCo, equation 1): each query against its own key and all of the queue, the mean over B.
+
+    Keys and queue are constants.
+    """
+    positive_B1 = (q_BD * k_BD).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive_B1, q_BD @ queue_QD.to(q_BD.dtype).T], dim=1) / temperature
+    return F.cross_entropy(logits.float(), torch.zeros(len(q_BD), dtype=torch.long, device=q_BD.device))
+
+
+def cross_view(target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: float, rank: int = 0) -> torch.Tensor:
+    """Each local target against the outputs of the other view for the whole global batch (NNCLR, equation 3).
+
+    Args:
+        target_BD: of unit length; what the output of the same sample should be near to.
+        all_p_ND: the other view's outputs of all ranks in rank order, of unit length, gathered with gradient.
+    """
+    logits = target_BD.to(all_p_ND.dtype) @ all_p_ND.T / temperature
+    own = torch.arange(len(target_BD), device=logits.device) + rank * len(target_BD)
+    return F.cross_entropy(logits.float(), own)
+
+
+def supervised_contrastive(
+    z_BD: torch.Tensor, all_z_ND: torch.Tensor, places_B: torch.Tensor, labels_N: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, equation 2): the mean over the local images.
+
+    Args:
+        z_BD: local embeddings of both views, of unit length.
+        all_z_ND: the embeddings of all images of all ranks, gathered with gradient.
+        places_B: where the local ones are among them.
+        labels_N: the classes of all.
+    """
+    logits = (z_BD @ all_z_ND.T / temperature).float().scatter(1, places_B[:, None], float("-inf"))
+    positives = labels_N[places_B][:, None] == labels_N[None]
+    positives = positives.scatter(1, places_B[:, None], False)
+    log_probabilities = logits.log_softmax(dim=1)
+    sums_B = log_probabilities.masked_fill(~positives, 0.0).sum(dim=1)
+    return -(sums_B / positives.sum(dim=1)).mean()
+
+
+def redundancy(keys_ND: Sequence[torch.Tensor], y_ND: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All4One's term on features (equation 8): cross-correlations of two views, towards the identity matrix.
+
+    The mean of the root mean squares of what the diagonal lacks to 1 and of the other entries; features are
+    normalised over the batch.
+
+    Args:
+        keys_ND: the momentum encoder's embeddings of views 1 and 2, the whole global batch.
+        y_ND: the projections of views 1 and 2, the same.
+    """
+    on, off = [], []
+    for key, y in zip(keys_ND, reversed(y_ND), strict=True):
+        correlation = F.normalize(key.float(), dim=0).T @ F.normalize(y.float(), dim=0)
+        diagonal = correlation.diagonal()
+        others = len(correlation) * (len(correlation) - 1)
+        on.append((diagonal - 1).square().mean())
+        off.append((correlation.square().sum() - diagonal.square().sum()) / others)
+    return ((on[0] + on[1]) / 2).sqrt() / 2 + ((off[0] + off[1]) / 2).sqrt() / 2

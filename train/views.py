@@ -14,7 +14,7 @@ CHUNK = 256
 
 
 def build_augmentation(config: AugmentConfig, size: int) -> nn.Module:
-    """SimCLR's chain at `size` pixels: crop, colour jitter, greyscale, flip; float images in [0, 1].
+    """SimCLR's chain at `size` pixels: crop, colour jitter, greyscale, blur, solarisation, flip; images in [0, 1].
 
     kornia draws everything per image except the order of the four colour operations, which is per batch.
     """
@@ -24,6 +24,11 @@ def build_augmentation(config: AugmentConfig, size: int) -> nn.Module:
         steps.append(K.ColorJitter(*jitter, p=config.jitter_probability))
     if config.grey_probability:
         steps.append(K.RandomGrayscale(p=config.grey_probability))
+    if config.blur_probability:
+        kernel = max(3, size // 10 // 2 * 2 + 1)
+        steps.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=config.blur_probability))
+    if config.solarise_probability:  # kornia would draw the threshold and add a shift
+        steps.append(K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=config.solarise_probability))
     if config.flip:
         steps.append(K.RandomHorizontalFlip(p=0.5))
     return nn.Sequential(*steps)
@@ -37,7 +42,7 @@ class Views:
 
     def __init__(self, config: PretrainConfig, size: int, device: torch.device):
         self.seed, self.device = config.seed, device
-        self.augmentation = build_augmentation(config.augment, size)
+        self.augmentation = build_augmentation(config.augmentation, size)
         self.mean = torch.tensor(config.mean, device=device)[:, None, None]
         self.std = torch.tensor(config.std, device=device)[:, None, None]
 

@@ -1,6 +1,7 @@
 import pytest
 from clsp.cli.recipe import load_recipe, shipped_recipes
 from clsp.shards import InputError
+from clsp.train import METHODS, build_method
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -37,8 +38,28 @@ def test_bad_overrides_say_what_to_do(override, message):
 
 
 def test_unknown_recipes_and_broken_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="shipped are cifar10, digits"):
+    with pytest.raises(InputError, match="shipped are cifar10, cifar100, digits, imagenet100, stl10"):
         load_recipe("cifar11")
     (tmp_path / "x.toml").write_text("[anchors\n")
     with pytest.raises(InputError, match="is not TOML"):
         load_recipe(str(tmp_path / "x.toml"))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_method_can_be_built_from_every_recipe(name, method):
+    config = load_recipe(name, [f"pretrain.method={method}"]).pretrain
+    assert config.method == method and isinstance(build_method(config), METHODS[method])
+
+
+def test_settings_of_a_method_hold_for_it_alone_and_yield_to_overrides():
+    moco = load_recipe("cifar10", ["pretrain.method=mocov2plus"]).pretrain
+    assert (moco.batch_size, moco.lr, moco.synthetic.weight) == (512, 0.3, 0.5)
+    assert moco.augment.solarise_probability == 0.2 and moco.augment.crop_scale == 0.08
+    assert load_recipe("cifar10").pretrain.batch_size == 1024
+    assert load_recipe("cifar10", ["pretrain.lr=0.7", "pretrain.method=mocov2plus"]).pretrain.lr == 0.7
+
+
+def test_inline_tables_of_overrides_replace_and_dotted_keys_add():
+    replaced = load_recipe("digits", ["pretrain.backbone_kwargs={norm_layer='groupnorm1'}"])
+    assert replaced.pretrain.backbone_kwargs == {"norm_layer": "groupnorm1"}

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -27,20 +28,31 @@ def weights(folder) -> str:
     return hashlib.sha256((folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeypatch):
-    whole = train_diffusion(digits, CONFIG, tmp_path / "whole")
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeypatch, crash):
+    config = CONFIG.model_copy(update={"checkpoint_steps": 2 if crash else 100})
+    whole = train_diffusion(digits, config, tmp_path / "whole")
     original = _Training.step
 
     def step_and_stop(self, x0, step):
-        if step == 5:
-            raise StopRequested
+        if step == 4:
+            if crash:
+                raise CrashError
+            os.kill(os.getpid(), signal.SIGTERM)
         return original(self, x0, step)
 
     monkeypatch.setattr(_Training, "step", step_and_stop)
-    with pytest.raises(StopRequested):
-        train_diffusion(digits, CONFIG, tmp_path / "parts")
+    with pytest.raises(CrashError if crash else StopRequested):
+        train_diffusion(digits, config, tmp_path / "parts")
     monkeypatch.undo()
-    parts = train_diffusion(digits, CONFIG, tmp_path / "parts")
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == (4 if crash else 5)
+    parts = train_diffusion(digits, config, tmp_path / "parts")
+    assert (parts / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
     assert weights(parts) == weights(whole)
     assert DDPMPipeline.from_pretrained(parts).unet.config["sample_size"] == 8
     assert not list(parts.glob("*.pt"))

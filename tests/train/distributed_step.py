@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: gradients of one step, written to a file per rank."""
+"""Run by test_distributed.py under torchrun: gradients and queues of one step, written to a file per rank."""
 
 import sys
 from pathlib import Path
@@ -10,15 +10,28 @@ from clsp.train import PretrainConfig, build_method
 method_name, folder = sys.argv[1], Path(sys.argv[2])
 accelerator = Accelerator(cpu=True)
 kwargs = {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "norm_layer": "groupnorm1"}
-config = PretrainConfig(method=method_name, backbone_kwargs=kwargs, projector_hidden=16, projector_out=8)
+heads = {
+    "projector_hidden": 16,
+    "projector_out": 8,
+    "predictor_hidden": 16,
+    "head_norm": "layer",
+    "projector_norm": True,
+}
+config = PretrainConfig(method=method_name, batch_size=8, queue_size=16, backbone_kwargs=kwargs, **heads)
 torch.manual_seed(0)
 method = build_method(config)
+for module in method.modules():
+    if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):  # each process would drop others
+        setattr(module, "p" if isinstance(module, torch.nn.Dropout) else "dropout", 0.0)
+method.before_step(0, 1)
 model = accelerator.prepare(method)
 images = [torch.randn(8, 3, 8, 8) for _ in range(3)]
 local = 8 // accelerator.num_processes
 own = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
-losses = model([image[own] for image in images[:2]], images[2][own], None)
+labels = torch.arange(8) % 3
+losses = model([image[own] for image in images[:2]], images[2][own], None, labels[own])
 accelerator.backward(sum(losses.values()))
-gradients = {name: parameter.grad for name, parameter in method.named_parameters()}
-torch.save(gradients, folder / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
+found = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None}
+found |= {name: buffer for name, buffer in method.named_buffers() if "queue" in name}
+torch.save(found, folder / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
 accelerator.end_training()

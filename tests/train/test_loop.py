@@ -1,10 +1,13 @@
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
 from clsp.shards import InputError, ShardSet, StopRequested, WorkError, merge_sets, sha256_file
 from clsp.train import METHODS, PretrainConfig, layers_used, pretrain
+from clsp.train.step import Stepper
 
 BASE = {
     "epochs": 3,
@@ -13,8 +16,11 @@ BASE = {
     "projector_hidden": 16,
     "projector_out": 8,
     "warmup_epochs": 1,
+    "predictor_hidden": 16,
+    "queue_size": 32,
     "workers": 0,
-    "checkpoint_epochs": 1,
+    "checkpoint_epochs": 2,
+    "trackers": [],
 }
 
 
@@ -33,20 +39,25 @@ def weights(out) -> str:
 
 def losses(out) -> list[dict]:
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "waited")} for row in rows]
 
 
-def stop_at(step_to_stop: int, monkeypatch) -> None:
-    from clsp.train import loop
-
-    original = loop._Steps.run
+def stop_at(step_to_stop: int, monkeypatch, kill: bool = False) -> None:
+    """Send SIGTERM during a step, or end it as a crash would."""
+    original = Stepper.run
 
     def run(self, step, batch):
         if step == step_to_stop:
-            raise StopRequested
+            if kill:
+                raise CrashError
+            os.kill(os.getpid(), signal.SIGTERM)
         return original(self, step, batch)
 
-    monkeypatch.setattr(loop._Steps, "run", run)
+    monkeypatch.setattr(Stepper, "run", run)
+
+
+class CrashError(Exception):
+    pass
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -55,18 +66,21 @@ def stop_at(step_to_stop: int, monkeypatch) -> None:
     [
         {},
         {"batch_norm": "joint", "optimizer": "lars", "synthetic": {"probability": 0.5, "warmup": 2}},
-        {"optimizer": "adamw", "synthetic": {"source": "augmentation"}},
+        {"optimizer": "adamw", "synthetic": {"source": "inflation"}, "accumulation": 2},
     ],
-    ids=["sgd-per-view", "lars-joint", "adamw-augmentation"],
+    ids=["sgd-per-view", "lars-joint", "adamw-inflation-accumulation"],
 )
-def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(shards, tmp_path, monkeypatch, method, changes):
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "crashed"])
+def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(shards, tmp_path, monkeypatch, method, changes, kill):
     chosen = config(method=method, **changes)
     pretrain(shards, chosen, tmp_path / "whole")
-    stop_at(3, monkeypatch)  # in the middle of the second of three epochs
-    with pytest.raises(StopRequested):
+    stop_at(2, monkeypatch, kill)  # in the middle of the second of three epochs
+    with pytest.raises(CrashError if kill else StopRequested):
         pretrain(shards, chosen, tmp_path / "parts")
     monkeypatch.undo()
     assert not (tmp_path / "parts" / "backbone").exists()
+    steps = [] if kill else ["step-000000003.safetensors"]
+    assert [path.name for path in (tmp_path / "parts").glob("checkpoints/*")] == steps
     pretrain(shards, chosen, tmp_path / "parts")
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -92,12 +106,12 @@ def test_running_statistics_come_from_real_views_only(shards, tmp_path):
     for third in (None, bright):
         torch.manual_seed(1)
         method = build_method(config()).train()
-        method([real, real], third, None)
+        method([real, real], third, None, -torch.ones(16))
         states.append(method.backbone.bn1.running_mean.clone())
     assert torch.equal(*states)
     torch.manual_seed(1)
     joint = build_method(config(batch_norm="joint")).train()
-    joint([real, real], bright, None)
+    joint([real, real], bright, None, -torch.ones(16))
     assert not torch.allclose(joint.backbone.bn1.running_mean, states[0], atol=1e-2)
 
 

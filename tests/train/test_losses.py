@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from clsp.train import alignment, nt_xent
+from clsp.train.losses import cross_view, info_nce, redundancy, supervised_contrastive
 
 
 def unit(count: int, dimension: int, seed: int) -> np.ndarray:
@@ -53,3 +54,60 @@ def test_alignment_weights_samples_over_the_whole_batch():
     weights = torch.tensor([1.0, 0.0, 0.0, 2.0])
     distances = 2 - 2 * (z1 * z3).sum(1)
     assert alignment(z1, z3, weights).item() == pytest.approx((distances[0] + 2 * distances[3]).item() / 4, rel=1e-6)
+
+
+def cross_entropy(logits: np.ndarray, target: int) -> float:
+    return -(logits[target] - math.log(np.exp(logits).sum()))
+
+
+def test_info_nce_with_a_queue():
+    queries, keys, queue = unit(5, 4, 0), unit(5, 4, 1), unit(9, 4, 2)
+    expected = np.mean(
+        [cross_entropy(np.array([q @ k, *(queue @ q)]) / 0.2, 0) for q, k in zip(queries, keys, strict=True)]
+    )
+    found = info_nce(*(torch.from_numpy(x) for x in (queries, keys, queue)), 0.2)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_cross_view_of_each_rank_is_its_part_of_the_global_one():
+    targets, outputs = unit(6, 4, 0), unit(6, 4, 1)
+    by_hand = [cross_entropy(targets[i] @ outputs.T / 0.2, i) for i in range(6)]
+    tensors = torch.from_numpy(targets), torch.from_numpy(outputs)
+    assert cross_view(*tensors, 0.2).item() == pytest.approx(np.mean(by_hand), rel=1e-6)
+    second = cross_view(tensors[0][3:], tensors[1], 0.2, rank=1)
+    assert second.item() == pytest.approx(np.mean(by_hand[3:]), rel=1e-6)
+
+
+def test_supervised_contrastive():
+    z, labels = unit(8, 4, 0), np.array([0, 1, 0, 2, 0, 1, 0, 2])
+    total = 0.0
+    for i in range(8):
+        denominator = sum(math.exp(z[i] @ z[j] / 0.2) for j in range(8) if j != i)
+        positives = [j for j in range(8) if j != i and labels[j] == labels[i]]
+        total -= np.mean([math.log(math.exp(z[i] @ z[p] / 0.2) / denominator) for p in positives])
+    tensor = torch.from_numpy(z)
+    found = supervised_contrastive(tensor, tensor, torch.arange(8), torch.from_numpy(labels), 0.2)
+    assert found.item() == pytest.approx(total / 8, rel=1e-6)
+
+
+def test_supervised_contrastive_with_labels_all_different_is_nt_xent():
+    z1, z2 = (torch.from_numpy(unit(6, 5, seed)) for seed in (0, 1))
+    everyone = torch.cat([z1, z2])
+    found = supervised_contrastive(everyone, everyone, torch.arange(12), torch.arange(6).repeat(2), 0.2)
+    assert found.item() == pytest.approx(nt_xent(z1, z2, 0.2).item(), rel=1e-6)
+
+
+def test_redundancy():
+    keys, outputs = (
+        [np.random.default_rng(s).normal(size=(7, 3)) for s in (0, 1)],
+        [np.random.default_rng(s).normal(size=(7, 3)) for s in (2, 3)],
+    )
+    on, off = [], []
+    for key, output in ((keys[0], outputs[1]), (keys[1], outputs[0])):
+        for i in range(3):
+            for j in range(3):
+                cosine = key[:, i] @ output[:, j] / np.linalg.norm(key[:, i]) / np.linalg.norm(output[:, j])
+                (on if i == j else off).append((cosine - (i == j)) ** 2)
+    expected = 0.5 * math.sqrt(np.mean(on)) + 0.5 * math.sqrt(np.mean(off))
+    found = redundancy([torch.from_numpy(x) for x in keys], [torch.from_numpy(x) for x in outputs])
+    assert found.item() == pytest.approx(expected, rel=1e-5)

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ def build_method(config: PretrainConfig) -> "Method":
     """The recipe's method with random weights.
 
     Raises:
-        InputError: there is no method of that name.
+        InputError: there is no method of that name, or a setting does not go with it.
     """
     if config.method not in METHODS:
         raise InputError(f"pretrain.method: no method {config.method!r}; there are {', '.join(sorted(METHODS))}")
@@ -40,28 +41,43 @@ def build_method(config: PretrainConfig) -> "Method":
 class Method(nn.Module, abc.ABC):
     """A contrastive method: views to a dict of scalar losses.
 
-    A subclass sets `views` and gives `base_loss`; the synthetic term is added here, the same for all.
+    A subclass gives `base_loss`; the synthetic term is added here, the same for all: between the projections of view 1
+    and the synthetic view, before any predictor.
     """
 
     views = 2
+    needs_labels = False
 
     def __init__(self, config: PretrainConfig):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config)
         features = int(self.backbone.num_features)  # type: ignore[arg-type]
-        self.projector = nn.Sequential(
-            nn.Linear(features, config.projector_hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(config.projector_hidden, config.projector_out),
-        )
+        hidden = [config.projector_hidden] * (config.projector_layers - 1)
+        norm = config.head_norm if config.projector_norm else None
+        self.projector = mlp([features, *hidden, config.projector_out], norm, norm_last=config.projector_norm)
 
     @abc.abstractmethod
-    def base_loss(self, z_BD: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The method's own losses from the normalised projections of its views."""
+    def base_loss(
+        self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The method's own losses.
+
+        Args:
+            y_BD: projections of its views, not normalised.
+            views: the images themselves, `(B, 3, H, W)`, for another encoder.
+            labels_B: classes, -1 where there are none.
+        """
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Called before each optimisation step with its number and how many there will be."""
 
     def forward(
-        self, views: Sequence[torch.Tensor], third: torch.Tensor | None, weights_B: torch.Tensor | None
+        self,
+        views: Sequence[torch.Tensor],
+        third: torch.Tensor | None,
+        weights_B: torch.Tensor | None,
+        labels_B: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Losses of a batch: the method's own and, where a third view is given, `synthetic` (before λ).
 
@@ -69,26 +85,46 @@ class Method(nn.Module, abc.ABC):
             views: normalised images `(B, 3, H, W)`, one tensor per ordinary view.
             third: the synthetic view, or the control's third ordinary one.
             weights_B: a weight per sample in the synthetic term.
+            labels_B: classes, -1 where there are none.
         """
-        z = self._project(list(views), third)
-        losses = self.base_loss(z[: self.views])
+        y = self._project(list(views), third)
+        losses = self.base_loss(y[: self.views], views, labels_B)
         if third is not None:
-            losses["synthetic"] = alignment(z[0], z[self.views], weights_B)
+            z1, z3 = F.normalize(y[0], dim=1), F.normalize(y[self.views], dim=1)
+            losses["synthetic"] = alignment(z1, z3, weights_B)
         return losses
+
+    def passed(self, module: Callable[[torch.Tensor], torch.Tensor], parts: Sequence[torch.Tensor]):
+        """Each part through a module: together or one after the other, as `batch_norm` says."""
+        if self.config.batch_norm == "joint":
+            return list(module(torch.cat(list(parts))).chunk(len(parts)))
+        return [module(part) for part in parts]
 
     def _project(self, views: list[torch.Tensor], third: torch.Tensor | None) -> list[torch.Tensor]:
         real = self.config.synthetic.source == "augmentation"
         if self.config.batch_norm == "joint":
-            everything = [*views] if third is None else [*views, third]
-            return list(self._embed(torch.cat(everything)).chunk(len(everything)))
-        z = [self._embed(view) for view in views]
+            return self.passed(self._embed, views if third is None else [*views, third])
+        y = self.passed(self._embed, views)
         if third is not None:
             with contextlib.nullcontext() if real else running_statistics_kept(self):
-                z.append(self._embed(third))
-        return z
+                y.append(self._embed(third))
+        return y
 
     def _embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.projector(self.backbone(images_BCHW)), dim=1)
+        return self.projector(self.backbone(images_BCHW))
+
+
+def mlp(widths: Sequence[int], norm: str | None, norm_last: bool = False) -> nn.Sequential:
+    """Linear layers with ReLU between them, each hidden one normalised by `norm` (`batch`, `layer` or None)."""
+    layers: list[nn.Module] = []
+    for place, (before, after) in enumerate(pairwise(widths), start=2):
+        layers.append(nn.Linear(before, after))
+        last = place == len(widths)
+        if norm and (norm_last or not last):
+            layers.append(nn.BatchNorm1d(after) if norm == "batch" else nn.LayerNorm(after))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
 
 
 @contextlib.contextmanager

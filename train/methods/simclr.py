@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional as F
 
 from ..gather import gather_with_gradient, rank_and_world_size
 from ..losses import nt_xent
@@ -13,9 +14,11 @@ from .base import Method, register
 class SimCLR(Method):
     """NT-Xent between two views, negatives from the global batch. With the synthetic term: CLSP-SimCLR."""
 
-    def base_loss(self, z_BD: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def base_loss(
+        self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """`contrastive`: NT-Xent of the local samples against all ranks' embeddings."""
-        z1, z2 = z_BD
+        z1, z2 = (F.normalize(y, dim=1) for y in y_BD)
         everyone1, everyone2 = gather_with_gradient(z1), gather_with_gradient(z2)
         rank, _ = rank_and_world_size()
         return {"contrastive": nt_xent(z1, z2, self.config.temperature, everyone1, everyone2, rank)}

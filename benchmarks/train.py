@@ -1,0 +1,242 @@
+"""Speed of stage 2: SimCLR with the synthetic term, ResNet-18 with CIFAR stem, beside the usual way and `lightly`.
+
+    python benchmarks/train.py --images /data/cifar10 --json train.json
+
+`pip install lightly` has it measured too. The sides take turns; figures are medians over the rounds of one run. «The
+usual way» is the same model and loss with torchvision's PIL transforms in DataLoader workers, eager, float32. `lightly`
+trains SimCLR with two views, so it stands beside ours with two.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from clsp.evaluate import computes_bf16
+from clsp.shards import ShardSet
+from clsp.train import PretrainConfig, Views, batch_order, build_method
+from clsp.train.setup import build_optimizer, pair_loader, prepared_method
+from clsp.train.step import Stepper
+from made_sets import SIZE, load_images, make_plan, make_set, verdict
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+TARGETS = {"usual": 1.8, "lightly": 1.5, "waiting": 2.0, "augmentation": 3.5}
+JITTER = (0.4, 0.4, 0.4, 0.1)
+
+
+def config_of(options: argparse.Namespace, source: str, precision: str) -> PretrainConfig:
+    return PretrainConfig(
+        epochs=1000,
+        batch_size=options.batch,
+        workers=1,
+        precision="bf16" if precision == "bf16" else "no",
+        synthetic={"source": source},
+    )
+
+
+def usual_transform() -> Any:
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, scale=(0.08, 1.0)),
+            transforms.RandomApply([transforms.ColorJitter(*JITTER)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+        ]
+    )
+
+
+class EncodedImages(Dataset[Any]):
+    """Encoded images and `views` transformed copies of each, as an image folder gives them."""
+
+    def __init__(self, images_NHWC: np.ndarray, transform: Any, views: int = 1):
+        self.contents, self.transform, self.views = [_png(image) for image in images_NHWC], transform, views
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __getitem__(self, index: int) -> Any:
+        image = Image.open(io.BytesIO(self.contents[index])).convert("RGB")
+        return [self.transform(image) for _ in range(self.views)]
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class Ours:
+    """Steps as `clsp pretrain` does them, on a shard set."""
+
+    def __init__(self, root: Path, config: PretrainConfig):
+        AcceleratorState._reset_state(reset_partial_state=True)  # the precision belongs to the process
+        accelerator, shards = Accelerator(mixed_precision=config.precision), ShardSet(root)
+        order = batch_order(shards, config)
+        method = prepared_method(config, accelerator.device)
+        model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
+        views = Views(config, SIZE, accelerator.device)
+        self.stepper = Stepper(accelerator, method, model, optimizer, config, order, views, shards.candidates)
+        self.loader, self.step = pair_loader(shards, config, order), 0
+        self.batches = iter(self.loader)
+        model.train()
+
+    def __call__(self) -> None:
+        self.stepper.run(self.step, next(self.batches))
+        self.step += 1
+
+
+class Usual:
+    """The same model and loss, views made by PIL in workers."""
+
+    def __init__(self, images: np.ndarray, config: PretrainConfig, precision: str):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.method, self.precision = build_method(config).to(self.device).train(), precision
+        self.optimizer = torch.optim.SGD(self.method.parameters(), lr=0.1, momentum=0.9)
+        views = 2 if config.third_view == "none" else 3
+        self.data = EncodedImages(images, usual_transform(), views)
+        self.batch, self.batches = config.batch_size, self._forever()
+
+    def _forever(self) -> Iterator[Any]:
+        while True:
+            yield from DataLoader(self.data, self.batch, shuffle=True, drop_last=True, num_workers=2)
+
+    def __call__(self) -> None:
+        views = [view.to(self.device) for view in next(self.batches)]
+        third = views[2] if len(views) == 3 else None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            losses = self.method(views[:2], third, None, torch.zeros(self.batch))
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        self.optimizer.step()
+
+
+class Lightly(Usual):
+    """`lightly`'s transform, head and loss on the same backbone, as its SimCLR example has them."""
+
+    def __init__(self, images: np.ndarray, config: PretrainConfig, precision: str):
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import SimCLRProjectionHead
+        from lightly.transforms import SimCLRTransform
+
+        super().__init__(images, config, precision)
+        self.backbone = self.method.backbone
+        self.head = SimCLRProjectionHead(512, config.projector_hidden, config.projector_out).to(self.device)
+        self.criterion = NTXentLoss(temperature=config.temperature)
+        self.optimizer = torch.optim.SGD([*self.backbone.parameters(), *self.head.parameters()], lr=0.1, momentum=0.9)
+        self.data = EncodedImages(images, SimCLRTransform(input_size=SIZE, gaussian_blur=0.0))
+
+    def __call__(self) -> None:
+        views = [view.to(self.device) for view in next(self.batches)[0]]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            z1, z2 = (self.head(self.backbone(view)) for view in views)
+            loss = self.criterion(z1, z2)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure_steps(images: np.ndarray, root: Path, options: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """Images per second of every side; one precision for all of them."""
+    three, two = (config_of(options, source, precision) for source in ("shards", "none"))
+    sides: dict[str, Any] = {"ours": Ours(root, three), "usual": Usual(images, three, precision)}
+    sides |= {"ours, 2 views": Ours(root, two)}
+    if importlib.util.find_spec("lightly"):
+        sides["lightly, 2 views"] = Lightly(images, two, precision)
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(options.rounds + 1):
+        for name, side in sides.items():
+            if number == 1 and isinstance(side, Ours):
+                side.loader.waited = 0.0
+            spent = seconds(lambda s=side: [s() for _ in range(options.steps)])
+            if number:  # the first round warms up
+                rates[name].append(options.batch * options.steps / spent)
+    spent = sum(options.batch * options.steps / rate for rate in rates["ours"])
+    return {"rates": rates, "waiting": 100 * sides["ours"].loader.waited / spent}
+
+
+def measure_augmentation(images: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """Views per second on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    views, transform = Views(PretrainConfig(), SIZE, torch.device("cpu")), usual_transform()
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    pictures = [Image.fromarray(image) for image in images]
+    found: dict[str, list[float]] = {"ours": [], "PIL": []}
+    for number in range(rounds + 1):
+        ours, pil = seconds(lambda: views(batch, 1, 0, 0)), seconds(lambda: [transform(p) for p in pictures])
+        if number:
+            found["ours"].append(len(images) / ours)
+            found["PIL"].append(len(images) / pil)
+    torch.set_num_threads(threads)
+    return found
+
+
+def ratio(rates: dict[str, list[float]], first: str, second: str) -> float:
+    return statistics.median(a / b for a, b in zip(rates[first], rates[second], strict=True))
+
+
+def print_steps(found: dict[str, Any], name: str) -> None:
+    rates = found["rates"]
+    print(f"training, images per second, {name}")
+    for side, values in rates.items():
+        print(f"  {side:18} {statistics.median(values):8.2f}/s")
+    usual = ratio(rates, "ours", "usual")
+    print(
+        f"  to the usual way {usual:.2f} x, target {TARGETS['usual']} (with bf16): {verdict(usual >= TARGETS['usual'])}"
+    )
+    if "lightly, 2 views" in rates:
+        other = ratio(rates, "ours, 2 views", "lightly, 2 views")
+        reached = verdict(other >= TARGETS["lightly"])
+        print(f"  to lightly {other:.2f} x, target {TARGETS['lightly']} (with bf16): {reached}")
+    print(f"  waiting for data {found['waiting']:.2f} %, target 2: {verdict(found['waiting'] <= TARGETS['waiting'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="a source of images that clsp reads; default: smooth random ones")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=3, help="per round and side")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args()
+    images = load_images(options.images, 1024)
+    found: dict[str, Any] = {"machine": platform.platform(), "torch": torch.__version__}
+    found["augmentation"] = measure_augmentation(images, options.rounds)
+    faster = ratio(found["augmentation"], "ours", "PIL")
+    ours, pil = (statistics.median(values) for values in found["augmentation"].values())
+    print(f"augmentation on one thread, views per second: ours {ours:.0f}, PIL {pil:.0f}")
+    print(f"  {faster:.2f} x, target {TARGETS['augmentation']}: {verdict(faster >= TARGETS['augmentation'])}")
+    with tempfile.TemporaryDirectory() as folder:
+        root = make_set(Path(folder) / "set", make_plan(len(images), 256), images)
+        for precision in ["float32", *(["bf16"] if computes_bf16() else [])]:
+            found[precision] = measure_steps(images, root, options, precision)
+            print_steps(found[precision], precision)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""MoCo v2+: MoCo v2 (Chen et al. 2020) made symmetric, with a queue per view; as in solo-learn."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from ..config import PretrainConfig
+from ..losses import info_nce
+from .base import Method, register
+from .momentum import MomentumCopy, Queue, key_momentum
+
+
+@register("mocov2plus")
+class MoCoV2Plus(Method):
+    """InfoNCE between each view's query and the other's key, negatives from a queue. With the term: CLSP-MoCo."""
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__(config)
+        self.keys = MomentumCopy(self.backbone, self.projector)
+        self.queue1, self.queue2 = Queue(config), Queue(config)
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Move the key encoder."""
+        self.keys.follow([self.backbone, self.projector], key_momentum(step, steps, self.config))
+
+    def base_loss(
+        self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """`contrastive`: the mean of both directions."""
+        queries = [F.normalize(y, dim=1) for y in y_BD]
+        keys = [F.normalize(key, dim=1) for key in self.passed(self.keys, views)]
+        temperature = self.config.temperature
+        first = info_nce(queries[0], keys[1], self.queue2.embeddings_QD, temperature)
+        second = info_nce(queries[1], keys[0], self.queue1.embeddings_QD, temperature)
+        self.queue1.add(keys[0])
+        self.queue2.add(keys[1])
+        return {"contrastive": (first + second) / 2}

@@ -1,0 +1,40 @@
+"""NNCLR (Dwibedi et al., ICCV 2021): the positive is a view's nearest neighbour among earlier embeddings."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from ..config import PretrainConfig
+from ..gather import gather_with_gradient, rank_and_world_size
+from ..losses import cross_view
+from .base import Method, mlp, register
+from .momentum import Queue
+
+
+@register("nnclr")
+class NNCLR(Method):
+    """Cross-entropy between the neighbour of one view and the predictions of the other, over the global batch."""
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__(config)
+        self.predictor = mlp([config.projector_out, config.predictor_hidden, config.projector_out], config.head_norm)
+        self.queue = Queue(config)
+
+    def base_loss(
+        self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """`contrastive`: the mean of both directions (equation 3, with the predictor's outputs gathered)."""
+        z1, z2 = (F.normalize(y.detach(), dim=1) for y in y_BD)
+        p1, p2 = (F.normalize(p, dim=1) for p in self.passed(self.predictor, y_BD))
+        queue, temperature, (rank, _) = self.queue.embeddings_QD, self.config.temperature, rank_and_world_size()
+        first = cross_view(nearest(z1, queue, 1)[:, 0], gather_with_gradient(p2), temperature, rank)
+        second = cross_view(nearest(z2, queue, 1)[:, 0], gather_with_gradient(p1), temperature, rank)
+        self.queue.add(z1)
+        return {"contrastive": (first + second) / 2}
+
+
+@torch.no_grad()
+def nearest(z_BD: torch.Tensor, queue_QD: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` entries with the highest cosine, `(B, count, D)`, the nearest first."""
+    return queue_QD[(z_BD.float() @ queue_QD.T).topk(count, dim=1).indices]

@@ -1,0 +1,30 @@
+"""Supervised contrastive learning (Khosla et al., NeurIPS 2020): labels, so an upper bound for the others."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from ..gather import gather, gather_with_gradient, rank_and_world_size
+from ..losses import supervised_contrastive
+from .base import Method, register
+
+
+@register("supcon")
+class SupCon(Method):
+    """Every image of the class is a positive, in both views and on all ranks."""
+
+    needs_labels = True
+
+    def base_loss(
+        self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """`contrastive`: the loss with the sum outside of the logarithm (equation 2)."""
+        z1, z2 = (F.normalize(y, dim=1) for y in y_BD)
+        everyone = torch.cat([gather_with_gradient(z1), gather_with_gradient(z2)])
+        labels = gather(labels_B).repeat(2)
+        rank, _ = rank_and_world_size()
+        own = torch.arange(len(z1), device=z1.device) + rank * len(z1)
+        places = torch.cat([own, own + len(everyone) // 2])
+        loss = supervised_contrastive(torch.cat([z1, z2]), everyone, places, labels, self.config.temperature)
+        return {"contrastive": loss}
