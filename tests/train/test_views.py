@@ -1,6 +1,16 @@
+import numpy as np
+import pytest
 import torch
 from clsp.train import AugmentConfig, PretrainConfig, Views
 from clsp.train.views import build_augmentation
+from PIL import Image
+from torchvision.transforms import functional
+
+ADJUST = {
+    "brightness": functional.adjust_brightness,
+    "contrast": functional.adjust_contrast,
+    "saturation": functional.adjust_saturation,
+}
 
 IMAGES = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -59,3 +69,81 @@ def test_each_setting_switches_its_operation():
     assert 16 < (grey[:, 0, 0, 0] < 0.5).sum() < 48 and torch.equal(made(red), red)
     brighter = made(flat, brightness=0.4, jitter_probability=0.5).mean(dim=(1, 2, 3))
     assert 16 < ((brighter - 0.4).abs() < 1e-6).sum() < 48
+
+
+PICTURES = [
+    Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC)
+    for coarse in np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8)
+]
+PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey_probability": 0.0, "flip": False}
+
+
+def differences(operation: torch.nn.Module, by_pil) -> torch.Tensor:
+    """Grey levels between an operation on the batch and torchvision's on each picture."""
+    expected = torch.stack([functional.to_tensor(by_pil(picture)) for picture in PICTURES])
+    return 255 * (operation(torch.stack([functional.to_tensor(picture) for picture in PICTURES])) - expected).abs()
+
+
+def only(**on) -> torch.nn.Module:
+    """The part of the chain behind the crop, with one operation switched on."""
+    chain = build_augmentation(AugmentConfig(**{**PLAIN, "jitter_probability": 1.0, **on}), 32)
+    return torch.nn.Sequential(*list(chain)[1:])
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.9, 1.4])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colour_operations_are_pils(name, factor):
+    (jitter,) = only(**{name: 0.4})
+    parameters = jitter.forward_parameters((8, 3, 32, 32))
+    parameters[f"{name}_factor"] = torch.full((8,), factor)
+    found = differences(lambda batch: jitter(batch, params=parameters), lambda p: ADJUST[name](p, factor))
+    assert found.max() < 1.5
+
+
+@pytest.mark.parametrize("shift", [-0.1, 0.1])
+def test_hue_is_pils_but_for_pils_rounding(shift):
+    (jitter,) = only(hue=0.1)
+    parameters = jitter.forward_parameters((8, 3, 32, 32))
+    parameters["hue_factor"] = torch.full((8,), shift)
+    found = differences(lambda batch: jitter(batch, params=parameters), lambda p: functional.adjust_hue(p, shift))
+    assert found.max() < 13 and found.mean() < 1.1
+
+
+@pytest.mark.parametrize(
+    ("on", "by_pil"),
+    [
+        ({"grey_probability": 1.0}, lambda p: functional.rgb_to_grayscale(p, 3)),
+        ({"solarise_probability": 1.0}, lambda p: functional.solarize(p, 128)),
+    ],
+    ids=["grey", "solarise"],
+)
+def test_other_operations_are_pils(on, by_pil):
+    assert differences(only(**on), by_pil).max() < 1.5
+
+
+def test_blur_and_flip_are_pils():
+    (blur,) = only(blur_probability=1.0)
+    parameters = blur.forward_parameters((8, 3, 32, 32))
+    parameters["sigma"] = torch.full((8,), 1.0)
+    found = differences(
+        lambda batch: blur(batch, params=parameters), lambda p: functional.gaussian_blur(p, [3, 3], [1.0, 1.0])
+    )
+    assert found.max() < 1.5
+    (flip,) = only(flip=True)
+    torch.manual_seed(0)
+    found = differences(flip, functional.hflip).flatten(1).max(1).values
+    flipped = flip._params["batch_prob"].bool()
+    assert flipped.any() and torch.equal(found == 0, flipped)
+
+
+@pytest.mark.parametrize(("batched", "most", "mean"), [(False, 1.5, 0.5), (True, 16.0, 4.0)])
+def test_crops_are_pils(batched, most, mean):
+    crop = build_augmentation(AugmentConfig(**PLAIN), 32, batched)[0]
+    torch.manual_seed(0)
+    found = crop(torch.stack([functional.to_tensor(picture) for picture in PICTURES]))
+    for picture, image, corners in zip(PICTURES, found, crop._params["src"].int().tolist(), strict=True):
+        (left, top), _, (right, bottom), _ = corners
+        box = (top, left, bottom - top + 1, right - left + 1)
+        expected = functional.to_tensor(functional.resized_crop(picture, *box, [32, 32]))
+        difference = 255 * (image - expected).abs()
+        assert difference.max() < most and difference.mean() < mean
