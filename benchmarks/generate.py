@@ -27,7 +27,7 @@ from made_sets import CANDIDATES, SIZE, load_images, verdict
 from torch.utils.flop_counter import FlopCounterMode
 
 PAPER: dict[str, Any] = {"scheduler": "ddim", "steps": 100, "eta": 0.1, "share_anchor": False, "dtype": "float32"}
-SHARED, SOLVER = {"share_anchor": True}, {"scheduler": "unipc", "steps": 20, "eta": 0.0}
+SHARED, SOLVER = {"share_anchor": True}, {"scheduler": "unipc", "steps": SamplerConfig().steps, "eta": 0.0}
 HALF, COMPILED = {"dtype": "bfloat16"}, {"compile": True}
 NOISE_SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 TARGETS = {"shared": 1.15, "overhead": 3.0, "all": 6.0, "all, bf16": 10.0}

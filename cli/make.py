@@ -58,7 +58,7 @@ def resolved_sampler(recipe: Recipe, out: Path | None) -> "SamplerConfig":
     from ..evaluate import computes_bf16
 
     begun = read_plan(out).sampler.get("dtype") if out and (out / PLAN).exists() else None
-    return recipe.sampler.model_copy(update={"dtype": begun or ("bfloat16" if computes_bf16() else "float32")})
+    return recipe.sampler.decided(begun == "bfloat16" if begun else computes_bf16())
 
 
 @click.command(epilog="Example: clsp shards plan --recipe cifar10 --diffusion google/ddpm-cifar10-32")

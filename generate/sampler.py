@@ -27,8 +27,8 @@ class Sampler:
     """
 
     def __init__(self, model: DiffusionModel, config: SamplerConfig, device: torch.device | str = "cpu"):
-        self.model, self.config = model, config
-        self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
+        self.model, self.config = model, config.decided()
+        self.device, self.dtype = torch.device(device), getattr(torch, self.config.dtype)
         self.unet: Any = model.unet
         torch.nn.Module.to(self.unet, self.device, self.dtype)  # diffusers' own `to` warns about a cast that is meant
         if self.device.type == "cuda":

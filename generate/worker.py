@@ -40,7 +40,7 @@ def make_plan(anchors: Anchors, model: DiffusionModel, sampler: SamplerConfig, s
     return Plan(
         source=source_plan(anchors),
         diffusion=DiffusionPlan(origin=model.origin, digest=model.digest),
-        sampler=sampler.model_dump(mode="json"),
+        sampler=sampler.decided().model_dump(mode="json"),
         shards=shards,
         selection=source_selection(anchors),
     )

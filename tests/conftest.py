@@ -13,7 +13,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from clsp.cli.main import run
-from clsp.generate import DiffusionConfig, Sampler, SamplerConfig, build_unet, load_diffusion, make_plan, make_shards
+from clsp.generate import (
+    DiffusionConfig,
+    Sampler,
+    SamplerConfig,
+    build_unet,
+    load_diffusion,
+    make_plan,
+    make_shards,
+    train_diffusion,
+)
 from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, arrival, write_plan
 from diffusers import DDPMPipeline, DDPMScheduler
 from places import WebServer
@@ -52,6 +61,21 @@ def model_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def model(model_folder):
     return load_diffusion(str(model_folder), 8)
+
+
+@pytest.fixture(scope="session")
+def trained_model(tmp_path_factory):
+    """A small model trained for seconds: its images are digits of a sort, with the values of real ones."""
+    config = DiffusionConfig(
+        **TINY.model_dump(exclude={"steps", "batch_size", "warmup_steps", "lr", "ema_decay"}),
+        steps=400,
+        batch_size=32,
+        warmup_steps=20,
+        lr=2e-3,
+        ema_decay=0.98,
+    )
+    folder = train_diffusion(Anchors(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model")
+    return load_diffusion(str(folder), 8)
 
 
 @pytest.fixture(scope="session")
