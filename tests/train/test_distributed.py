@@ -1,11 +1,15 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from clsp.train import METHODS
+from conftest import SMALL_NETWORKS, settings
 
 STEP = Path(__file__).with_name("distributed_step.py")
 
@@ -34,3 +38,23 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method
             torch.testing.assert_close(
                 found[name], expected, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(shard_set, tmp_path):
+    """SIGTERM comes to both at slightly different times, in mid-epoch or not."""
+    values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "clsp.cli"]
+    command += ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
+    stopped = subprocess.Popen([*command, str(parts)], env=environment, stderr=subprocess.PIPE, text=True)
+    while not list(parts.glob("checkpoints/*")):
+        assert stopped.poll() is None
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate()
+    assert not (parts / "backbone").exists() and "resumable" in errors
+    subprocess.run([*command, str(parts)], check=True, env=environment, capture_output=True)
+    one, two = (safetensors.torch.load_file(out / "backbone" / "model.safetensors") for out in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)

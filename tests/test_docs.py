@@ -1,0 +1,52 @@
+"""Commands and code of the pages in docs/, run or at least understood by the command line."""
+
+import re
+import shlex
+
+import click
+import pytest
+from clsp.cli.main import root
+from clsp.cli.recipe import load_recipe
+from conftest import REPOSITORY
+
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+
+
+def commands(page) -> list[list[str]]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("clsp ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_one_and_its_settings_exist(page):
+    for words in commands(page):
+        command: click.Command = root
+        while isinstance(command, click.Group):
+            name, *words = words
+            command = command.get_command(click.Context(command), name)
+            assert command is not None, name
+        context = command.make_context("clsp", words, resilient_parsing=False)
+        if context.params.get("recipe_name"):
+            load_recipe(context.params["recipe_name"], context.params.get("overrides", ()))
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_idle_shares_of_the_page_follow_from_their_formula():
+    rows = re.findall(
+        r"^\| ([\d ]+) \| ([\d.]+) % \| ([\d.]+) % \| ([\d.]+) % \|$",
+        (REPOSITORY / "docs" / "scale.md").read_text(),
+        re.M,
+    )
+    assert len(rows) == 6
+    for processes, *shares in rows:
+        count = int(processes.replace(" ", ""))
+        for shards, share in zip((1252, 2503, 10010), shares, strict=True):
+            idle = 1 - shards / (count * -(-shards // count))
+            assert float(share) == pytest.approx(100 * idle, abs=0.051)
+            assert idle <= count / (shards + count)
