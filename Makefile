@@ -25,7 +25,7 @@ run = $(CLSP) $(1) --check && \
 	ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli $(1)
 endif
 
-.PHONY: setup demo shards pretrain linear-eval transfer report test lint bench
+.PHONY: setup demo reproduce shards pretrain linear-eval transfer report test lint bench
 .DEFAULT_GOAL := demo
 
 setup: $(BIN)/.installed
@@ -34,6 +34,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
+
+reproduce: setup
+	$(CLSP) reproduce --recipe $(RECIPE) --out $(OUT) $(ARGS)
 
 demo: setup
 	$(CLSP) reproduce --recipe digits --out runs/demo $(ARGS)

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ..evaluate import KnnConfig, LinearEvalConfig, TransferConfig
 from ..generate import DiffusionConfig, SamplerConfig
 from ..shards import AnchorsConfig, InputError, Section, ShardsConfig, write_file
 from ..train import PretrainConfig
+
+
+class ReproduceConfig(Section):
+    """What `clsp reproduce` compares."""
+
+    runs: tuple[str, ...] = Field(default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1)
+    """Names of runs: a method, or METHOD+SOURCE with `shards`, `augmentation` or `inflation`."""
+    seeds: int = Field(default=3, ge=1)
 
 
 class Recipe(Section):
@@ -27,6 +35,7 @@ class Recipe(Section):
     linear_eval: LinearEvalConfig = LinearEvalConfig()
     knn: KnnConfig = KnnConfig()
     transfer: TransferConfig = TransferConfig()
+    reproduce: ReproduceConfig = ReproduceConfig()
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as TOML; `--recipe PATH` reads it again."""
@@ -39,17 +48,23 @@ def shipped_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> Recipe:
     """A shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
 
-    A file may have sections `[methods.NAME]`: keys of `[pretrain]` that hold when NAME is the method. They are resolved
-    here, before the overrides, so a resolved recipe has none.
+    A file may have sections `[methods.NAME]`: keys of `[pretrain]` that hold when NAME is the method; and
+    `[profiles.NAME.SECTION]`: keys of any section that hold when the profile NAME is asked for. They are resolved here,
+    before the overrides, so a resolved recipe has none.
 
     Raises:
         InputError: no such recipe, not TOML, an unknown key (naming the nearest one) or a value out of range.
     """
     values = _read(name)
-    per_method, overrides = values.pop("methods", {}), list(overrides)
+    profiles, overrides = values.pop("profiles", {}), list(overrides)
+    if profile and profile not in profiles:
+        there = f"profiles {', '.join(profiles)}" if profiles else "no profiles"
+        raise InputError(f"--profile {profile}: recipe {name} has {there}")
+    _merge(values, profiles.get(profile, {}))
+    per_method = values.pop("methods", {})
     chosen: dict[str, Any] = {"pretrain": {"method": values.get("pretrain", {}).get("method")}}
     for override in overrides:
         _apply(chosen, override)

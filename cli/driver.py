@@ -1,0 +1,152 @@
+"""Runs stages as processes, several at a time, within a limit of time, and remembers what is finished."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..shards import InputError, StopRequested, WorkError, write_file
+from .main import BAD_INPUT, DONE, STOPPED
+from .pipeline import Stage
+from .progress import say
+
+SECONDS_BETWEEN_POLLS = 0.1
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    process: "subprocess.Popen[bytes]"
+    started: float
+
+
+class Driver:
+    """Runs stages; what is finished stands in `OUT/stages/`, with the seconds that it took over all slices.
+
+    Args:
+        jobs: stages that run at a time.
+        seconds: after which everything is stopped at a resumable point; None: no limit.
+    """
+
+    def __init__(self, out: Path, stages: Sequence[Stage], jobs: int, seconds: float | None = None):
+        self.out, self.stages, self.jobs, self.seconds = out, stages, jobs, seconds
+        self.finished: set[str] = set()
+        for stage in stages:  # in the order of their dependencies: what follows a changed stage is done again
+            if set(stage.after) <= self.finished and self._recorded(stage).get("finished"):
+                self.finished.add(stage.name)
+        self.running: dict[str, _Running] = {}
+
+    def run(self) -> None:
+        """Run what is not finished; a failing stage ends the work, and everything finished is kept.
+
+        Raises:
+            StopRequested: the time is over.
+            InputError: it was too short for a stage that cannot be resumed, or another driver works here.
+        """
+        started, before = time.monotonic(), len(self.finished)
+        with _locked(self.out):
+            try:
+                while len(self.finished) < len(self.stages):
+                    self._start_ready()
+                    time.sleep(SECONDS_BETWEEN_POLLS)
+                    for running in list(self.running.values()):
+                        if running.process.poll() is not None:
+                            self._finish(running)
+                    if self.seconds is not None and time.monotonic() - started > self.seconds:
+                        self._end_slice(len(self.finished) > before)
+            finally:
+                self._stop_all()
+
+    def _start_ready(self) -> None:
+        for stage in self.stages:
+            ready = set(stage.after) <= self.finished
+            if len(self.running) < self.jobs and ready and stage.name not in self.finished | set(self.running):
+                self.running[stage.name] = _Running(stage, self._start(stage), time.monotonic())
+
+    def _start(self, stage: Stage) -> "subprocess.Popen[bytes]":
+        threads = max(1, (os.cpu_count() or 1) // (1 if stage.alone else self.jobs))
+        log = self._log(stage)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        with log.open("wb") as file:
+            command = [sys.executable, "-m", "clsp.cli", *stage.arguments]
+            return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+    def _finish(self, running: _Running) -> None:
+        stage, code = running.stage, running.process.returncode
+        del self.running[stage.name]
+        spent = self._record(running, finished=code == DONE)
+        if code != DONE:
+            raise _failure(stage, code, self._log(stage))
+        self.finished.add(stage.name)
+        say(f"[{len(self.finished):>2}/{len(self.stages)}] {stage.name} ({spent:.0f} s)")
+
+    def _end_slice(self, anything_finished: bool) -> None:
+        """Stop at a resumable point, unless the next slice of this length could get no further."""
+        stuck = [running.stage.name for running in self.running.values() if not running.stage.resumable]
+        if stuck and not anything_finished and len(stuck) == len(self.running):
+            minutes = (self.seconds or 0) / 60
+            raise InputError(
+                f"--max-minutes {minutes:g} is too short for the stage {stuck[0]}, which cannot go on; give more"
+            )
+        raise StopRequested
+
+    def _stop_all(self) -> None:
+        for running in self.running.values():
+            running.process.terminate()
+        for running in self.running.values():
+            running.process.wait()
+            self._record(running, finished=running.process.returncode == DONE)
+        self.running.clear()
+
+    def _record(self, running: _Running, finished: bool) -> float:
+        """Write down a stage's state; returns its seconds over all slices."""
+        stage = running.stage
+        spent = self._recorded(stage).get("seconds", 0.0) + time.monotonic() - running.started
+        content = {"arguments": stage.arguments, "seconds": round(spent, 1), "finished": finished}
+        write_file(self._path(stage), json.dumps(content).encode())
+        return spent
+
+    def _recorded(self, stage: Stage) -> dict:
+        """What is written down about a stage with these very arguments."""
+        path = self._path(stage)
+        content = json.loads(path.read_text()) if path.exists() else {}
+        return content if content.get("arguments") == list(stage.arguments) else {}
+
+    def costs(self) -> dict[str, float]:
+        """Seconds of every finished stage."""
+        return {stage.name: self._recorded(stage)["seconds"] for stage in self.stages if stage.name in self.finished}
+
+    def _path(self, stage: Stage) -> Path:
+        return self.out / "stages" / f"{stage.name}.json"
+
+    def _log(self, stage: Stage) -> Path:
+        return self.out / "logs" / f"{stage.name}.log"
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep a second driver out of the folder, for as long as this process lives."""
+    path = out / "stages" / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another clsp reproduce works in {out}; wait for it, or choose another --out") from error
+        yield
+
+
+def _failure(stage: Stage, code: int, log: Path) -> Exception:
+    """The error of a stage, which ends the driver with the stage's own exit code."""
+    lines = log.read_text().strip().splitlines() or [""]
+    if code == STOPPED:
+        return StopRequested()
+    kind = InputError if code == BAD_INPUT else WorkError
+    return kind(f"stage {stage.name}: {lines[-1].removeprefix('clsp: ')} (log: {log})")

@@ -1,0 +1,111 @@
+"""Slices of time, the driver's lock and what a folder may hold; the whole pipeline is in test_demo.py."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from clsp.cli.driver import Driver
+from clsp.cli.pipeline import Stage, parse_run, pipeline
+from clsp.cli.recipe import load_recipe
+from clsp.shards import InputError, StopRequested
+from conftest import SMALL_NETWORKS, settings
+
+SMALL = {**SMALL_NETWORKS, "anchors.limit": 64, "shards.records": 16, "reproduce.seeds": 1}
+
+
+def test_the_pipeline_has_a_stage_per_command_and_run(tmp_path):
+    runs = load_recipe("cifar10").reproduce.runs
+    stages = pipeline(tmp_path, runs, 2, 2)
+    assert [stage.name for stage in stages[:5]] == ["diffusion", "shards-0", "shards-1", "verify", "preview"]
+    trained = [stage for stage in stages if stage.arguments[0] == "pretrain"]
+    assert [stage.name for stage in trained] == [f"{name}-s{seed}" for seed in (0, 1) for name in runs]
+    moco = next(stage for stage in trained if stage.name == "mocov2plus+shards-s1")
+    assert str(tmp_path / "recipes" / "mocov2plus.toml") in moco.arguments
+    assert "pretrain.synthetic.source=shards" in moco.arguments and "pretrain.seed=1" in moco.arguments
+    names = {stage.name for stage in stages}
+    assert all(set(stage.after) <= names for stage in stages)
+
+
+@pytest.mark.parametrize("name", ["simclr+", "simclr+noise", "simclr+shards+shards"])
+def test_names_of_runs_that_are_none(name):
+    with pytest.raises(InputError, match="expected a method, or METHOD"):
+        parse_run(name)
+
+
+class Sleeps(Driver):
+    """Stages that sleep as long as their argument says, and end with 75 when they are stopped."""
+
+    def _start(self, stage):
+        code = f"import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); time.sleep({stage.arguments[0]})"
+        return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_a_slice_ends_in_time_and_the_next_one_goes_on(tmp_path):
+    stages = [Stage("quick", ("0",)), Stage("long", ("60",), resumable=True), Stage("later", ("0",), ("long",))]
+    started = time.monotonic()
+    with pytest.raises(StopRequested):
+        Sleeps(tmp_path, stages, 2, seconds=2).run()
+    assert time.monotonic() - started < 10
+    again = Sleeps(tmp_path, stages, 2)
+    assert again.finished == {"quick"} and 1 < again._recorded(stages[1])["seconds"] < 10
+    changed = [stages[0], Stage("long", ("0",), resumable=True), stages[2]]
+    Sleeps(tmp_path, changed, 2).run()
+    assert Sleeps(tmp_path, changed, 2).finished == {"quick", "long", "later"}
+
+
+def test_a_slice_that_can_get_nowhere_says_so(tmp_path):
+    with pytest.raises(InputError, match=r"--max-minutes 0\.01 is too short for the stage whole"):
+        Sleeps(tmp_path, [Stage("whole", ("60",))], 1, seconds=0.6).run()
+
+
+def test_a_second_driver_is_kept_out(tmp_path):
+    class Second(Sleeps):
+        def _start_ready(self):
+            super()._start_ready()
+            with pytest.raises(InputError, match="another clsp reproduce works in"):
+                Sleeps(tmp_path, self.stages, 1).run()
+
+    Second(tmp_path, [Stage("quick", ("0.5",))], 1).run()
+
+
+def test_slices_of_the_real_thing_end_where_one_go_does(clsp, tmp_path):
+    command = [
+        "reproduce",
+        "--recipe",
+        "digits",
+        *settings({**SMALL, "reproduce.runs": '["simclr","mocov2plus+shards"]'}),
+    ]
+    command += ["--set=pretrain.queue_size=32", "--set=diffusion.steps=40", "--out", tmp_path / "out"]
+    codes = []
+    while not codes or codes[-1] == 75:
+        found = clsp(*command, "--max-minutes", 0.25)
+        codes.append(found.returncode)
+        assert len(codes) < 20
+    assert codes[-1] == 0 and len(codes) > 2, (codes, found.stderr)
+    costs = json.loads((tmp_path / "out" / "costs.json").read_text())
+    assert {"diffusion", "simclr-s0", "knn-mocov2plus+shards-s0", "report"} <= set(costs)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["name"] for row in results["summary"]} == {"simclr", "mocov2plus+shards"}
+    refused = clsp(*command, "--set=sampler.steps=3")
+    assert refused.returncode == 2 and "another recipe" in refused.stderr
+    state = tmp_path / "out" / "reproduce.json"
+    state.write_text('{"clsp": "0.0.1"}')
+    refused = clsp(*command)
+    assert refused.returncode == 2 and "was begun by clsp 0.0.1" in refused.stderr
+
+
+def test_profiles_and_runs_that_do_not_exist_are_bad_input(clsp, tmp_path):
+    found = clsp("reproduce", "--recipe", "cifar10", "--profile", "week", "--out", tmp_path / "out")
+    assert found.returncode == 2 and "recipe cifar10 has profiles paper, hour, minutes" in found.stderr
+    found = clsp("reproduce", "--recipe", "digits", "--set=reproduce.runs=[byol]", "--out", tmp_path / "out")
+    assert found.returncode == 2 and "no method byol" in found.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("profile", ["minutes", "hour", "paper"])
+def test_profiles_resolve_for_every_run(profile):
+    recipe = load_recipe("cifar10", (), profile)
+    for method in {parse_run(name)[0] for name in recipe.reproduce.runs}:
+        chosen = load_recipe("cifar10", [f"pretrain.method={method}"], profile).pretrain
+        assert chosen.queue_size % chosen.batch_size == 0
