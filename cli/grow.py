@@ -70,7 +70,9 @@ def open_source(plan: Plan, recipe_name: str | None) -> Anchors:
         return Anchors(load_recipe(recipe_name).anchors)
     source = plan.source
     resize: Any = source.resize
-    config = AnchorsConfig(path=source.name, split=source.split, limit=source.count, size=source.size, resize=resize)
+    skip: Any = "skip" if plan.selection else "fail"
+    geometry: Any = {"size": source.size, "resize": resize}
+    config = AnchorsConfig(path=source.name, split=source.split, limit=source.count, on_error=skip, **geometry)
     return Anchors(config)
 
 

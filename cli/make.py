@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..shards import PLAN, Anchors, AnchorsConfig, InputError, Plan, read_plan, remove_temporaries, screened
+from ..shards import (
+    PLAN,
+    Anchors,
+    AnchorsConfig,
+    InputError,
+    Plan,
+    read_plan,
+    remember_digest,
+    remove_temporaries,
+    screened,
+)
 from .options import PATH, check_option, out_option, parse_part, recipe_options
 from .progress import ProgressReport, say
 from .recipe import Recipe, load_recipe
@@ -137,6 +147,7 @@ def _new_plan(recipe: Recipe, model: "DiffusionModel", out: Path) -> Plan:
     from ..generate import check_statistics, make_plan
 
     anchors = open_anchors(recipe.anchors, out)
+    remember_digest(anchors, out.absolute().with_name(f"{out.absolute().name}.source.json"))
     if not (out / PLAN).exists():
         check_statistics(model, anchors, _device())
     return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from ..evaluate import KnnConfig, LinearEvalConfig, TransferConfig
 from ..generate import DiffusionConfig, SamplerConfig
 from ..shards import AnchorsConfig, InputError, Section, ShardsConfig, write_file
-from ..train import PretrainConfig
+from ..train import METHODS, PretrainConfig
 
 
 class ReproduceConfig(Section):
@@ -60,15 +60,19 @@ def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> 
     """
     values = _read(name)
     profiles, overrides = values.pop("profiles", {}), list(overrides)
+    _check_tables(name, {"profiles": profiles})
     if profile and profile not in profiles:
         there = f"profiles {', '.join(profiles)}" if profiles else "no profiles"
         raise InputError(f"--profile {profile}: recipe {name} has {there}")
     _merge(values, profiles.get(profile, {}))
     per_method = values.pop("methods", {})
-    chosen: dict[str, Any] = {"pretrain": {"method": values.get("pretrain", {}).get("method")}}
+    _check_tables(name, {**values, "methods": per_method})
+    _check_methods(name, per_method)
+    default = PretrainConfig().method
+    chosen: dict[str, Any] = {"pretrain": {"method": values.get("pretrain", {}).get("method", default)}}
     for override in overrides:
         _apply(chosen, override)
-    _merge(values, {"pretrain": per_method.get(chosen["pretrain"]["method"], {})})
+    _merge(values, {"pretrain": per_method.get(str(chosen["pretrain"]["method"]), {})})
     for override in overrides:
         _apply(values, override)
     try:
@@ -111,6 +115,23 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise InputError(f"--set {override}: {section} is a value, expected a section")
     values[sections[-1]] = value
+
+
+def _check_tables(name: str, sections: dict[str, Any]) -> None:
+    """Raise InputError where a section is no table."""
+    for section, content in sections.items():
+        if not isinstance(content, dict):
+            raise InputError(f"recipe {name}: {section} is {content!r}, expected a table")
+
+
+def _check_methods(name: str, per_method: dict[str, Any]) -> None:
+    """Raise InputError where the settings of a method are no table, or where there is no such method."""
+    _check_tables(name, per_method)
+    for method in per_method:
+        if method not in METHODS:
+            raise InputError(
+                f"recipe {name}: [methods.{method}] is of no method; there are {', '.join(sorted(METHODS))}"
+            )
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from .results import RUN
 
 LOG = "log.jsonl"
-NO_LOSSES = {"epoch", "step", "lr", "seconds"}
+NO_LOSSES = {"epoch", "step", "lr", "seconds", "waited"}
 INK = "#010203"  # takes the place of `currentColor`, which matplotlib does not know
 BINS = 40
 PANEL = (3.6, 2.8)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..shards import Anchors, permutation
+from ..shards import Anchors, leave_stopping_to_the_main_process, permutation
 from .config import DiffusionConfig
 from .sampler import to_model_range
 
@@ -54,4 +54,11 @@ def image_batches(
 ) -> Iterator[torch.Tensor]:
     """This rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1`."""
     order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
-    return iter(DataLoader(_Images(anchors), batch_sampler=order, num_workers=config.workers))
+    return iter(
+        DataLoader(
+            _Images(anchors),
+            batch_sampler=order,
+            num_workers=config.workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
+        )
+    )

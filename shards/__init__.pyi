@@ -34,6 +34,7 @@ from .folders import owner_of as owner_of
 from .imports import import_npy as import_npy
 from .imports import import_plan as import_plan
 from .imports import open_npy as open_npy
+from .known_source import remember_digest as remember_digest
 from .layout import PLAN as PLAN
 from .layout import layer_name as layer_name
 from .layout import parse_shard as parse_shard
@@ -80,6 +81,7 @@ from .scores import read_scores as read_scores
 from .screening import screened as screened
 from .seal import seal_if_complete as seal_if_complete
 from .seal import unfinished_shards as unfinished_shards
+from .stopping import leave_stopping_to_the_main_process as leave_stopping_to_the_main_process
 from .stopping import stop_deferred as stop_deferred
 from .transfer import pull as pull
 from .transfer import push as push

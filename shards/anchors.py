@@ -49,6 +49,8 @@ class Source(Protocol):
 
     name: str
     licence: str
+    fingerprint: str
+    """Changes with the content; empty where there is none."""
 
     def __len__(self) -> int: ...
 
@@ -133,10 +135,15 @@ class Anchors(Sequence[Anchor]):
     @cached_property
     def digest(self) -> str:
         """128-bit BLAKE2b over the identities of all anchors, in order."""
-        read = self._content if self.config.on_error == "fail" else self.source.content  # empty ones are left out later
         total = hashlib.blake2b(digest_size=16)
         for index in range(self.source_count):
-            total.update(bytes.fromhex(identity(read(index))))
+            try:
+                content = self._content(index)
+            except UnreadableAnchorError:
+                if self.config.on_error == "fail":
+                    raise
+                content = b""  # left out later
+            total.update(bytes.fromhex(identity(content)))
         return total.hexdigest()
 
     def labels(self) -> np.ndarray:
@@ -167,7 +174,12 @@ class Anchors(Sequence[Anchor]):
         return f"anchor {self.config.split.replace('.', '_')}_{index:08d} of {self.config.path}"
 
     def _content(self, index: int) -> bytes | np.ndarray:
-        content = self.source.content(index)
+        try:
+            content = self.source.content(index)
+        except OSError as error:
+            raise UnreadableAnchorError(
+                f"{self._where(index)} cannot be read ({error}); restore or remove it"
+            ) from error
         if len(content) == 0:
             raise UnreadableAnchorError(f"{self._where(index)} is empty; replace or remove it")
         return content

@@ -15,6 +15,7 @@ class DigitsSource:
 
     name = "digits"
     licence = "cc-by-4.0"
+    fingerprint = ""
 
     def __init__(self, split: str):
         if split not in ("train", "test"):

@@ -19,6 +19,9 @@ class HFSource:
         self._dataset = _load(path, split)
         self.name = Path(path).name if Path(path).exists() else path
         self.licence = self._dataset.info.license or ""
+        self.fingerprint: str = getattr(
+            self._dataset, "_fingerprint", ""
+        )  # of the files' metadata, or the hub's commit
         features = self._dataset.features
         image_column = _image_column(features, path)
         label_column = _named_column(features, label, path) if label else _label_column(features)

@@ -15,6 +15,7 @@ from .errors import InputError, WorkError
 from .order import BatchOrder
 from .plan import differences
 from .reader import LayerReader, ShardSet
+from .stopping import leave_stopping_to_the_main_process
 
 DECODERS: dict[str, Any] = {"webp": torch.ops.image.decode_webp.default, "png": torch.ops.image.decode_png.default}
 """The operators that torchvision's functions of those names call after 12 µs of checks and warnings, a quarter of a
@@ -132,6 +133,7 @@ class PairLoader:
             batch_sampler=_BatchSampler(self.order, self.batch, self.last),
             collate_fn=_already_batched,
             num_workers=self.workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
             pin_memory=torch.cuda.is_available(),
         )
         batches = iter(loader)

@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterator
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+def leave_stopping_to_the_main_process(worker: int) -> None:
+    """For loader processes: launchers signal a whole group, and a worker that dies would take the main one down."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def stop_deferred() -> Iterator[Callable[[], bool]]:
     """Inside the block SIGTERM and Ctrl-C are only noted; the function that is yielded tells whether one has come.
@@ -18,6 +24,8 @@ def stop_deferred() -> Iterator[Callable[[], bool]]:
 
     def note(signum: int, frame: object) -> None:
         nonlocal requested
+        if requested and signum == signal.SIGINT:  # a second Ctrl-C does not wait for the end of a step
+            raise KeyboardInterrupt
         requested = True
 
     if threading.current_thread() is not threading.main_thread():

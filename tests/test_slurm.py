@@ -52,7 +52,12 @@ def calls(tmp_path: Path) -> list[str]:
 
 def test_an_array_makes_the_set_in_parts_and_a_stopped_task_asks_to_go_on(cluster, model_folder, tmp_path):
     def task(number: int) -> subprocess.Popen[str]:
-        variables = {"SLURM_ARRAY_TASK_ID": number, "SLURM_ARRAY_TASK_COUNT": 2, "SLURM_ARRAY_JOB_ID": 7}
+        variables = {
+            "SLURM_ARRAY_TASK_ID": number,
+            "SLURM_ARRAY_TASK_COUNT": 2,
+            "SLURM_ARRAY_TASK_MAX": 1,
+            "SLURM_ARRAY_JOB_ID": 7,
+        }
         return cluster("array.sbatch", "--diffusion", model_folder, **variables)
 
     stopped, root = task(1), tmp_path / "out" / "shards"
@@ -67,6 +72,12 @@ def test_an_array_makes_the_set_in_parts_and_a_stopped_task_asks_to_go_on(cluste
         output, _ = (process := task(number)).communicate()
         assert process.returncode == 0, output
     assert verify_set(root, deep=True) == []
+
+
+def test_an_array_that_does_not_start_at_0_is_refused(cluster):
+    variables = {"SLURM_ARRAY_TASK_ID": 1, "SLURM_ARRAY_TASK_COUNT": 2, "SLURM_ARRAY_TASK_MAX": 2}
+    output, _ = (process := cluster("array.sbatch", **variables)).communicate()
+    assert process.returncode == 2 and "use --array=0-1 or set PARTS" in output
 
 
 def test_several_nodes_are_launched_with_their_ranks(cluster, model_folder, tmp_path):

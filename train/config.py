@@ -60,6 +60,8 @@ class SyntheticConfig(Section):
     def _scores_are_named(self):
         if (self.minimum is not None or self.weighted) and not self.scores:
             raise ValueError("synthetic.minimum and synthetic.weighted need synthetic.scores, the name of scores")
+        if self.weighted and self.source == "inflation":
+            raise ValueError("synthetic.weighted is for pairs, and inflation has none; use synthetic.minimum")
         return self
 
 
@@ -97,7 +99,7 @@ class PretrainConfig(Section):
     accumulation: int = Field(default=1, ge=1)
     """Parts of a batch whose gradients are added up; contrasts are within a part."""
     compile: bool = False
-    """Compile backbone and heads by torch.compile."""
+    """Compile the backbone by torch.compile."""
     temperature: float = Field(default=0.2, gt=0)
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = Field(default=0.5, gt=0)

@@ -3,12 +3,35 @@
 Shape legend: B local batch, N global batch (all ranks), D embedding dimension.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
 
+Result = TypeVar("Result")
 
+
+def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Compute in float32 also under autocast: bfloat16 would round logits to 0.03 and mix up neighbours."""
+
+    def widened(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+        return [widened(part) for part in value] if isinstance(value, list | tuple) else value
+
+    @functools.wraps(function)
+    def computed(*arguments: Any, **options: Any) -> Result:
+        tensors = [part for part in arguments if isinstance(part, torch.Tensor)]
+        device = tensors[0].device.type if tensors else arguments[0][0].device.type
+        with torch.autocast(device, enabled=False):
+            return function(*map(widened, arguments), **{name: widened(value) for name, value in options.items()})
+
+    return computed
+
+
+@in_float32
 def nt_xent(
     z1_BD: torch.Tensor,
     z2_BD: torch.Tensor,
@@ -39,6 +62,7 @@ def nt_xent(
     return F.cross_entropy(logits.float(), positive)
 
 
+@in_float32
 def alignment(z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> torch.Tensor:
     """The synthetic term before λ (CLSP, section 3.3): `mean(w · (2 - 2·cos(z_1, z_3)))`, gradient on both sides.
 
@@ -49,16 +73,18 @@ def alignment(z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor 
     return (distances_B if weights_B is None else distances_B * weights_B).mean()
 
 
+@in_float32
 def info_nce(q_BD: torch.Tensor, k_BD: torch.Tensor, queue_QD: torch.Tensor, temperature: float) -> torch.Tensor:
     """InfoNCE with a queue (MoCo, equation 1): each query against its own key and all of the queue, the mean over B.
 
     Keys and queue are constants.
     """
     positive_B1 = (q_BD * k_BD).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive_B1, q_BD @ queue_QD.to(q_BD.dtype).T], dim=1) / temperature
+    logits = torch.cat([positive_B1, q_BD @ queue_QD.T], dim=1) / temperature
     return F.cross_entropy(logits.float(), torch.zeros(len(q_BD), dtype=torch.long, device=q_BD.device))
 
 
+@in_float32
 def cross_view(target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: float, rank: int = 0) -> torch.Tensor:
     """Each local target against the outputs of the other view for the whole global batch (NNCLR, equation 3).
 
@@ -66,11 +92,12 @@ def cross_view(target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: flo
         target_BD: of unit length; what the output of the same sample should be near to.
         all_p_ND: the other view's outputs of all ranks in rank order, of unit length, gathered with gradient.
     """
-    logits = target_BD.to(all_p_ND.dtype) @ all_p_ND.T / temperature
+    logits = target_BD @ all_p_ND.T / temperature
     own = torch.arange(len(target_BD), device=logits.device) + rank * len(target_BD)
     return F.cross_entropy(logits.float(), own)
 
 
+@in_float32
 def supervised_contrastive(
     z_BD: torch.Tensor, all_z_ND: torch.Tensor, places_B: torch.Tensor, labels_N: torch.Tensor, temperature: float
 ) -> torch.Tensor:
@@ -90,6 +117,7 @@ def supervised_contrastive(
     return -(sums_B / positives.sum(dim=1)).mean()
 
 
+@in_float32
 def redundancy(keys_ND: Sequence[torch.Tensor], y_ND: Sequence[torch.Tensor]) -> torch.Tensor:
     """All4One's term on features (equation 8): cross-correlations of two views, towards the identity matrix.
 

@@ -10,6 +10,9 @@ from ..shards import BatchOrder, InputError, PairDataset, PairLoader, ShardSet, 
 from .config import PretrainConfig
 from .methods import METHODS, Method, build_method
 
+LARS_TRUST = 0.02
+"""η of LARS, with its rate clipped at the learning rate, as in solo-learn."""
+
 
 def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_size: int = 1) -> BatchOrder:
     """The run's order of batches.
@@ -49,6 +52,8 @@ def prepared_method(config: PretrainConfig, device: torch.device) -> Method:
     """The recipe's method on its device, channels-last, with synchronised batch norms and compiled if asked for."""
     method: Any = build_method(config).to(device).to(memory_format=torch.channels_last)
     if config.sync_batch_norm:
+        if device.type == "cpu":
+            raise InputError("pretrain.sync_batch_norm works on GPUs only; set it to false, or batch_norm to joint")
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     if config.compile:
         method.backbone.compile()
@@ -60,6 +65,8 @@ def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optim
     kwargs: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
     if config.optimizer == "sgd":
         kwargs["nesterov"] = False
+    elif config.optimizer == "lars":
+        kwargs |= {"trust_coeff": LARS_TRUST, "trust_clip": True}
     return timm.optim.create_optimizer_v2(
         method,
         opt=config.optimizer,

@@ -1,5 +1,6 @@
 """One optimisation step: from a batch of the shard set to the losses."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Stepper:
         """Do a step; returns the losses of this rank's batch, `loss` the one that was minimised.
 
         Raises:
-            NotFiniteError: before anything was changed by it.
+            NotFiniteError: before the optimizer's step.
         """
         self.method.before_step(step, self.steps)
         self.rate = learning_rate(step, self.per_epoch, self.config)
@@ -58,7 +59,7 @@ class Stepper:
         parts = self.config.accumulation
         split: Any = [self._split(tensor) for tensor in (*views, third, weights, labels)]
         for number, (*images, third_part, weights_part, labels_part) in enumerate(zip(*split, strict=True), start=1):
-            with self.accelerator.no_sync(self.model) if number < parts else self.accelerator.autocast():
+            with self.accelerator.no_sync(self.model) if number < parts else nullcontext():
                 losses = self._losses(step, images, third_part, weights_part, labels_part)
                 self.accelerator.backward(losses["loss"] / parts)
             for name, value in losses.items():
@@ -97,7 +98,7 @@ class Stepper:
         assert batch.candidates_BCHW is not None
         torch.manual_seed(stream_seed(self.config.seed, step, self.accelerator.process_index, "inflation"))
         share = self.candidates / (self.candidates + self.config.synthetic.real_weight)
-        made = torch.rand(len(batch.keys)) < share
+        made = (torch.rand(len(batch.keys)) < share) & (batch.weights_B > 0)  # 0: no candidate passes the filter
         return torch.where(made[:, None, None, None], batch.candidates_BCHW, batch.anchors_BCHW)
 
     def _weights(self, step: int, weights_B: torch.Tensor) -> torch.Tensor | None:

@@ -63,3 +63,25 @@ def test_settings_of_a_method_hold_for_it_alone_and_yield_to_overrides():
 def test_inline_tables_of_overrides_replace_and_dotted_keys_add():
     replaced = load_recipe("digits", ["pretrain.backbone_kwargs={norm_layer='groupnorm1'}"])
     assert replaced.pretrain.backbone_kwargs == {"norm_layer": "groupnorm1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[methods.mocov2]\nlr = 0.1", r"\[methods.mocov2\] is of no method; there are all4one, mocov2plus"),
+        ("methods = 3", "methods is 3, expected a table"),
+        ("pretrain = 3", "pretrain is 3, expected a table"),
+        ("[methods.simclr]\nlearning_rate = 0.1", "unknown key pretrain.learning_rate"),
+    ],
+)
+def test_methods_that_are_none_are_refused(tmp_path, text, message):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(str(tmp_path / "r.toml"))
+
+
+def test_settings_of_the_default_method_hold_where_none_is_named(tmp_path):
+    (tmp_path / "r.toml").write_text("[methods.simclr]\nlr = 0.123")
+    assert load_recipe(str(tmp_path / "r.toml")).pretrain.lr == 0.123
+    with pytest.raises(InputError, match="pretrain.method"):
+        load_recipe("digits", ['pretrain.method=["a"]'])

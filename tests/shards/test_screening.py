@@ -1,9 +1,10 @@
 import io
 import json
+import time
 
 import numpy as np
 import pytest
-from clsp.shards import Anchors, AnchorsConfig, InputError, ShardSet, screened, verify_set
+from clsp.shards import Anchors, AnchorsConfig, InputError, ShardSet, remember_digest, screened, verify_set
 from clsp.shards.plan import indices_digest
 from PIL import Image
 
@@ -59,6 +60,34 @@ def test_by_default_the_first_one_that_is_reached_is_named(folder):
     assert len(screened(anchors)) == 10
     with pytest.raises(InputError, match="train_00000003 of .* does not decode"):
         _ = anchors[3]
+
+
+def test_a_file_that_is_gone_is_named_or_skipped(folder):
+    anchors, kept = opened(folder, "fail", size=8), opened(folder, size=8)
+    (folder / "train" / "04.png").unlink()
+    with pytest.raises(InputError, match="train_00000004 of .* cannot be read"):
+        _ = anchors[4]
+    assert 4 not in screened(kept).indices_N and len(screened(kept)) == 6 and kept.digest
+
+
+def test_the_digest_is_read_once_while_the_source_stays(folder, tmp_path, monkeypatch):
+    path, read = tmp_path / "set.source.json", []
+    original = Anchors._content
+    monkeypatch.setattr(Anchors, "_content", lambda self, index: (read.append(index), original(self, index))[1])
+
+    def digest() -> str:
+        anchors = opened(folder, size=8)
+        remember_digest(anchors, path)
+        return anchors.digest
+
+    first = digest()
+    assert len(read) == 10
+    assert digest() == first and len(read) == 10
+    time.sleep(0.01)
+    (folder / "train" / "01.png").write_bytes((folder / "train" / "02.png").read_bytes())
+    assert digest() != first and len(read) == 20
+    path.write_text("{")
+    assert digest() == digest()
 
 
 def test_nothing_that_decodes_is_bad_input(folder):

@@ -41,8 +41,8 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method
 
 
 def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(shard_set, tmp_path):
-    """SIGTERM comes to both at slightly different times, in mid-epoch or not."""
-    values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint"}
+    """SIGTERM comes to both and to their workers at slightly different times, in mid-epoch or not."""
+    values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint", "pretrain.workers": 1}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "clsp.cli"]
     command += ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from clsp.train import alignment, nt_xent
 from clsp.train.losses import cross_view, info_nce, redundancy, supervised_contrastive
+from clsp.train.methods.nnclr import nearest
 
 
 def unit(count: int, dimension: int, seed: int) -> np.ndarray:
@@ -111,3 +112,15 @@ def test_redundancy():
     expected = 0.5 * math.sqrt(np.mean(on)) + 0.5 * math.sqrt(np.mean(off))
     found = redundancy([torch.from_numpy(x) for x in keys], [torch.from_numpy(x) for x in outputs])
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_compute_in_float32_under_autocast():
+    z1, z2, queue = (torch.from_numpy(unit(16, 8, seed)).float() for seed in range(3))
+    plain = [nt_xent(z1, z2, 0.05), info_nce(z1, z2, queue, 0.05), cross_view(z1, z2, 0.05)]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = [nt_xent(z1, z2, 0.05), info_nce(z1, z2, queue, 0.05), cross_view(z1, z2, 0.05)]
+        assert (z1 @ z2.T).dtype == torch.bfloat16 and nearest(z1, queue, 1).dtype == torch.float32
+    for one, other in zip(plain, mixed, strict=True):
+        assert torch.equal(one, other)
+    halves = nt_xent(z1.bfloat16(), z2.bfloat16(), 0.05)
+    assert halves.dtype == torch.float32

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from clsp.shards import BatchOrder, InputError, PairDataset, ShardSet, add_scores, stop_deferred
 from clsp.train import PretrainConfig, build_method, pretrain
-from clsp.train.setup import pair_loader
+from clsp.train.setup import build_optimizer, pair_loader, prepared_method
 from clsp.train.step import Stepper
 from clsp.train.views import Views
 
@@ -51,6 +51,10 @@ def test_inflation_replaces_the_share_that_the_weights_say(shard_set):
         made.append(is_made.double().mean())
     assert float(torch.stack(made).mean()) == pytest.approx(0.5, abs=0.03)  # K = 3 to 3
     assert found._inputs(0, batch)[1] is None  # no third view
+    batch.weights_B[:5] = 0  # none of their candidates passes a filter
+    assert torch.equal(found._inflated(0, batch)[:5], batch.anchors_BCHW[:5])
+    with pytest.raises(ValueError, match="inflation has none"):
+        PretrainConfig(synthetic={"source": "inflation", "scores": "x", "weighted": True})
     assert not torch.equal(found._inflated(0, batch), found._inflated(1, batch))
 
 
@@ -134,3 +138,22 @@ def test_trackers_get_the_metrics_and_unknown_ones_are_refused(shard_set, tmp_pa
     assert found.Scalars("loss")[0].value == pytest.approx(logged["loss"], rel=1e-5)
     with pytest.raises(InputError, match="aim is not installed"):
         pretrain(ShardSet(shard_set), PretrainConfig(**{**BASE, "trackers": ["aim"]}), tmp_path / "other")
+
+
+def test_lars_is_solo_learns():
+    method = build_method(PretrainConfig(**{**BASE, "optimizer": "lars"}))
+    groups = build_optimizer(method, PretrainConfig(**{**BASE, "optimizer": "lars"})).param_groups
+    assert {group["trust_coeff"] for group in groups} == {0.02} and all(group["trust_clip"] for group in groups)
+    assert {group["weight_decay"] for group in groups} == {0.0, 1e-4}
+
+
+def test_synchronised_batch_norm_needs_a_gpu():
+    with pytest.raises(InputError, match="works on GPUs only"):
+        prepared_method(PretrainConfig(**BASE, sync_batch_norm=True), torch.device("cpu"))
+
+
+def test_compiled_backbones_export_plain_names(monkeypatch):
+    called = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: called.append(type(self).__name__))
+    method = prepared_method(PretrainConfig(**BASE, compile=True), torch.device("cpu"))
+    assert called == ["CifarResNet"] and "conv1.weight" in method.backbone.state_dict()

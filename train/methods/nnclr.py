@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ..config import PretrainConfig
 from ..gather import gather_with_gradient, rank_and_world_size
-from ..losses import cross_view
+from ..losses import cross_view, in_float32
 from .base import Method, mlp, register
 from .momentum import Queue
 
@@ -35,6 +35,7 @@ class NNCLR(Method):
 
 
 @torch.no_grad()
+@in_float32
 def nearest(z_BD: torch.Tensor, queue_QD: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` entries with the highest cosine, `(B, count, D)`, the nearest first."""
-    return queue_QD[(z_BD.float() @ queue_QD.T).topk(count, dim=1).indices]
+    return queue_QD[(z_BD @ queue_QD.T).topk(count, dim=1).indices]
