@@ -62,7 +62,7 @@ def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Sta
     evaluated = tuple(stage.name for stage in stages if stage.name.startswith(("linear-eval-", "knn-")))
     stages.append(Stage("compare", ("compare", *folders, "--out", str(out)), evaluated))
     encoder = Path(folders[0])
-    scored = ("shards", "score", shards, "--encoder", str(encoder), "--name", runs[0], *with_recipe)
+    scored = ("shards", "score", shards, "--encoder", str(encoder), "--name", runs[0].replace("+", "-"), *with_recipe)
     stages.append(Stage("score", scored, evaluated))  # only now: every run records the set's ID
     stages.append(Stage("report", ("report", str(out), "--out", str(out / "report.html")), ("compare", "score")))
     return stages

@@ -70,24 +70,17 @@ def test_a_second_driver_is_kept_out(tmp_path):
     Second(tmp_path, [Stage("quick", ("0.5",))], 1).run()
 
 
-def test_slices_of_the_real_thing_end_where_one_go_does(clsp, tmp_path):
-    command = [
-        "reproduce",
-        "--recipe",
-        "digits",
-        *settings({**SMALL, "reproduce.runs": '["simclr","mocov2plus+shards"]'}),
-    ]
-    command += ["--set=pretrain.queue_size=32", "--set=diffusion.steps=40", "--out", tmp_path / "out"]
-    codes = []
-    while not codes or codes[-1] == 75:
-        found = clsp(*command, "--max-minutes", 0.25)
-        codes.append(found.returncode)
-        assert len(codes) < 20
-    assert codes[-1] == 0 and len(codes) > 2, (codes, found.stderr)
+def test_a_slice_of_the_real_thing_stops_and_the_rest_goes_on_from_there(clsp, tmp_path):
+    command = ["reproduce", "--recipe", "digits", *settings({**SMALL, "reproduce.runs": '["mocov2plus+shards"]'})]
+    command += ["--set=pretrain.queue_size=32", "--out", tmp_path / "out"]
+    stopped = clsp(*command, "--max-minutes", 0.02)
+    assert stopped.returncode == 75 and "resumable" in stopped.stderr
+    found = clsp(*command)
+    assert found.returncode == 0, found.stderr
     costs = json.loads((tmp_path / "out" / "costs.json").read_text())
-    assert {"diffusion", "simclr-s0", "knn-mocov2plus+shards-s0", "report"} <= set(costs)
+    assert {"diffusion", "mocov2plus+shards-s0", "knn-mocov2plus+shards-s0", "report"} <= set(costs)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {row["name"] for row in results["summary"]} == {"simclr", "mocov2plus+shards"}
+    assert [row["name"] for row in results["summary"]] == ["mocov2plus+shards"]
     refused = clsp(*command, "--set=sampler.steps=3")
     assert refused.returncode == 2 and "another recipe" in refused.stderr
     state = tmp_path / "out" / "reproduce.json"
