@@ -7,13 +7,10 @@ whose target is a time.
 """
 
 import argparse
-import io
 import json
 import platform
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +20,14 @@ import torch
 from clsp.evaluate import Encoder, Features, LinearEvalConfig, TransferConfig, extract, fit_path
 from clsp.evaluate.sweep import train_heads
 from clsp.shards import Anchors, AnchorsConfig
-from made_sets import SIZE, verdict
-from PIL import Image
+from made_sets import SIZE, EncodedImages, png, seconds, verdict
 from sklearn.linear_model import LogisticRegression
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 WIDTH, CLASSES, TRAIN, TEST = 512, 10, 50_000, 10_000
 TARGETS = {"extraction": 1.5, "sweep": 1.3, "logistic": 180.0}
-
-
-class EncodedImages(Dataset[torch.Tensor]):
-    """Images as a folder holds them: decoded and transformed one at a time, as torchvision's data sets do."""
-
-    def __init__(self, contents: list[bytes]):
-        self.contents = contents
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-
-    def __len__(self) -> int:
-        return len(self.contents)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.transform(Image.open(io.BytesIO(self.contents[index])).convert("RGB"))
 
 
 def build_model() -> Any:
@@ -56,22 +38,17 @@ def build_model() -> Any:
 
 def usual_loop(model: Any, contents: list[bytes]) -> torch.Tensor:
     """torchvision's evaluation loop: workers that decode, float32, batches of 256."""
-    loader = DataLoader(EncodedImages(contents), batch_size=256, num_workers=2)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    loader = DataLoader(EncodedImages(contents, transform), batch_size=256, num_workers=2)
     with torch.no_grad():
         return torch.cat([model(batch) for batch in loader])
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure_extraction(images: Anchors, rounds: int) -> dict[str, Any]:
     """Images per second of both sides, and how far their features are apart."""
     contents: list[Any] = [images.source.content(index) for index in range(len(images))]
     if isinstance(contents[0], np.ndarray):
-        contents = [_png(image) for image in contents]
+        contents = [png(image) for image in contents]
     model = build_model()
     config = {"input_size": (3, SIZE, SIZE), "mean": MEAN, "std": STD}
     encoders = {name: Encoder(build_model(), config, name) for name in ("no", "auto")}
@@ -83,12 +60,6 @@ def measure_extraction(images: Anchors, rounds: int) -> dict[str, Any]:
             rates[label].append(len(images) / seconds(lambda name=name: extract(encoders[name], images)))
     difference = float((expected - found).abs().max() / expected.abs().max())
     return {"rates": rates, "precision": encoders["auto"].precision, "relative difference": difference}
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def backbone_like(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,16 +14,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from clsp.evaluate import computes_bf16
 from clsp.generate import DiffusionConfig, DiffusionModel, Sampler, SamplerConfig, build_unet, make_plan, make_shards
 from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
-from made_sets import CANDIDATES, SIZE, load_images, verdict
+from made_sets import CANDIDATES, SIZE, load_images, seconds, verdict
 from torch.utils.flop_counter import FlopCounterMode
 
 PAPER: dict[str, Any] = {"scheduler": "ddim", "steps": 100, "eta": 0.1, "share_anchor": False, "dtype": "float32"}
@@ -39,40 +39,27 @@ def build_model(config: DiffusionConfig | None = None) -> DiffusionModel:
     return DiffusionModel(unet, NOISE_SCHEDULE, "benchmark", "0" * 64)
 
 
-def computes_bf16(device: str) -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return device == "cuda" or any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def sides(device: str, compiled: bool) -> dict[str, dict[str, Any]]:
+def sides(compiled: bool) -> dict[str, dict[str, Any]]:
     """The settings that are compared: the paper's, each change alone, all of them together."""
     found = {"paper": {}, "shared anchor": SHARED, "solver": SOLVER}
     together = {**SHARED, **SOLVER}
-    if computes_bf16(device):
+    if computes_bf16():
         found["bf16"], together = HALF, {**together, **HALF}
     if compiled:
         found["compile"], together = COMPILED, {**together, **COMPILED}
     return {name: {**PAPER, **change} for name, change in {**found, "all": together}.items()}
 
 
-def seconds(work: Callable[[], Any], device: str) -> float:
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def measure_factors(images_BHWC: np.ndarray, options: argparse.Namespace, device: str) -> dict[str, Any]:
     """Images per second of every side."""
     keys, rates, runs = [f"train_{n:08d}" for n in range(len(images_BHWC))], {}, {}
-    for name, settings in sides(device, options.compile).items():
+    for name, settings in sides(options.compile).items():
         shortened = {**settings, "steps": options.steps, "micro_batch": len(keys), "threads": options.threads}
         runs[name] = (Sampler(build_model(), SamplerConfig(**shortened), device), settings["steps"])
         rates[name] = []
     for number in range(options.rounds + 1):
         for name, (sampler, steps) in runs.items():
-            spent = seconds(lambda s=sampler: s(images_BHWC, keys, CANDIDATES), device) * steps / options.steps
+            spent = seconds(lambda s=sampler: s(images_BHWC, keys, CANDIDATES)) * steps / options.steps
             if number:  # the first round warms up, and compiles
                 rates[name].append(len(keys) * CANDIDATES / spent)
     return rates
@@ -88,7 +75,7 @@ def measure_overhead(images: str, options: argparse.Namespace, device: str) -> d
     def timed(half: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             result: list[Any] = []
-            passes.append(seconds(lambda: result.append(half(*arguments)), device))
+            passes.append(seconds(lambda: result.append(half(*arguments))))
             return result[0]
 
         return call
@@ -99,7 +86,7 @@ def measure_overhead(images: str, options: argparse.Namespace, device: str) -> d
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "set"
         write_plan(root, plan)
-        whole = seconds(lambda: make_shards(root, plan, anchors, sampler), device)
+        whole = seconds(lambda: make_shards(root, plan, anchors, sampler))
     return {"seconds": whole, "percent": 100 * (1 - sum(passes) / whole), "steps": options.steps}
 
 
@@ -110,7 +97,7 @@ def measure_matrix_share(rate: float, config: SamplerConfig, device: str) -> dic
         model.unet(torch.zeros(1, 3, SIZE, SIZE), 500)
     dtype, side = getattr(torch, config.dtype), 8192 if device == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    spent = statistics.median(seconds(lambda: a @ b, device) for _ in range(10))
+    spent = statistics.median(seconds(lambda: a @ b) for _ in range(10))
     peak, used = 2 * side**3 / spent, rate * config.steps * counter.get_total_flops()
     return {"matrix_teraflops": peak / 1e12, "unet_teraflops": used / 1e12, "percent": 100 * used / peak}
 
@@ -163,11 +150,11 @@ def main() -> None:
     found: dict[str, Any] = {"machine": platform.platform(), "torch": torch.__version__, "device": device}
     images = load_images(None if options.images == "digits" else options.images, options.micro_batch)
     found["rates"] = measure_factors(images, options, device)
-    print_factors(found["rates"], computes_bf16(device))
+    print_factors(found["rates"], computes_bf16())
     found["overhead"] = measure_overhead(options.images, options, device)
     percent = found["overhead"]["percent"]
     print(f"not U-Net: {percent:.2f} % at {options.steps} steps, target 3 %: {verdict(percent <= TARGETS['overhead'])}")
-    fast = SamplerConfig(**sides(device, options.compile)["all"])
+    fast = SamplerConfig(**sides(options.compile)["all"])
     found["matrix"] = measure_matrix_share(statistics.median(found["rates"]["all"]), fast, device)
     print(
         f"U-Net arithmetic (the anchors' passes not counted): {found['matrix']['percent']:.0f} % of a matrix product's"

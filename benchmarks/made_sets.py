@@ -1,9 +1,13 @@
-"""Sets to measure on: real or smooth random images in the place of a diffusion model's."""
+"""What several benchmarks need: sets of real or smooth random images, images as a folder holds them, a stop-watch."""
 
+import io
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from clsp.shards import (
     Anchor,
     Anchors,
@@ -19,6 +23,7 @@ from clsp.shards import (
     write_shard,
 )
 from PIL import Image
+from torch.utils.data import Dataset
 
 SIZE, CANDIDATES, BATCH, SEED = 32, 8, 256, 0
 
@@ -64,3 +69,31 @@ def make_set(root: Path, plan: Plan, images_NHWC: np.ndarray) -> Path:
 
 def verdict(reached: bool) -> str:
     return "reached" if reached else "MISSED"
+
+
+class EncodedImages(Dataset[Any]):
+    """Images as a folder holds them: decoded and transformed one at a time, as torchvision's data sets do."""
+
+    def __init__(self, contents: Sequence[bytes], transform: Callable[[Image.Image], Any]):
+        self.contents, self.transform = contents, transform
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(Image.open(io.BytesIO(self.contents[index])).convert("RGB"))
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes, what it leaves to a GPU included."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

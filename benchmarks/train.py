@@ -9,13 +9,11 @@ trains SimCLR with two views, so it stands beside ours with two.
 
 import argparse
 import importlib.util
-import io
 import json
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,9 @@ from clsp.shards import ShardSet
 from clsp.train import PretrainConfig, Views, batch_order, build_method
 from clsp.train.setup import build_optimizer, pair_loader, prepared_method
 from clsp.train.step import Stepper
-from made_sets import SIZE, load_images, make_plan, make_set, verdict
+from made_sets import SIZE, EncodedImages, load_images, make_plan, make_set, png, seconds, verdict
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 TARGETS = {"usual": 1.8, "lightly": 1.5, "waiting": 2.0, "augmentation": 3.5}
@@ -62,26 +60,6 @@ def usual_transform() -> Any:
     )
 
 
-class EncodedImages(Dataset[Any]):
-    """Encoded images and `views` transformed copies of each, as an image folder gives them."""
-
-    def __init__(self, images_NHWC: np.ndarray, transform: Any, views: int = 1):
-        self.contents, self.transform, self.views = [_png(image) for image in images_NHWC], transform, views
-
-    def __len__(self) -> int:
-        return len(self.contents)
-
-    def __getitem__(self, index: int) -> Any:
-        image = Image.open(io.BytesIO(self.contents[index])).convert("RGB")
-        return [self.transform(image) for _ in range(self.views)]
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 class Ours:
     """Steps as `clsp pretrain` does them, on a shard set."""
 
@@ -110,7 +88,9 @@ class Usual:
         self.method, self.precision = build_method(config).to(self.device).train(), precision
         self.optimizer = torch.optim.SGD(self.method.parameters(), lr=0.1, momentum=0.9)
         views = 2 if config.third_view == "none" else 3
-        self.data = EncodedImages(images, usual_transform(), views)
+        transform = usual_transform()
+        contents = [png(image) for image in images]
+        self.data = EncodedImages(contents, lambda image: [transform(image) for _ in range(views)])
         self.batch, self.batches = config.batch_size, self._forever()
 
     def _forever(self) -> Iterator[Any]:
@@ -142,24 +122,16 @@ class Lightly(Usual):
         self.head = SimCLRProjectionHead(512, config.projector_hidden, config.projector_out).to(self.device)
         self.criterion = NTXentLoss(temperature=config.temperature)
         self.optimizer = torch.optim.SGD([*self.backbone.parameters(), *self.head.parameters()], lr=0.1, momentum=0.9)
-        self.data = EncodedImages(images, SimCLRTransform(input_size=SIZE, gaussian_blur=0.0))
+        self.data.transform = SimCLRTransform(input_size=SIZE, gaussian_blur=0.0)
 
     def __call__(self) -> None:
-        views = [view.to(self.device) for view in next(self.batches)[0]]
+        views = [view.to(self.device) for view in next(self.batches)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             z1, z2 = (self.head(self.backbone(view)) for view in views)
             loss = self.criterion(z1, z2)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def measure_steps(images: np.ndarray, root: Path, options: argparse.Namespace, precision: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from .make import open_anchors
+from ..shards import Anchors
+from .make import readable_anchors
 from .options import check_option, out_option, recipe_options
 from .progress import ProgressReport, is_first_rank, say
 from .recipe import load_recipe
@@ -20,7 +21,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     if recipe.diffusion.path:
         say(f"nothing to train: recipe {recipe_name} uses the diffusion model {recipe.diffusion.path}")
         return
-    anchors = open_anchors(recipe.anchors, out)
+    anchors = readable_anchors(Anchors(recipe.anchors), out)
     from ..generate import build_unet, check_out, train_diffusion  # torch, after the checks that need none
 
     finished = check_out(anchors, recipe.diffusion, out)

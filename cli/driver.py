@@ -1,17 +1,16 @@
 """Runs stages as processes, several at a time, within a limit of time, and remembers what is finished."""
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..shards import InputError, StopRequested, WorkError, write_file
+from ..shards import InputError, StopRequested, WorkError, locked, write_file
 from .main import BAD_INPUT, DONE, STOPPED
 from .pipeline import Stage
 from .progress import say
@@ -50,7 +49,12 @@ class Driver:
             InputError: it was too short for a stage that cannot be resumed, or another driver works here.
         """
         started, before = time.monotonic(), len(self.finished)
-        with _locked(self.out):
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.out / "stages" / ".driver", wait=False))
+            except BlockingIOError as error:
+                found = f"another clsp reproduce works in {self.out}"
+                raise InputError(f"{found}; wait for it, or choose another --out") from error
             try:
                 while len(self.finished) < len(self.stages):
                     self._start_ready()
@@ -128,19 +132,6 @@ class Driver:
 
     def _log(self, stage: Stage) -> Path:
         return self.out / "logs" / f"{stage.name}.log"
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second driver out of the folder, for as long as this process lives."""
-    path = out / "stages" / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another clsp reproduce works in {out}; wait for it, or choose another --out") from error
-        yield
 
 
 def _failure(stage: Stage, code: int, log: Path) -> Exception:

@@ -9,7 +9,6 @@ import click
 from ..shards import (
     PLAN,
     Anchors,
-    AnchorsConfig,
     InputError,
     Plan,
     read_plan,
@@ -49,9 +48,8 @@ def listing_path(out: Path) -> Path:
     return out.absolute().with_name(f"{out.absolute().name}.skipped.json")
 
 
-def open_anchors(config: AnchorsConfig, out: Path | None = None) -> Anchors:
-    """A recipe's anchors; with `anchors.on_error = "skip"` without those that do not decode, which are listed."""
-    anchors = Anchors(config)
+def readable_anchors(anchors: Anchors, out: Path | None = None) -> Anchors:
+    """The anchors; with `anchors.on_error = "skip"` without those that do not decode, which are listed."""
     with ProgressReport("looking for anchors that do not decode", "anchors") as report:
         readable = screened(anchors, listing_path(out) if out else None, report)
     skipped = len(anchors) - len(readable)
@@ -83,7 +81,7 @@ def plan(
     """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
     recipe = load_recipe(recipe_name, overrides)
     path = diffusion_path(recipe, diffusion, out)
-    anchors, config = open_anchors(recipe.anchors, out), resolved_sampler(recipe, out)
+    anchors, config = readable_anchors(Anchors(recipe.anchors), out), resolved_sampler(recipe, out)
     from ..generate import Sampler, estimate, load_diffusion, make_plan
     from ..shards import check_plan
 
@@ -123,12 +121,12 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
 
     model = load_diffusion(path, anchors.size)
     if check:
-        check_plan(out, _new_plan(recipe, model, out))
+        check_plan(out, _new_plan(recipe, anchors, model, out))
         return
     hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process reads the whole source for the plan
     accelerator = Accelerator(kwargs_handlers=[hours])
     if accelerator.is_main_process:
-        write_plan(out, _new_plan(recipe, model, out))
+        write_plan(out, _new_plan(recipe, anchors, model, out))
         remove_temporaries(out)
     accelerator.wait_for_everyone()
     anchors = screened(anchors, listing_path(out))
@@ -142,11 +140,11 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
         say(f"part {part} of {out} is done; the last part to finish seals the set")
 
 
-def _new_plan(recipe: Recipe, model: "DiffusionModel", out: Path) -> Plan:
+def _new_plan(recipe: Recipe, anchors: Anchors, model: "DiffusionModel", out: Path) -> Plan:
     """The plan that the recipe's settings make, with the model checked against the anchors where none is there yet."""
     from ..generate import check_statistics, make_plan
 
-    anchors = open_anchors(recipe.anchors, out)
+    anchors = readable_anchors(anchors, out)
     remember_digest(anchors, out.absolute().with_name(f"{out.absolute().name}.source.json"))
     if not (out / PLAN).exists():
         check_statistics(model, anchors, _device())

@@ -40,10 +40,10 @@ def pretrain(
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, Anchors(recipe.anchors), layers_used(out))
 
-    build_method(recipe.pretrain)
     pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
     finished = check_run(shards, recipe.pretrain, out)
     if check:
+        build_method(recipe.pretrain)
         return
     if finished:
         say(f"backbone: {out / 'backbone'} (already trained)")

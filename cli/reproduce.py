@@ -11,7 +11,7 @@ from .driver import Driver
 from .options import out_option, recipe_options
 from .pipeline import method_recipe, parse_run, pipeline
 from .progress import say
-from .recipe import Recipe, ReproduceConfig, load_recipe
+from .recipe import Recipe, load_recipe
 
 STATE = "reproduce.json"
 
@@ -72,18 +72,14 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
             f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {state['clsp']}; choose another --out"
         )
     for path, recipe in recipes.items():
-        if path.exists() and load_recipe(str(path)) != recipe.model_copy(update={"reproduce": _runs_of(path)}):
+        begun = load_recipe(str(path)) if path.exists() else None
+        if begun and begun != recipe.model_copy(update={"reproduce": begun.reproduce}):  # runs and seeds may join it
             raise InputError(f"{out} holds the work of another recipe ({path}); choose another --out")
     anchors = next(iter(recipes.values())).anchors
     Anchors(anchors)  # a missing data set is found here, before anything is written
     write_file(out / STATE, json.dumps(state).encode())
     for path, recipe in recipes.items():
         recipe.save(path)
-
-
-def _runs_of(path: Path) -> ReproduceConfig:
-    """What was compared so far: more runs and seeds may join it."""
-    return load_recipe(str(path)).reproduce
 
 
 def _cost_line(costs: dict[str, float]) -> str:

@@ -113,7 +113,7 @@ def _frechet_row(
     real_NF: torch.Tensor, reference: _Measured, other: _Measured, weights_RN: np.ndarray, device: torch.device
 ) -> dict[str, Any]:
     """Differences are in percent of the reference's distance."""
-    real, *sides = (part.to(device) for part in (real_NF[:, None], reference.features_NKF, other.features_NKF))
+    real, *sides = (part.double().to(device) for part in (real_NF[:, None], reference.features_NKF, other.features_NKF))
 
     def distances(weights_N: np.ndarray) -> np.ndarray:
         moments = _weighted(real, weights_N)

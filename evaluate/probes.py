@@ -12,7 +12,7 @@ from .set_images import image_features
 
 def frechet_probe(encoder: Encoder, anchors: Anchors, limit: int) -> Callable[[Iterator[np.ndarray]], dict[str, float]]:
     """Measures batches of images `(B, H, W, 3)` uint8 by their Fréchet distance to up to `limit` anchors."""
-    chosen = np.linspace(0, len(anchors) - 1, min(limit, len(anchors))).astype(int)
+    chosen = anchors.spread(limit)
 
     def moments(batches: Iterator[np.ndarray]) -> Moments:
         features = image_features(encoder, batches)

@@ -28,8 +28,7 @@ def estimate(plan: Plan, anchors: Anchors, sampler: Sampler, seconds: float = 10
     Args:
         seconds: how long to measure U-Net calls, at least one.
     """
-    chosen = np.linspace(0, len(anchors) - 1, min(SAMPLE, len(anchors))).astype(int)
-    sizes = [len(encode(anchors[int(index)].image, plan.shards.codec)) for index in chosen]
+    sizes = [len(encode(anchors[place].image, plan.shards.codec)) for place in anchors.spread(SAMPLE)]
     images = len(plan.image_fields)
     per_record = images * (float(np.mean(sizes)) + TAR_OVERHEAD) + JSON_BYTES + TAR_OVERHEAD
     shards = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]

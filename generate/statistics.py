@@ -18,8 +18,7 @@ def check_statistics(model: DiffusionModel, anchors: Anchors, device: torch.devi
     Raises:
         InputError: naming what was found.
     """
-    chosen = np.linspace(0, len(anchors) - 1, min(ANCHORS, len(anchors))).astype(int)
-    real = to_model_range(np.stack([anchors[int(place)].image for place in chosen]))
+    real = to_model_range(np.stack([anchors[place].image for place in anchors.spread(ANCHORS)]))
     unet = torch.nn.Module.to(model.unet, device)
     made = torch.cat(list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS))).cpu().flatten()
     lowest, highest = made.quantile(0.01), made.quantile(0.99)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -66,6 +67,8 @@ def train_diffusion(
     if accelerator.is_main_process:
         write_file(out / IDENTITY, _identity(anchors, config))
     first = training.load()
+    if accelerator.is_main_process:
+        _cut_log(out, first)
     batches = image_batches(anchors, config, first, accelerator.process_index, accelerator.num_processes)
     with stop_deferred() as stop_requested:
         for step, x0 in enumerate(batches, start=first):
@@ -73,7 +76,7 @@ def train_diffusion(
             metrics = training.look(step + 1)
             if metrics and report:
                 report(step + 1, config.steps, metrics)
-            if training.stops(stop_requested()):
+            if training.stops(step + 1, stop_requested()):
                 raise StopRequested
     if accelerator.is_main_process:
         training.finish()
@@ -95,7 +98,6 @@ class _Training:
         self.ema.to(accelerator.device)
         self.noise: Any = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
         self.losses: list[torch.Tensor] = []
-        self.done = 0
 
     def step(self, x0: torch.Tensor, step: int) -> None:
         """One step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
@@ -119,7 +121,6 @@ class _Training:
     def look(self, done: int) -> dict[str, float]:
         """The metrics that are due after so many steps; draws, logs and saves what is due too."""
         config, metrics = self.config, {}
-        self.done = done
         if done % LOGGED == 0 or done == config.steps:
             metrics["loss"] = torch.stack(self.losses).mean().item()
             self.losses.clear()
@@ -132,13 +133,13 @@ class _Training:
                 self._save(done)
         return metrics
 
-    def stops(self, requested: bool) -> bool:
+    def stops(self, done: int, requested: bool) -> bool:
         """Save a checkpoint if a stop was requested on any rank: all of them stop behind the same step."""
         if self.accelerator.num_processes > 1:
             everyone: Any = self.accelerator.reduce(torch.tensor(float(requested), device=self.accelerator.device))
             requested = bool(everyone)
         if requested and self.accelerator.is_main_process:
-            self._save(self.done)
+            self._save(done)
         return requested
 
     def _draw(self, done: int) -> dict[str, float]:
@@ -211,7 +212,19 @@ def _identity(anchors: Anchors, config: DiffusionConfig) -> bytes:
 
 
 def _log(out: Path, step: int, metrics: dict[str, float]) -> None:
-    """Add a row to the log; rows of steps that an interrupted run made in vain go."""
-    lines = (out / LOG).read_text().splitlines() if (out / LOG).exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] < step]
-    write_file(out / LOG, "".join(f"{line}\n" for line in [*kept, json.dumps({"step": step, **metrics})]).encode())
+    with (out / LOG).open("a") as file:
+        file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def _cut_log(out: Path, step: int) -> None:
+    """Keep the rows up to `step`: a resumed run writes the later ones again."""
+    if (out / LOG).exists():
+        lines = (out / LOG).read_text().splitlines()
+        write_file(out / LOG, "".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode())
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut short when the process was killed
+        return math.inf

@@ -123,6 +123,10 @@ class Anchors(Sequence[Anchor]):
         """The anchor's name in shard sets and in the noise: no dots, unique."""
         return f"{self.config.split.replace('.', '_')}_{self.indices_N[place]:08d}"
 
+    def spread(self, count: int) -> list[int]:
+        """Up to `count` places, evenly over all anchors."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
+
     def why_unreadable(self, place: int) -> str | None:
         """Why an anchor does not decode, or None where it does."""
         index = int(self.indices_N[place])

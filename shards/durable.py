@@ -1,6 +1,7 @@
 """Files that either exist whole or not at all, whatever kills the process."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -80,3 +81,22 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a lock on `path`, with `.lock` behind its name, among all processes and threads.
+
+    It ends with its holder, whatever kills that.
+
+    Raises:
+        BlockingIOError: another one holds it, and `wait` is False.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not release it while a forked child has the file

@@ -1,14 +1,13 @@
 """Where the files of a set are read from: a local folder, or a URL through a bounded cache on disk."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from .arrival import fetch_manifest, receive, retrying
-from .durable import remove_temporaries, write_file
+from .durable import locked, remove_temporaries, write_file
 from .errors import WorkError
 from .layout import MANIFEST, parse_shard
 from .manifest import FileEntry, Manifest, read_manifest
@@ -85,7 +84,7 @@ class RemoteStore(Store):
         if entry is None:
             raise WorkError(f"{self.location} has no file {name}; run: clsp shards verify on the set")
         if not _used(path, entry):
-            with _locked(self.root / LOCKS / name):
+            with locked(self.root / LOCKS / name):
                 if not _used(path, entry):  # another process may have fetched it meanwhile
                     self._fetch(name, entry, path)
         return path
@@ -100,7 +99,7 @@ class RemoteStore(Store):
 
     def _make_room(self, needed: int, keep: Path) -> None:
         """Remove the least recently used tars until `needed` more bytes fit; `keep` stays."""
-        with _locked(self.cache / LOCKS / "evict"):
+        with locked(self.cache / LOCKS / "evict"):
             tars = sorted(_tars(self.cache))
             total = needed + sum(size for _, size, _ in tars)
             for _, size, path in tars:
@@ -145,16 +144,3 @@ def _tars(cache: Path) -> Iterator[tuple[int, int, Path]]:
         with contextlib.suppress(FileNotFoundError):  # another process is making room too
             status = path.stat()
             yield status.st_mtime_ns, status.st_size, path
-
-
-@contextlib.contextmanager
-def _locked(name: Path) -> Iterator[None]:
-    """Hold a lock among all processes and threads; it ends with its holder, whatever kills that."""
-    path = name.with_name(f"{name.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not release it while a forked child has the file

@@ -44,6 +44,15 @@ SMALL_NETWORKS = {
 }
 """Settings that make every stage of the pipeline real but quick."""
 
+SMALL_METHOD = {
+    "backbone_kwargs": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]},
+    "projector_hidden": 16,
+    "projector_out": 8,
+    "predictor_hidden": 16,
+    "trackers": [],
+}
+"""Settings of `[pretrain]` that make every method small."""
+
 TINY = DiffusionConfig(channels=(32, 32), attention=(False, True), blocks=1, dropout=0.0)
 
 

@@ -59,7 +59,7 @@ def nt_xent(
     itself = torch.cat([own, own + everyone])
     positive = torch.cat([own + everyone, own])
     logits = logits.scatter(1, itself[:, None], float("-inf"))
-    return F.cross_entropy(logits.float(), positive)
+    return F.cross_entropy(logits, positive)
 
 
 @in_float32
@@ -69,7 +69,7 @@ def alignment(z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor 
     Args:
         weights_B: a weight per sample, 1 by default; the mean is over all B samples.
     """
-    distances_B = 2 - 2 * (z1_BD.float() * z3_BD.float()).sum(dim=1)
+    distances_B = 2 - 2 * (z1_BD * z3_BD).sum(dim=1)
     return (distances_B if weights_B is None else distances_B * weights_B).mean()
 
 
@@ -81,7 +81,7 @@ def info_nce(q_BD: torch.Tensor, k_BD: torch.Tensor, queue_QD: torch.Tensor, tem
     """
     positive_B1 = (q_BD * k_BD).sum(dim=1, keepdim=True)
     logits = torch.cat([positive_B1, q_BD @ queue_QD.T], dim=1) / temperature
-    return F.cross_entropy(logits.float(), torch.zeros(len(q_BD), dtype=torch.long, device=q_BD.device))
+    return F.cross_entropy(logits, torch.zeros(len(q_BD), dtype=torch.long, device=q_BD.device))
 
 
 @in_float32
@@ -94,7 +94,7 @@ def cross_view(target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: flo
     """
     logits = target_BD @ all_p_ND.T / temperature
     own = torch.arange(len(target_BD), device=logits.device) + rank * len(target_BD)
-    return F.cross_entropy(logits.float(), own)
+    return F.cross_entropy(logits, own)
 
 
 @in_float32
@@ -109,7 +109,7 @@ def supervised_contrastive(
         places_B: where the local ones are among them.
         labels_N: the classes of all.
     """
-    logits = (z_BD @ all_z_ND.T / temperature).float().scatter(1, places_B[:, None], float("-inf"))
+    logits = (z_BD @ all_z_ND.T / temperature).scatter(1, places_B[:, None], float("-inf"))
     positives = labels_N[places_B][:, None] == labels_N[None]
     positives = positives.scatter(1, places_B[:, None], False)
     log_probabilities = logits.log_softmax(dim=1)
@@ -130,7 +130,7 @@ def redundancy(keys_ND: Sequence[torch.Tensor], y_ND: Sequence[torch.Tensor]) ->
     """
     on, off = [], []
     for key, y in zip(keys_ND, reversed(y_ND), strict=True):
-        correlation = F.normalize(key.float(), dim=0).T @ F.normalize(y.float(), dim=0)
+        correlation = F.normalize(key, dim=0).T @ F.normalize(y, dim=0)
         diagonal = correlation.diagonal()
         others = len(correlation) * (len(correlation) - 1)
         on.append((diagonal - 1).square().mean())

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..shards import BatchOrder, InputError, PairDataset, PairLoader, ShardSet, choice_by_scores
 from .config import PretrainConfig
-from .methods import METHODS, Method, build_method
+from .methods import Method, build_method, method_class
 
 LARS_TRUST = 0.02
 """η of LARS, with its rate clipped at the learning rate, as in solo-learn."""
@@ -38,7 +38,7 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
     needs_candidates, synthetic = config.extra in ("shards", "inflation"), config.synthetic
     if needs_candidates and shards.candidates == 0:
         raise InputError(f"{shards.root} has no candidates; make some, or set pretrain.synthetic.source=none")
-    if METHODS[config.method].needs_labels and (shards.labels() < 0).any():
+    if method_class(config).needs_labels and (shards.labels() < 0).any():
         raise InputError(f"pretrain.method = {config.method} needs labels, and {shards.root} has anchors without one")
     choice = None
     if needs_candidates and synthetic.scores:

@@ -8,20 +8,10 @@ import torch
 from clsp.shards import InputError, ShardSet, StopRequested, WorkError, merge_sets, sha256_file
 from clsp.train import METHODS, PretrainConfig, layers_used, pretrain
 from clsp.train.step import Stepper
+from conftest import SMALL_METHOD
 
-BASE = {
-    "epochs": 3,
-    "batch_size": 16,
-    "backbone_kwargs": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]},
-    "projector_hidden": 16,
-    "projector_out": 8,
-    "warmup_epochs": 1,
-    "predictor_hidden": 16,
-    "queue_size": 32,
-    "workers": 0,
-    "checkpoint_epochs": 2,
-    "trackers": [],
-}
+BASE = {**SMALL_METHOD, "epochs": 3, "batch_size": 16, "queue_size": 32, "warmup_epochs": 1, "workers": 0}
+BASE["checkpoint_epochs"] = 2
 
 
 def config(**changes) -> PretrainConfig:

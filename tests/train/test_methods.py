@@ -7,16 +7,10 @@ import torch
 from clsp.shards import InputError
 from clsp.train import METHODS, PretrainConfig, build_method
 from clsp.train.methods.momentum import Queue, key_momentum
+from conftest import SMALL_METHOD
 from torch.nn.functional import cross_entropy, normalize
 
-BASE = {
-    "batch_size": 8,
-    "queue_size": 16,
-    "backbone_kwargs": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]},
-    "projector_hidden": 16,
-    "projector_out": 8,
-    "predictor_hidden": 16,
-}
+BASE = {**SMALL_METHOD, "batch_size": 8, "queue_size": 16}
 LABELS = torch.arange(8) % 3
 
 

@@ -27,15 +27,24 @@ def register(name: str) -> Callable[[type["Method"]], type["Method"]]:
     return add
 
 
+def method_class(config: PretrainConfig) -> type["Method"]:
+    """The class of the recipe's method.
+
+    Raises:
+        InputError: there is no method of that name.
+    """
+    if config.method not in METHODS:
+        raise InputError(f"pretrain.method: no method {config.method!r}; there are {', '.join(sorted(METHODS))}")
+    return METHODS[config.method]
+
+
 def build_method(config: PretrainConfig) -> "Method":
     """The recipe's method with random weights.
 
     Raises:
         InputError: there is no method of that name, or a setting does not go with it.
     """
-    if config.method not in METHODS:
-        raise InputError(f"pretrain.method: no method {config.method!r}; there are {', '.join(sorted(METHODS))}")
-    return METHODS[config.method](config)
+    return method_class(config)(config)
 
 
 class Method(nn.Module, abc.ABC):
