@@ -48,7 +48,7 @@ def measure_extraction(images: Anchors, rounds: int) -> dict[str, Any]:
     """Images per second of both sides, and how far their features are apart."""
     contents: list[Any] = [images.source.content(index) for index in range(len(images))]
     if isinstance(contents[0], np.ndarray):
-        contents = [png(image) for image in contents]
+        contents = [png(anchor.image) for anchor in images]  # at the size that ours gets
     model = build_model()
     config = {"input_size": (3, SIZE, SIZE), "mean": MEAN, "std": STD}
     encoders = {name: Encoder(build_model(), config, name) for name in ("no", "auto")}
