@@ -23,7 +23,7 @@ import torch
 from clsp.evaluate import computes_bf16
 from clsp.generate import DiffusionConfig, DiffusionModel, Sampler, SamplerConfig, build_unet, make_plan, make_shards
 from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
-from made_sets import CANDIDATES, SIZE, load_images, seconds, verdict
+from made_sets import CANDIDATES, SIZE, load_images, matrix_rate, seconds, verdict
 from torch.utils.flop_counter import FlopCounterMode
 
 PAPER: dict[str, Any] = {"scheduler": "ddim", "steps": 100, "eta": 0.1, "share_anchor": False, "dtype": "float32"}
@@ -95,10 +95,7 @@ def measure_matrix_share(rate: float, config: SamplerConfig, device: str) -> dic
     model = build_model()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.unet(torch.zeros(1, 3, SIZE, SIZE), 500)
-    dtype, side = getattr(torch, config.dtype), 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    spent = statistics.median(seconds(lambda: a @ b) for _ in range(10))
-    peak, used = 2 * side**3 / spent, rate * config.steps * counter.get_total_flops()
+    peak, used = matrix_rate(getattr(torch, config.dtype), device), rate * config.steps * counter.get_total_flops()
     return {"matrix_teraflops": peak / 1e12, "unet_teraflops": used / 1e12, "percent": 100 * used / peak}
 
 

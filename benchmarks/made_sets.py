@@ -1,6 +1,7 @@
 """What several benchmarks need: sets of real or smooth random images, images as a folder holds them, a stop-watch."""
 
 import io
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,3 +98,10 @@ def seconds(work: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def matrix_rate(dtype: torch.dtype, device: str) -> float:
+    """Arithmetic per second (FLOP/s) of a large matrix product: what a network can reach at most."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / statistics.median(seconds(lambda: a @ b) for _ in range(10))

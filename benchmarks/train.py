@@ -4,7 +4,7 @@
 
 `pip install lightly` has it measured too. The sides take turns; figures are medians over the rounds of one run. «The
 usual way» is the same model and loss with torchvision's PIL transforms in DataLoader workers, eager, float32. `lightly`
-trains SimCLR with two views, so it stands beside ours with two.
+trains SimCLR with two views, so it stands beside ours with two. `--compile` has ours measured with torch.compile too.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from clsp.shards import ShardSet
 from clsp.train import PretrainConfig, Views, batch_order, build_method
 from clsp.train.setup import build_optimizer, pair_loader, prepared_method
 from clsp.train.step import Stepper
-from made_sets import SIZE, EncodedImages, load_images, make_plan, make_set, png, seconds, verdict
+from made_sets import SIZE, EncodedImages, load_images, make_plan, make_set, matrix_rate, png, seconds, verdict
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 TARGETS = {"usual": 1.8, "lightly": 1.5, "waiting": 2.0, "augmentation": 3.5}
@@ -37,8 +38,9 @@ PREFETCHED = 4
 """Batches that loaders have ready when their side's turn begins; they are not timed."""
 
 
-def config_of(options: argparse.Namespace, source: str, precision: str) -> PretrainConfig:
+def config_of(options: argparse.Namespace, source: str, precision: str, compiled: bool = False) -> PretrainConfig:
     return PretrainConfig(
+        compile=compiled,
         epochs=1000,
         batch_size=options.batch,
         workers=1,
@@ -139,6 +141,8 @@ def measure_steps(images: np.ndarray, root: Path, options: argparse.Namespace, p
     three, two = (config_of(options, source, precision) for source in ("shards", "none"))
     sides: dict[str, Any] = {"ours": Ours(root, three), "usual": Usual(images, three, precision)}
     sides |= {"ours, 2 views": Ours(root, two)}
+    if options.compile:
+        sides["ours, compiled"] = Ours(root, config_of(options, "shards", precision, compiled=True))
     if importlib.util.find_spec("lightly"):
         sides["lightly, 2 views"] = Lightly(images, two, precision)
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -153,7 +157,19 @@ def measure_steps(images: np.ndarray, root: Path, options: argparse.Namespace, p
                 rates[name].append(options.batch * options.steps / spent)
                 waited += side.loader.waited - before if name == "ours" else 0.0
     spent = sum(options.batch * options.steps / rate for rate in rates["ours"])
-    return {"rates": rates, "waiting": 100 * waited / spent}
+    return {"rates": rates, "waiting": 100 * waited / spent, "matrix": measure_matrix_share(three, rates["ours"])}
+
+
+def measure_matrix_share(config: PretrainConfig, rates: list[float]) -> dict[str, float]:
+    """Images per second if the backbone's passes ran like a large matrix product, and ours as a share of that."""
+    method = build_method(config)
+    views = [torch.zeros(2, 3, SIZE, SIZE) for _ in range(3)]
+    with FlopCounterMode(display=False) as counter:
+        sum(method(views[:2], views[2], None, torch.zeros(2)).values()).backward()  # type: ignore[union-attr]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    limit = matrix_rate(dtype, device) / (counter.get_total_flops() / 2)
+    return {"limit": limit, "percent": 100 * statistics.median(rates) / limit}
 
 
 def measure_augmentation(images: np.ndarray, rounds: int) -> dict[str, list[float]]:
@@ -186,10 +202,14 @@ def print_steps(found: dict[str, Any], name: str) -> None:
     print(
         f"  to the usual way {usual:.2f} x, target {TARGETS['usual']} (with bf16): {verdict(usual >= TARGETS['usual'])}"
     )
+    if "ours, compiled" in rates:
+        print(f"  compiled {ratio(rates, 'ours, compiled', 'usual'):.2f} x")
     if "lightly, 2 views" in rates:
         other = ratio(rates, "ours, 2 views", "lightly, 2 views")
         reached = verdict(other >= TARGETS["lightly"])
         print(f"  to lightly {other:.2f} x, target {TARGETS['lightly']} (with bf16): {reached}")
+    limit, percent = found["matrix"].values()
+    print(f"  at the rate of a matrix product {limit:.2f}/s: ours is {percent:.0f} %")
     print(f"  waiting for data {found['waiting']:.2f} %, target 2: {verdict(found['waiting'] <= TARGETS['waiting'])}")
 
 
@@ -199,6 +219,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8, help="per round and side")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     images = load_images(options.images, 2048)

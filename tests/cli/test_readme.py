@@ -1,11 +1,10 @@
 """Every command of the README, word for word but for the sizes."""
 
 import io
-import os
+import json
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -34,9 +33,12 @@ def images_of_cifar_size(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_other_command_of_the_readme(images_of_cifar_size, shard_set, model_folder, tmp_path_factory):
+def test_every_other_command_of_the_readme(
+    clsp, monkeypatch, images_of_cifar_size, shard_set, model_folder, tmp_path_factory
+):
     """In the README's order and in one folder, off the hub and with small networks; two processes for four GPUs."""
     cwd = tmp_path_factory.mktemp("readme")
+    monkeypatch.chdir(cwd)
     model = save_random_model(cwd / "ddpm", 32)
     shutil.copytree(shard_set, cwd / "runs" / "demo" / "shards")
     shutil.copytree(model_folder, cwd / "runs" / "demo" / "diffusion")
@@ -54,7 +56,6 @@ def test_every_other_command_of_the_readme(images_of_cifar_size, shard_set, mode
         "transfer.sets.cifar10.test": '""',
         "transfer.sets.cifar10.per_class": 4,
     }
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ran = []
     for line in COMMANDS:
         if line in ("make demo", "make test"):  # the demo has a test of its own, and this is `make test`
@@ -63,17 +64,15 @@ def test_every_other_command_of_the_readme(images_of_cifar_size, shard_set, mode
             words = [word.replace("GPUS=4", "GPUS=2") for word in line.split()[1:]]
             found = run_make(*words, args=settings(small), cwd=cwd)
         else:
-            takes_recipe = "--recipe" in line
-            line = line.removeprefix(".venv/bin/")
-            line = line.replace("/tmp/", f"{cwd}/")
-            given = settings(small | one_set if line.startswith("clsp transfer") else small)
-            command = f"{line} {' '.join(map(repr, given))}" if takes_recipe else line
-            found = subprocess.run(
-                command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-            )
+            program, *words = shlex.split(line.replace("/tmp/", f"{cwd}/"))
+            assert Path(program).name == "clsp"
+            given = settings(small | one_set if words[0] == "transfer" else small)
+            found = clsp(*words, *(given if "--recipe" in words else []))
         assert found.returncode == 0, f"{line}\n{found.stdout}{found.stderr}"
         ran.append(line)
     assert len(ran) == 23 and (cwd / "runs" / "cifar10" / "report.html").exists()
+    commits = (cwd / "runs" / "cifar10" / "shards" / "commits").rglob("*.json")
+    assert {json.loads(path.read_text())["made"]["processes"] for path in commits} == {2}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")

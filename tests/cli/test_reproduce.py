@@ -1,6 +1,7 @@
 """Slices of time, the driver's lock and what a folder may hold; the whole pipeline is in test_demo.py."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 from clsp.cli.driver import Driver
 from clsp.cli.pipeline import Stage, parse_run, pipeline
 from clsp.cli.recipe import load_recipe
-from clsp.shards import InputError, StopRequested
+from clsp.shards import InputError, StopRequested, WorkError
 from conftest import SMALL_NETWORKS, settings
 
 SMALL = {**SMALL_NETWORKS, "anchors.limit": 64, "shards.records": 16, "reproduce.seeds": 1}
@@ -68,6 +69,20 @@ def test_a_second_driver_is_kept_out(tmp_path):
                 Sleeps(tmp_path, self.stages, 1).run()
 
     Second(tmp_path, [Stage("quick", ("0.5",))], 1).run()
+
+
+def test_a_set_that_fails_verification_ends_the_work_with_its_fault(shard_set, tmp_path):
+    shutil.copytree(shard_set, tmp_path / "shards")
+    tar = tmp_path / "shards" / "layer-000" / "shard-000001.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    stages = [Stage("verify", ("shards", "verify", str(tmp_path / "shards"), "--deep")), Stage("next", (), ("verify",))]
+    driver = Driver(tmp_path, stages, 1)
+    with pytest.raises(WorkError, match=r"stage verify: .*fault.*\(log: .*verify\.log\)"):
+        driver.run()
+    assert driver.finished == set() and "shard-000001" in (tmp_path / "logs" / "verify.log").read_text()
+    assert tar.read_bytes() == content
 
 
 def test_a_slice_of_the_real_thing_stops_and_the_rest_goes_on_from_there(clsp, tmp_path):

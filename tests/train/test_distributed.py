@@ -14,21 +14,22 @@ from conftest import SMALL_NETWORKS, settings
 STEP = Path(__file__).with_name("distributed_step.py")
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method, tmp_path):
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """One step of every method, by one process and by two."""
+    folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-            STEP,
-            method,
-            tmp_path,
-        ]
+        command = [*LAUNCHER, f"--nproc_per_node={processes}", STEP, folder]
         subprocess.run(command, check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True)
-    one, *two = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    return folder
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method, steps):
+    one, *two = (torch.load(steps / f"{method}-{rank}.pt") for rank in ("1-0", "2-0", "2-1"))
     assert {"mocov2plus": 2, "nnclr": 1, "all4one": 1}.get(method, 0) == sum(
         name.endswith("embeddings_QD") for name in one
     )
@@ -43,7 +44,7 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method
 def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(shard_set, tmp_path):
     """SIGTERM comes to both and to their workers at slightly different times, in mid-epoch or not."""
     values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint", "pretrain.workers": 1}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "clsp.cli"]
+    command = [*LAUNCHER, "--nproc_per_node=2", "-m", "clsp.cli"]
     command += ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
