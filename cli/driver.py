@@ -1,27 +1,32 @@
 """Runs stages as processes, several at a time, within a limit of time, and remembers what is finished."""
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ..shards import InputError, StopRequested, WorkError, locked, write_file
-from .main import BAD_INPUT, DONE, STOPPED
+from .main import BAD_INPUT, DONE, STOPPED, run
 from .pipeline import Stage
 from .progress import say
 
 SECONDS_BETWEEN_POLLS = 0.1
 
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Stages are forked from a process that imports the libraries once: seconds of every stage otherwise."""
+PROCESSES.set_forkserver_preload(["accelerate", "kornia", "torchvision", "clsp.train.methods"])
+
 
 @dataclass
 class _Running:
     stage: Stage
-    process: "subprocess.Popen[bytes]"
+    process: BaseProcess
     started: float
 
 
@@ -60,7 +65,7 @@ class Driver:
                     self._start_ready()
                     time.sleep(SECONDS_BETWEEN_POLLS)
                     for running in list(self.running.values()):
-                        if running.process.poll() is not None:
+                        if running.process.exitcode is not None:
                             self._finish(running)
                     if self.seconds is not None and time.monotonic() - started > self.seconds:
                         self._end_slice(len(self.finished) > before)
@@ -73,17 +78,16 @@ class Driver:
             if len(self.running) < self.jobs and ready and stage.name not in self.finished | set(self.running):
                 self.running[stage.name] = _Running(stage, self._start(stage), time.monotonic())
 
-    def _start(self, stage: Stage) -> "subprocess.Popen[bytes]":
+    def _start(self, stage: Stage) -> BaseProcess:
         threads = max(1, (os.cpu_count() or 1) // (1 if stage.alone else self.jobs))
         log = self._log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with log.open("wb") as file:
-            command = [sys.executable, "-m", "clsp.cli", *stage.arguments]
-            return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        process = PROCESSES.Process(target=run_stage, args=(stage.arguments, log, threads))
+        process.start()
+        return process
 
     def _finish(self, running: _Running) -> None:
-        stage, code = running.stage, running.process.returncode
+        stage, code = running.stage, running.process.exitcode
         del self.running[stage.name]
         spent = self._record(running, finished=code == DONE)
         if code != DONE:
@@ -105,8 +109,8 @@ class Driver:
         for running in self.running.values():
             running.process.terminate()
         for running in self.running.values():
-            running.process.wait()
-            self._record(running, finished=running.process.returncode == DONE)
+            running.process.join()
+            self._record(running, finished=running.process.exitcode == DONE)
         self.running.clear()
 
     def _record(self, running: _Running, finished: bool) -> float:
@@ -132,6 +136,20 @@ class Driver:
 
     def _log(self, stage: Stage) -> Path:
         return self.out / "logs" / f"{stage.name}.log"
+
+
+def run_stage(arguments: Sequence[str], log: Path, threads: int) -> None:
+    """In a process of its own: run a command line, its output in the log; exits with its code."""
+    import threadpoolctl
+    import torch
+
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the stage starts
+    torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads, "blas")
+    sys.exit(run(list(arguments)))
 
 
 def _failure(stage: Stage, code: int, log: Path) -> Exception:
