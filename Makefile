@@ -59,7 +59,7 @@ report: setup
 	$(CLSP) report $(OUT) --out $(OUT)/report.html
 
 test: setup
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,15 +13,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ..shards import InputError, StopRequested, WorkError, locked, write_file
-from .main import BAD_INPUT, DONE, STOPPED, run
+from .main import BAD_INPUT, DONE, FAILED, STOPPED, run
 from .pipeline import Stage
 from .progress import say
 
 SECONDS_BETWEEN_POLLS = 0.1
 
 PROCESSES = multiprocessing.get_context("forkserver")
-"""Stages are forked from a process that imports the libraries once: seconds of every stage otherwise."""
-PROCESSES.set_forkserver_preload(["accelerate", "kornia", "torchvision", "clsp.train.methods"])
+"""Stages are forked from a process that has imported the libraries once, which takes most commands 9 s otherwise."""
+PROCESSES.set_forkserver_preload(["clsp.cli.forkserver"])
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Driver:
         threads = max(1, (os.cpu_count() or 1) // (1 if stage.alone else self.jobs))
         log = self._log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
         process = PROCESSES.Process(target=run_stage, args=(stage.arguments, log, threads))
         process.start()
         return process
@@ -140,22 +142,31 @@ class Driver:
 
 def run_stage(arguments: Sequence[str], log: Path, threads: int) -> None:
     """In a process of its own: run a command line, its output in the log; exits with its code."""
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # until `run` has its own
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    driver = multiprocessing.parent_process()
+    if driver is None or not driver.is_alive():  # it was stopped while this process was being made
+        sys.exit(STOPPED)
+    multiprocessing.set_start_method(None, force=True)  # for DataLoader workers: the default, not the driver's
     import threadpoolctl
     import torch
 
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the stage starts
     torch.set_num_threads(threads)
     threadpoolctl.threadpool_limits(threads, "blas")
     sys.exit(run(list(arguments)))
 
 
-def _failure(stage: Stage, code: int, log: Path) -> Exception:
+def _failure(stage: Stage, code: int | None, log: Path) -> Exception:
     """The error of a stage, which ends the driver with the stage's own exit code."""
     lines = log.read_text().strip().splitlines() or [""]
     if code == STOPPED:
         return StopRequested()
+    if code not in (FAILED, BAD_INPUT):
+        found = f"stage {stage.name} was killed (exit code {code})"
+        return WorkError(f"{found}; if memory ran out, use --jobs 1 (log: {log})")
     kind = InputError if code == BAD_INPUT else WorkError
     return kind(f"stage {stage.name}: {lines[-1].removeprefix('clsp: ')} (log: {log})")

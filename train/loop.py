@@ -72,6 +72,7 @@ def pretrain(
                     report(epoch, config.epochs, means)
             if _on_any_rank(accelerator, stop_requested()):
                 run.save()
+                accelerator.end_training()
                 raise StopRequested
     if accelerator.is_main_process:
         export_backbone(method, config, shards.size, out)

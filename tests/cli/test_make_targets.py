@@ -1,4 +1,4 @@
-"""`make shards && make pretrain && make linear-eval` by one process; several are in test_readme.py."""
+"""`make shards && make pretrain && make linear-eval`: the first with two processes; test_readme.py has others."""
 
 import json
 
@@ -7,8 +7,8 @@ from conftest import SMALL_NETWORKS, run_make, settings
 
 def test_shards_pretrain_and_linear_eval_in_a_row(tmp_path):
     args = settings({**SMALL_NETWORKS, "anchors.limit": 64, "shards.records": 16, "shards.candidates": 2})
-    for target in ("shards", "pretrain", "linear-eval"):
-        found = run_make(target, args=args, cwd=tmp_path)
+    for target, gpus in (("shards", 2), ("pretrain", 1), ("linear-eval", 1)):
+        found = run_make(target, f"GPUS={gpus}", args=args, cwd=tmp_path)
         assert found.returncode == 0, found.stdout + found.stderr
     run = tmp_path / "runs" / "digits" / "pretrain" / "simclr+shards-s0"
     assert json.loads((run / "linear.json").read_text())["result"]["protocol"] == "clsp"

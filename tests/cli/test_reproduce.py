@@ -2,10 +2,14 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from clsp.cli.driver import Driver
@@ -91,6 +95,45 @@ def test_a_set_that_fails_verification_ends_the_work_with_its_fault(shard_set, t
         driver.run()
     assert driver.finished == set()
     assert tar.read_bytes() == content
+
+
+def test_a_stage_with_bad_input_or_without_memory_ends_the_work_with_its_reason(tmp_path):
+    bad = Stage("bad", ("shards", "verify", str(tmp_path / "none")))
+    with pytest.raises(InputError, match=r"stage bad: .*none.*\(log: "):
+        Driver(tmp_path, [bad], 1).run()
+
+    class OutOfMemory(Driver):
+        def _start(self, stage):
+            process = super()._start(stage)
+            process.kill()
+            return process
+
+    with pytest.raises(WorkError, match=r"stage bad was killed \(exit code -9\); if memory ran out, use --jobs 1"):
+        OutOfMemory(tmp_path, [bad], 1).run()
+
+
+def test_a_stop_of_the_whole_process_group_waits_for_the_stages(tmp_path):
+    out = tmp_path / "out"
+    values = {**SMALL, "diffusion.steps": 100_000, "diffusion.checkpoint_steps": 10}
+    command = [sys.executable, "-m", "clsp.cli", "reproduce", "--recipe", "digits", "--out", out, *settings(values)]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(out.glob("diffusion/checkpoint*")):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 75 and "resumable" in errors
+    assert "resumable" in (out / "logs" / "diffusion.log").read_text()
+    time.sleep(0.5)  # the process from which stages are forked ends when the driver has
+    assert not [state for group, state in processes() if group == driver.pid and state != "Z"]
+
+
+def processes():
+    """(process group, state) of everything that runs."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            yield int(group), state
 
 
 def test_a_slice_of_the_real_thing_stops_and_the_rest_goes_on_from_there(clsp, tmp_path):
