@@ -38,16 +38,16 @@ def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
     names = list(dict.fromkeys(name for name, _ in runs))
     measures = sorted({key for _, rows in runs for row in rows for key in row} - NO_LOSSES)
     with _panels(len(measures)) as (figure, panels):
+        lines: dict[str, Any] = {}
         for axes, measure in zip(panels, measures, strict=False):
-            labelled: set[str] = set()
             for name, rows in runs:
                 points = [(row["epoch"], row[measure]) for row in rows if measure in row]
                 if points:
-                    label = None if name in labelled else name
-                    labelled.add(name)
-                    axes.plot(*zip(*points, strict=True), color=f"C{names.index(name)}", linewidth=1, label=label)
+                    (line,) = axes.plot(*zip(*points, strict=True), color=f"C{names.index(name)}", linewidth=1)
+                    lines.setdefault(name, line)
             axes.set(title=measure, xlabel="epoch")
-            axes.legend(fontsize="small")
+        legend: Any = {"loc": "outside lower center", "ncols": PER_ROW, "fontsize": "small"}
+        figure.legend(list(lines.values()), list(lines), **legend)
         return _saved(figure, image_format)
 
 

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,13 +43,13 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method
             )
 
 
-def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(shard_set, tmp_path):
-    """SIGTERM comes to both and to their workers at slightly different times, in mid-epoch or not."""
+def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(clsp, shard_set, tmp_path):
+    """SIGTERM comes to both and to their workers at slightly different times; one process alone can go on, too."""
     values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint", "pretrain.workers": 1}
-    command = [*LAUNCHER, "--nproc_per_node=2", "-m", "clsp.cli"]
-    command += ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
+    arguments = ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
+    command = [*LAUNCHER, "--nproc_per_node=2", "-m", "clsp.cli", *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
     subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
     stopped = subprocess.Popen([*command, str(parts)], env=environment, stderr=subprocess.PIPE, text=True)
     while not list(parts.glob("checkpoints/*")):
@@ -56,6 +58,12 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(s
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate()
     assert not (parts / "backbone").exists() and "resumable" in errors
+    shutil.copytree(parts, alone)
     subprocess.run([*command, str(parts)], check=True, env=environment, capture_output=True)
     one, two = (safetensors.torch.load_file(out / "backbone" / "model.safetensors") for out in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    assert clsp(*arguments, alone).returncode == 0
+    steps = [
+        [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] for out in (whole, alone)
+    ]
+    assert steps[0] == steps[1] and len(steps[0]) == 40
