@@ -18,6 +18,8 @@ from .pipeline import Stage
 from .progress import say
 
 SECONDS_BETWEEN_POLLS = 0.1
+OWN_FOLDERS = ("stages", "logs", "recipes")
+"""What the driver itself writes."""
 
 PROCESSES = multiprocessing.get_context("forkserver")
 """Stages are forked from a process that has imported the libraries once, which takes most commands 9 s otherwise."""
@@ -41,6 +43,7 @@ class Driver:
 
     def __init__(self, out: Path, stages: Sequence[Stage], jobs: int, seconds: float | None = None):
         self.out, self.stages, self.jobs, self.seconds = out, stages, jobs, seconds
+        self.started = time.monotonic()
         self.finished: set[str] = set()
         for stage in stages:  # in the order of their dependencies: what follows a changed stage is done again
             if set(stage.after) <= self.finished and self._recorded(stage).get("finished"):
@@ -52,9 +55,9 @@ class Driver:
 
         Raises:
             StopRequested: the time is over.
-            InputError: it was too short for a stage that cannot be resumed, or another driver works here.
+            InputError: it was too short to get any further, or another driver works here.
         """
-        started, before = time.monotonic(), len(self.finished)
+        before = (len(self.finished), self._newest())
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.out / "stages" / ".driver", wait=False))
@@ -68,8 +71,8 @@ class Driver:
                     for running in list(self.running.values()):
                         if running.process.exitcode is not None:
                             self._finish(running)
-                    if self.seconds is not None and time.monotonic() - started > self.seconds:
-                        self._end_slice(len(self.finished) > before)
+                    if self.seconds is not None and time.monotonic() - self.started > self.seconds:
+                        self._end_slice(before)
             finally:
                 self._stop_all()
 
@@ -86,6 +89,7 @@ class Driver:
         log.write_bytes(b"")
         process = PROCESSES.Process(target=run_stage, args=(stage.arguments, log, threads))
         process.start()
+        say(f"        {stage.name} begins (log: {log})")
         return process
 
     def _finish(self, running: _Running) -> None:
@@ -97,15 +101,19 @@ class Driver:
         self.finished.add(stage.name)
         say(f"[{len(self.finished):>2}/{len(self.stages)}] {stage.name} ({spent:.0f} s)")
 
-    def _end_slice(self, anything_finished: bool) -> None:
-        """Stop at a resumable point, unless the next slice of this length could get no further."""
-        stuck = [running.stage.name for running in self.running.values() if not running.stage.resumable]
-        if stuck and not anything_finished and len(stuck) == len(self.running):
+    def _end_slice(self, before: tuple[int, int]) -> None:
+        """Stop at a resumable point, unless the next slice of this length would get no further either."""
+        names = ", ".join(self.running)
+        self._stop_all()
+        if (len(self.finished), self._newest()) == before:
             minutes = (self.seconds or 0) / 60
-            raise InputError(
-                f"--max-minutes {minutes:g} is too short for the stage {stuck[0]}, which cannot go on; give more"
-            )
+            raise InputError(f"--max-minutes {minutes:g} is too short for one step of {names}; give more")
         raise StopRequested
+
+    def _newest(self) -> int:
+        """When a stage wrote its latest file, a checkpoint for instance; 0: none has."""
+        files = (path for path in self.out.glob("*/**/*") if path.relative_to(self.out).parts[0] not in OWN_FOLDERS)
+        return max((path.stat().st_mtime_ns for path in files), default=0)
 
     def _stop_all(self) -> None:
         for running in self.running.values():

@@ -18,8 +18,6 @@ class Stage:
     after: tuple[str, ...] = ()
     alone: bool = False
     """True if nothing else can run beside it, so that it gets every core."""
-    resumable: bool = False
-    """True if it goes on where it was stopped."""
 
 
 def parse_run(name: str) -> tuple[str, str]:
@@ -43,12 +41,9 @@ def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Sta
     """The stages from images to report: a pretraining and its evaluations per run name and seed."""
     shards, with_recipe = str(out / "shards"), ("--recipe", str(out / "recipe.toml"))
     training = ("diffusion", "train", *with_recipe, "--out", str(out / "diffusion"))
-    stages = [Stage("diffusion", training, alone=True, resumable=True)]
+    stages = [Stage("diffusion", training, alone=True)]
     making = ("shards", "make", *with_recipe, "--out", shards)
-    makes = [
-        Stage(f"shards-{part}", (*making, "--part", f"{part}/{parts}"), ("diffusion",), resumable=True)
-        for part in range(parts)
-    ]
+    makes = [Stage(f"shards-{part}", (*making, "--part", f"{part}/{parts}"), ("diffusion",)) for part in range(parts)]
     stages += makes
     stages.append(Stage("verify", ("shards", "verify", shards, "--deep"), tuple(stage.name for stage in makes)))
     preview = ("shards", "preview", shards, "--out", str(out / "contact-sheet.png"))
@@ -74,7 +69,7 @@ def _run_stages(out: Path, name: str, seed: int, shards: str, folder: Path) -> l
     recipe = ("--recipe", str(method_recipe(out, method)))
     chosen = (*recipe, "--set", f"pretrain.synthetic.source={source}", "--set", f"pretrain.seed={seed}")
     run = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))
-    stages = [Stage(label, run, ("verify",), resumable=True)]
+    stages = [Stage(label, run, ("verify",))]
     for task in ("linear-eval", "knn"):
         evaluation = (task, *chosen, "--checkpoint", str(folder), "--out", str(folder))
         stages.append(Stage(f"{task}-{label}", evaluation, (label,)))

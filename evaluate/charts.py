@@ -46,6 +46,7 @@ def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
                     (line,) = axes.plot(*zip(*points, strict=True), color=f"C{names.index(name)}", linewidth=1)
                     lines.setdefault(name, line)
             axes.set(title=measure, xlabel="epoch")
+            axes.locator_params(axis="x", integer=True)
         legend: Any = {"loc": "outside lower center", "ncols": PER_ROW, "fontsize": "small"}
         figure.legend(list(lines.values()), list(lines), **legend)
         return _saved(figure, image_format)

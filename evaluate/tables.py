@@ -72,7 +72,7 @@ def _difference(value: dict[str, Any] | None) -> str:
     if value is None:
         return "–"
     interval = value["interval"]
-    return f"{value['mean']:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    return f"{value['mean']:+z.2f}" + (f" [{interval[0]:+z.2f}, {interval[1]:+z.2f}]" if interval else "")
 
 
 def _cell(value: dict[str, Any] | None) -> str:

@@ -1,10 +1,13 @@
 """Fixtures: a tiny random diffusion model and shard sets made with it."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clsp-tests-")  # or for what the user has cached
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +57,13 @@ SMALL_METHOD = {
 """Settings of `[pretrain]` that make every method small."""
 
 TINY = DiffusionConfig(channels=(32, 32), attention=(False, True), blocks=1, dropout=0.0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache():
+    """The hub's cache of this session, removed at its end."""
+    yield
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 def save_random_model(folder: Path, size: int, config: DiffusionConfig = TINY) -> Path:

@@ -56,20 +56,20 @@ def sleep(seconds):
 
 
 def test_a_slice_ends_in_time_and_the_next_one_goes_on(tmp_path):
-    stages = [Stage("quick", ("0",)), Stage("long", ("60",), resumable=True), Stage("later", ("0",), ("long",))]
+    stages = [Stage("quick", ("0",)), Stage("long", ("60",)), Stage("later", ("0",), ("long",))]
     started = time.monotonic()
     with pytest.raises(StopRequested):
         Sleeps(tmp_path, stages, 2, seconds=2).run()
     assert time.monotonic() - started < 10
     again = Sleeps(tmp_path, stages, 2)
     assert again.finished == {"quick"} and 1 < again._recorded(stages[1])["seconds"] < 10
-    changed = [stages[0], Stage("long", ("0",), resumable=True), stages[2]]
+    changed = [stages[0], Stage("long", ("0",)), stages[2]]
     Sleeps(tmp_path, changed, 2).run()
     assert Sleeps(tmp_path, changed, 2).finished == {"quick", "long", "later"}
 
 
 def test_a_slice_that_can_get_nowhere_says_so(tmp_path):
-    with pytest.raises(InputError, match=r"--max-minutes 0\.01 is too short for the stage whole"):
+    with pytest.raises(InputError, match=r"--max-minutes 0\.01 is too short for one step of whole"):
         Sleeps(tmp_path, [Stage("whole", ("60",))], 1, seconds=0.6).run()
 
 
@@ -136,11 +136,11 @@ def processes():
             yield int(group), state
 
 
-def test_a_slice_of_the_real_thing_stops_and_the_rest_goes_on_from_there(clsp, tmp_path):
+def test_a_slice_too_short_for_the_real_thing_says_so_and_a_longer_one_goes_on(clsp, tmp_path):
     command = ["reproduce", "--recipe", "digits", *settings({**SMALL, "reproduce.runs": '["mocov2plus+shards"]'})]
     command += ["--set=pretrain.queue_size=32", "--out", tmp_path / "out"]
-    stopped = clsp(*command, "--max-minutes", 0.02)
-    assert stopped.returncode == 75 and "resumable" in stopped.stderr
+    short = clsp(*command, "--max-minutes", 0.02)
+    assert short.returncode == 2 and "--max-minutes 0.02 is too short for one step of diffusion" in short.stderr
     found = clsp(*command)
     assert found.returncode == 0, found.stderr
     costs = json.loads((tmp_path / "out" / "costs.json").read_text())
