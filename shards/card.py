@@ -1,5 +1,7 @@
 """The dataset card: what the hub shows, and what lets `datasets.load_dataset` read a set layer by layer."""
 
+from typing import Any
+
 from huggingface_hub import DatasetCardData
 
 from .layout import layer_name
@@ -44,7 +46,7 @@ def card(plans: list[Plan]) -> bytes:
         license=plan.source.licence or None,
         pretty_name=f"Synthetic positives for {plan.source.name}",
         tags=["contrastive-learning", "synthetic-positives", "webdataset"],
-        configs=[{"config_name": name, "data_files": [{"split": "train", "path": f"{name}/*.tar"}]} for name in layers],
+        configs=[_config(name, layer) for name, layer in zip(layers, plans, strict=True)],
     )
     fields = plan.image_fields
     text = TEMPLATE.format(
@@ -60,6 +62,12 @@ def card(plans: list[Plan]) -> bytes:
         members=", ".join(f"`{{key}}.{field}`" for field in [*fields[:2], "…", fields[-1], "json"]),
     )
     return text.encode()
+
+
+def _config(name: str, plan: Plan) -> dict[str, Any]:
+    """What `datasets` reads of a layer; it caches by this and the folder's name, so the plan's digest must be in it."""
+    files = [{"split": "train", "path": f"{name}/*.tar"}]
+    return {"config_name": name, "description": f"plan {plan.digest}", "data_files": files}
 
 
 def _layer_row(name: str, plan: Plan) -> str:

@@ -39,3 +39,13 @@ def test_datasets(shard_set, shards, how, tmp_path):
         row = by_key[shards.key(position)]
         assert row["json"]["label"] == shards.labels()[position]
         assert np.array_equal(np.asarray(row["c001.webp"]), shards.candidate(position, 1))
+
+
+def test_datasets_does_not_take_another_set_of_the_same_name_from_its_cache(shard_set, make_set, tmp_path, monkeypatch):
+    other = make_set(tmp_path / "other", candidates=2)
+    for folder, root, candidates in (("a", shard_set, 3), ("b", other, 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "shards").symlink_to(root)
+        monkeypatch.chdir(tmp_path / folder)
+        rows = datasets.load_dataset("shards", "layer-000", split="train", cache_dir=str(tmp_path / "cache"))
+        assert sum(name.startswith("c0") for name in rows.column_names) == candidates
