@@ -38,9 +38,8 @@ PREFETCHED = 4
 """Batches that loaders have ready when their side's turn begins; they are not timed."""
 
 
-def config_of(options: argparse.Namespace, source: str, precision: str, compiled: bool = False) -> PretrainConfig:
+def config_of(options: argparse.Namespace, source: str, precision: str) -> PretrainConfig:
     return PretrainConfig(
-        compile=compiled,
         epochs=1000,
         batch_size=options.batch,
         workers=1,
@@ -142,7 +141,7 @@ def measure_steps(images: np.ndarray, root: Path, options: argparse.Namespace, p
     sides: dict[str, Any] = {"ours": Ours(root, three), "usual": Usual(images, three, precision)}
     sides |= {"ours, 2 views": Ours(root, two)}
     if options.compile:
-        sides["ours, compiled"] = Ours(root, config_of(options, "shards", precision, compiled=True))
+        sides["ours, compiled"] = Ours(root, three.model_copy(update={"compile": True}))
     if importlib.util.find_spec("lightly"):
         sides["lightly, 2 views"] = Lightly(images, two, precision)
     rates: dict[str, list[float]] = {name: [] for name in sides}

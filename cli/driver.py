@@ -43,7 +43,6 @@ class Driver:
 
     def __init__(self, out: Path, stages: Sequence[Stage], jobs: int, seconds: float | None = None):
         self.out, self.stages, self.jobs, self.seconds = out, stages, jobs, seconds
-        self.started = time.monotonic()
         self.finished: set[str] = set()
         for stage in stages:  # in the order of their dependencies: what follows a changed stage is done again
             if set(stage.after) <= self.finished and self._recorded(stage).get("finished"):
@@ -57,13 +56,14 @@ class Driver:
             StopRequested: the time is over.
             InputError: it was too short to get any further, or another driver works here.
         """
-        before = (len(self.finished), self._newest())
+        started = time.monotonic()
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.out / "stages" / ".driver", wait=False))
             except BlockingIOError as error:
                 found = f"another clsp reproduce works in {self.out}"
                 raise InputError(f"{found}; wait for it, or choose another --out") from error
+            before = (0, 0) if self.seconds is None else self._reached()
             try:
                 while len(self.finished) < len(self.stages):
                     self._start_ready()
@@ -71,7 +71,7 @@ class Driver:
                     for running in list(self.running.values()):
                         if running.process.exitcode is not None:
                             self._finish(running)
-                    if self.seconds is not None and time.monotonic() - self.started > self.seconds:
+                    if self.seconds is not None and time.monotonic() - started > self.seconds:
                         self._end_slice(before)
             finally:
                 self._stop_all()
@@ -105,22 +105,25 @@ class Driver:
         """Stop at a resumable point, unless the next slice of this length would get no further either."""
         names = ", ".join(self.running)
         self._stop_all()
-        if (len(self.finished), self._newest()) == before:
+        if self._reached() == before:
             minutes = (self.seconds or 0) / 60
             raise InputError(f"--max-minutes {minutes:g} is too short for one step of {names}; give more")
         raise StopRequested
 
-    def _newest(self) -> int:
-        """When a stage wrote its latest file, a checkpoint for instance; 0: none has."""
-        files = (path for path in self.out.glob("*/**/*") if path.relative_to(self.out).parts[0] not in OWN_FOLDERS)
-        return max((path.stat().st_mtime_ns for path in files), default=0)
+    def _reached(self) -> tuple[int, int]:
+        """How many stages are finished, and when one wrote its latest file, a checkpoint for instance; 0: none has."""
+        folders = (path for path in self.out.iterdir() if path.name not in OWN_FOLDERS)
+        times = (path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*"))
+        return len(self.finished), max(times, default=0)
 
     def _stop_all(self) -> None:
         for running in self.running.values():
             running.process.terminate()
-        for running in self.running.values():
+        for name, running in self.running.items():
             running.process.join()
             self._record(running, finished=running.process.exitcode == DONE)
+            if running.process.exitcode == DONE:  # before the signal reached it
+                self.finished.add(name)
         self.running.clear()
 
     def _record(self, running: _Running, finished: bool) -> float:

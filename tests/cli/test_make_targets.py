@@ -12,6 +12,8 @@ def test_shards_pretrain_and_linear_eval_in_a_row(tmp_path):
         assert found.returncode == 0, found.stdout + found.stderr
     run = tmp_path / "runs" / "digits" / "pretrain" / "simclr+shards-s0"
     assert json.loads((run / "linear.json").read_text())["result"]["protocol"] == "clsp"
+    made = [json.loads(path.read_text())["made"] for path in (tmp_path / "runs/digits/shards/commits").rglob("*.json")]
+    assert {facts["processes"] for facts in made} == {2}
 
 
 def test_bad_input_stops_make_before_processes_are_launched(tmp_path, shard_set):
