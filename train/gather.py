@@ -1,6 +1,5 @@
-"""All-gather, with and without gradient: the one place that knows which of torch's functions to use."""
+"""All-gather, with and without gradient."""
 
-import importlib
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ def gather(x: torch.Tensor) -> torch.Tensor:
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size)]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size)]
     distributed.all_gather(parts, x.contiguous())
     return torch.cat(parts)
 
@@ -31,12 +30,23 @@ def gather_with_gradient(x_BD: torch.Tensor) -> torch.Tensor:
     With a loss that is local to each rank, DDP's mean of the gradients is the gradient of the mean over the global
     batch.
     """
-    if rank_and_world_size()[1] == 1:
-        return x_BD
-    x_BD = x_BD.contiguous()
-    collectives: Any = importlib.import_module("torch.distributed._functional_collectives")
-    if hasattr(collectives, "all_gather_single_autograd"):  # newer torch
-        return collectives.all_gather_single_autograd(x_BD, 0, distributed.group.WORLD)
-    from torch.distributed.nn.functional import all_gather
+    return x_BD if rank_and_world_size()[1] == 1 else _Gather.apply(x_BD)
 
-    return torch.cat(list(all_gather(x_BD)))
+
+class _Gather(torch.autograd.Function):
+    """With torch's older collectives: several of its functional ones at a time corrupt gloo's memory (torch 2.14).
+
+    gloo's two threads note each collective's name when it is done, in one string and without a lock; the functional
+    gather's name, ALLGATHER_COALESCED, is long enough to be on the heap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BD: torch.Tensor) -> torch.Tensor:
+        ctx.own = len(x_BD)
+        return gather(x_BD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return gradient.split(ctx.own)[distributed.get_rank()]

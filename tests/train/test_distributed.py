@@ -15,8 +15,13 @@ from conftest import SMALL_NETWORKS, settings
 
 STEP = Path(__file__).with_name("distributed_step.py")
 
-
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+
+
+def launch(processes: int, *command: str) -> None:
+    """Run a command in so many processes; what they print shows where one fails."""
+    subprocess.run([*LAUNCHER, f"--nproc_per_node={processes}", *command], check=True, env=ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +29,7 @@ def steps(tmp_path_factory):
     """One step of every method, by one process and by two."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
-        command = [*LAUNCHER, f"--nproc_per_node={processes}", STEP, folder]
-        subprocess.run(command, check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True)
+        launch(processes, str(STEP), str(folder))
     return folder
 
 
@@ -47,11 +51,12 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     """SIGTERM comes to both and to their workers at slightly different times; one process alone can go on, too."""
     values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint", "pretrain.workers": 1}
     arguments = ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
-    command = [*LAUNCHER, "--nproc_per_node=2", "-m", "clsp.cli", *arguments]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    command = ["-m", "clsp.cli", *arguments]
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
-    subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
-    stopped = subprocess.Popen([*command, str(parts)], env=environment, stderr=subprocess.PIPE, text=True)
+    launch(2, *command, str(whole))
+    stopped = subprocess.Popen(
+        [*LAUNCHER, "--nproc_per_node=2", *command, str(parts)], env=ON_CPU, stderr=subprocess.PIPE, text=True
+    )
     while not list(parts.glob("checkpoints/*")):
         assert stopped.poll() is None
         time.sleep(0.01)
@@ -59,7 +64,7 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     _, errors = stopped.communicate()
     assert not (parts / "backbone").exists() and "resumable" in errors
     shutil.copytree(parts, alone)
-    subprocess.run([*command, str(parts)], check=True, env=environment, capture_output=True)
+    launch(2, *command, str(parts))
     one, two = (safetensors.torch.load_file(out / "backbone" / "model.safetensors") for out in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert clsp(*arguments, alone).returncode == 0
