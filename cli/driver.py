@@ -39,10 +39,19 @@ class Driver:
     Args:
         jobs: stages that run at a time.
         seconds: after which everything is stopped at a resumable point; None: no limit.
+        started: the reading of `time.monotonic` from which they count; now by default.
     """
 
-    def __init__(self, out: Path, stages: Sequence[Stage], jobs: int, seconds: float | None = None):
+    def __init__(
+        self,
+        out: Path,
+        stages: Sequence[Stage],
+        jobs: int,
+        seconds: float | None = None,
+        started: float | None = None,
+    ):
         self.out, self.stages, self.jobs, self.seconds = out, stages, jobs, seconds
+        self.started = time.monotonic() if started is None else started
         self.finished: set[str] = set()
         for stage in stages:  # in the order of their dependencies: what follows a changed stage is done again
             if set(stage.after) <= self.finished and self._recorded(stage).get("finished"):
@@ -56,7 +65,6 @@ class Driver:
             StopRequested: the time is over.
             InputError: it was too short to get any further, or another driver works here.
         """
-        started = time.monotonic()
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.out / "stages" / ".driver", wait=False))
@@ -71,7 +79,7 @@ class Driver:
                     for running in list(self.running.values()):
                         if running.process.exitcode is not None:
                             self._finish(running)
-                    if self.seconds is not None and time.monotonic() - started > self.seconds:
+                    if self.seconds is not None and time.monotonic() - self.started > self.seconds:
                         self._end_slice(before)
             finally:
                 self._stop_all()

@@ -6,7 +6,7 @@ import click
 
 from ..shards import InputError, ShardSet, fraction_positions, merge_sets, pack_set, range_positions, subset_set
 from .options import PATH, out_option, set_argument
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_unfinished
 
 new_set = out_option("Folder of the new set; the same command goes on where it stopped.")
 
@@ -30,6 +30,7 @@ def subset(root: Path, fraction: float | None, index_range: str | None, out: Pat
         positions, settings = range_positions(parent, int(first), int(stop)), {"range": [int(first), int(stop)]}
     with ProgressReport("subset", "anchors") as report:
         set_id = subset_set(parent, out, positions, settings, report)
+    say_unfinished(root)
     say(f"shard set {out} has {len(positions)} of {len(parent)} anchors, set ID {set_id}")
 
 
@@ -41,6 +42,8 @@ def merge(one: Path, other: Path, out: Path) -> None:
     """One set of two: more candidates for the same anchors, or disjoint anchors of one source."""
     with ProgressReport("merge", "anchors") as report:
         set_id = merge_sets(ShardSet(one), ShardSet(other), out, report)
+    for root in (one, other):
+        say_unfinished(root)
     say(f"shard set {out} is sealed, set ID {set_id}")
 
 
@@ -51,4 +54,5 @@ def pack(root: Path, out: Path) -> None:
     """A new set with all layers in one."""
     with ProgressReport("pack", "anchors") as report:
         set_id = pack_set(ShardSet(root), out, report)
+    say_unfinished(root)
     say(f"shard set {out} is sealed, set ID {set_id}")

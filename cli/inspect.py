@@ -26,7 +26,7 @@ from ..shards import (
     with_histograms,
 )
 from .options import PATH, set_argument
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_unfinished
 
 
 @click.command(epilog="Example: clsp shards status runs/digits/shards")
@@ -122,5 +122,6 @@ def verify(root: Path, deep: bool, expect: str | None) -> int:
     for fault in faults:
         print(f"{root}: {fault}")
     if not faults:
+        say_unfinished(root)
         say(f"{root} is sound{' (every byte and image checked)' if deep else ''}, set ID {read_manifest(root).set_id}")
     return 1 if faults else 0

@@ -7,7 +7,7 @@ import click
 from ..shards.transfer import pull as pull_set
 from ..shards.transfer import push as push_set
 from .options import PATH
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_unfinished
 
 expect_option = click.option("--expect", default=None, metavar="ID", help="The set ID that the set must have.")
 workers_option = click.option(
@@ -24,6 +24,7 @@ def push(source: Path, destination: str, expect: str | None, workers: int) -> No
     """Copy a sealed set to a URL or folder; run again, it goes on."""
     with ProgressReport("push", "files") as report:
         set_id = push_set(source, destination, report, workers, expect=expect)
+    say_unfinished(source)
     say(f"{destination} holds the set, set ID {set_id}")
 
 

@@ -4,10 +4,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..shards import unfinished_layer
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -21,6 +24,13 @@ def say(message: str) -> None:
     """Print a line, once for all ranks."""
     if is_first_rank():
         print(message, flush=True)
+
+
+def say_unfinished(root: Path) -> None:
+    """Say that a sealed set has a layer in the making, which is left out."""
+    layer = unfinished_layer(root)
+    if layer:
+        say(f"note: {root} has an unfinished layer ({layer}), which is left out; clsp shards status says how far it is")
 
 
 class ProgressReport:

@@ -1,6 +1,7 @@
 """`clsp reproduce`: the pipeline of a recipe, from images to table, in one go or in slices."""
 
 import json
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def reproduce(
     jobs: int,
 ) -> None:
     """The whole pipeline of a recipe: diffusion, shards, every run of the comparison, table and report."""
+    started = time.monotonic()  # the imports below take seconds
     settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
     recipe = load_recipe(recipe_name, settings, profile)
     methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs})
@@ -45,7 +47,7 @@ def reproduce(
     _check_methods(resolved)
     _claim(out, {out / "recipe.toml": recipe, **resolved})
     stages = pipeline(out, recipe.reproduce.runs, recipe.reproduce.seeds, jobs)
-    driver = Driver(out, stages, jobs, None if max_minutes is None else 60 * max_minutes)
+    driver = Driver(out, stages, jobs, None if max_minutes is None else 60 * max_minutes, started)
     driver.run()
     costs = driver.costs()
     write_file(out / "costs.json", json.dumps(costs, indent=1).encode())

@@ -31,6 +31,7 @@ from .export import export_folder as export_folder
 from .export import export_npy as export_npy
 from .extension import extension_plan as extension_plan
 from .extension import start_layer as start_layer
+from .extension import unfinished_layer as unfinished_layer
 from .folders import owner_of as owner_of
 from .imports import import_npy as import_npy
 from .imports import import_plan as import_plan

@@ -5,7 +5,7 @@ from pathlib import Path
 from .commits import committed_shards
 from .durable import remove_temporaries, write_file
 from .errors import InputError
-from .layout import plan_path
+from .layout import layer_name, plan_path
 from .manifest import read_manifest
 from .plan import Plan, read_plan
 
@@ -26,6 +26,12 @@ def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
     plan = base.revised(shards=shards, first=have, derived=None)
     _check_begun(root, layer, plan)
     return layer, plan
+
+
+def unfinished_layer(root: Path) -> str | None:
+    """The name of the layer that has been begun for the sealed set at `root` and is no part of it yet, or None."""
+    layer = len(read_manifest(root).layers)
+    return layer_name(layer) if plan_path(root, layer).exists() else None
 
 
 def start_layer(root: Path, layer: int, plan: Plan) -> None:

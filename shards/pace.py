@@ -18,7 +18,10 @@ RECENT = 64
 
 @dataclass(frozen=True)
 class Pace:
-    """Candidates per second of one process and of all together, seconds that are left, seconds since the last shard."""
+    """Candidates per second of one process and of all together, seconds that are left, seconds since the last shard.
+
+    Time in which no shard was being made does not count.
+    """
 
     per_process: float
     overall: float
@@ -38,12 +41,21 @@ def measure_pace(plan: Plan, finished: Sequence[CommitRecord], now: float | None
     if not recent:
         return None
     images = plan.shards.candidates * sum(count for _, _, count in recent)
-    started = min(end - seconds for end, seconds, _ in recent)
-    overall = images / max(1.0, recent[-1][0] - started)  # the ends are known to the second
+    busy = _covered(sorted((end - seconds, end) for end, seconds, _ in recent))
+    overall = images / max(1.0, busy)  # the ends are known to the second
     anchors = sum(record.records for record in finished)
     left = (plan.count - anchors) * plan.shards.candidates / overall
     per_process = images / max(1e-3, sum(seconds for _, seconds, _ in recent))
     return Pace(per_process, overall, left, (now or time.time()) - recent[-1][0])
+
+
+def _covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of intervals that are in the order of their beginnings."""
+    total, reached = 0.0, float("-inf")
+    for start, end in intervals:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _times(record: CommitRecord) -> tuple[float, float] | None:

@@ -52,6 +52,23 @@ def test_extended_equals_made_at_once(clsp, made, model_folder, tmp_path, anchor
     assert tars[0] == tars[1]
 
 
+def test_an_unfinished_layer_is_named_where_it_is_left_out(clsp, made, model_folder, tmp_path):
+    root, extend = made("set", 2), ("shards", "extend", tmp_path / "set", "--candidates=4", "--diffusion", model_folder)
+    assert clsp(*extend, "--part=0/2").returncode == 0
+    commands = [
+        ("verify", root),
+        ("push", root, tmp_path / "copy"),
+        ("pack", root, "--out", tmp_path / "packed"),
+        ("subset", root, "--fraction=0.5", "--out", tmp_path / "half"),
+    ]
+    for command in commands:
+        found = clsp("shards", *command)
+        assert found.returncode == 0 and "unfinished layer (layer-001), which is left out" in found.stdout
+    assert read_manifest(tmp_path / "copy").candidates == read_manifest(tmp_path / "packed").candidates == 2
+    assert clsp(*extend, "--part=1/2").returncode == 0
+    assert "unfinished" not in clsp("shards", "verify", root).stdout
+
+
 def test_extending_with_another_model_or_fewer_candidates_is_refused(clsp, made, model_folder, tmp_path):
     root = made("set", 2)
     before = files(root)

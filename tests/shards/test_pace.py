@@ -27,6 +27,18 @@ def test_pace_of_two_processes(make_set, tmp_path):
     assert pace.left == pytest.approx(16 * 3 / 4.0) and pace.since_last == pytest.approx(12)
 
 
+def test_a_night_without_work_does_not_slow_the_pace(make_set, tmp_path):
+    """One process: 6 s a shard, three shards in the evening, three in the morning."""
+    root = make_set(tmp_path / "set", records=4)
+    plan = read_plan(root)
+    for shard in range(6):
+        day, second = shard // 3 + 1, 6 * (shard % 3 + 1)
+        rewrite(root, shard, seconds=6.0, finished=f"2026-01-{day:02d}T00:00:{second:02d}Z")
+    pace = measure_pace(plan, commit_records(root, plan)[:6])
+    assert pace.per_process == pytest.approx(2.0) and pace.overall == pytest.approx(2.0)
+    assert pace.left == pytest.approx(16 * 3 / 2.0)
+
+
 def test_no_pace_without_times(make_set, tmp_path):
     root = make_set(tmp_path / "set")
     for shard in range(3):
