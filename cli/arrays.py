@@ -6,7 +6,7 @@ import click
 
 from ..shards import Anchors, InputError, ShardSet, check_plan, remove_temporaries, write_plan
 from .options import PATH, check_option, out_option, recipe_options, set_argument
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_unfinished
 
 
 @click.command("import-npy", epilog="Example: clsp shards import-npy cifar10.npy --recipe cifar10 --out runs/set")
@@ -49,4 +49,5 @@ def export(root: Path, npy: Path | None, folder: Path | None) -> None:
             export_npy(shards, npy, report)
         if folder:
             export_folder(shards, folder, report)
+    say_unfinished(root)
     say(f"{len(shards)} anchors, {shards.candidates} candidates each: {npy or folder}")

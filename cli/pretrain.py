@@ -8,7 +8,7 @@ import click
 
 from ..shards import Anchors, ShardSet
 from .options import check_option, expand, out_option, recipe_options
-from .progress import ProgressReport, is_first_rank, say
+from .progress import ProgressReport, is_first_rank, say, say_unfinished
 from .recipe import Recipe, load_recipe
 
 
@@ -40,6 +40,7 @@ def pretrain(
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, Anchors(recipe.anchors), layers_used(out))
 
+    say_unfinished(shards.root)
     pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
     finished = check_run(shards, recipe.pretrain, out)
     if check:

@@ -1,7 +1,6 @@
 """`clsp reproduce`: the pipeline of a recipe, from images to table, in one go or in slices."""
 
 import json
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +25,9 @@ STATE = "reproduce.json"
 @click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Then stop, to be started again.")
 @click.option("--seeds", type=click.IntRange(1), help="Seeds per run name, instead of the recipe's reproduce.seeds.")
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="Stages that run at a time.")
+@click.pass_obj
 def reproduce(
+    began: float,
     recipe_name: str,
     overrides: tuple[str, ...],
     out: Path,
@@ -36,7 +37,6 @@ def reproduce(
     jobs: int,
 ) -> None:
     """The whole pipeline of a recipe: diffusion, shards, every run of the comparison, table and report."""
-    started = time.monotonic()  # the imports below take seconds
     settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
     recipe = load_recipe(recipe_name, settings, profile)
     methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs})
@@ -47,7 +47,7 @@ def reproduce(
     _check_methods(resolved)
     _claim(out, {out / "recipe.toml": recipe, **resolved})
     stages = pipeline(out, recipe.reproduce.runs, recipe.reproduce.seeds, jobs)
-    driver = Driver(out, stages, jobs, None if max_minutes is None else 60 * max_minutes, started)
+    driver = Driver(out, stages, jobs, None if max_minutes is None else 60 * max_minutes, began)
     driver.run()
     costs = driver.costs()
     write_file(out / "costs.json", json.dumps(costs, indent=1).encode())

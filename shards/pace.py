@@ -20,7 +20,7 @@ RECENT = 64
 class Pace:
     """Candidates per second of one process and of all together, seconds that are left, seconds since the last shard.
 
-    Time in which no shard was being made does not count.
+    A break in the work makes neither pace slower.
     """
 
     per_process: float
@@ -41,19 +41,23 @@ def measure_pace(plan: Plan, finished: Sequence[CommitRecord], now: float | None
     if not recent:
         return None
     images = plan.shards.candidates * sum(count for _, _, count in recent)
-    busy = _covered(sorted((end - seconds, end) for end, seconds, _ in recent))
-    overall = images / max(1.0, busy)  # the ends are known to the second
+    overall = images / max(1.0, _busy([(end - seconds, end) for end, seconds, _ in recent]))
     anchors = sum(record.records for record in finished)
     left = (plan.count - anchors) * plan.shards.candidates / overall
     per_process = images / max(1e-3, sum(seconds for _, seconds, _ in recent))
     return Pace(per_process, overall, left, (now or time.time()) - recent[-1][0])
 
 
-def _covered(intervals: Sequence[tuple[float, float]]) -> float:
-    """The length of the union of intervals that are in the order of their beginnings."""
+def _busy(intervals: Sequence[tuple[float, float]]) -> float:
+    """The seconds in which one of the shards at least was in work.
+
+    The ends are whole seconds, so a gap of up to one second is none.
+    """
     total, reached = 0.0, float("-inf")
-    for start, end in intervals:
-        total += max(0.0, end - max(start, reached))
+    for start, end in sorted(intervals):
+        if start - reached > 1:
+            reached = start
+        total += max(0.0, end - reached)
         reached = max(reached, end)
     return total
 

@@ -36,8 +36,9 @@ def gather_with_gradient(x_BD: torch.Tensor) -> torch.Tensor:
 class _Gather(torch.autograd.Function):
     """With torch's older collectives: several of its functional ones at a time corrupt gloo's memory (torch 2.14).
 
-    gloo's two threads note each collective's name when it is done, in one string and without a lock; the functional
-    gather's name, ALLGATHER_COALESCED, is long enough to be on the heap.
+    gloo's two threads note each collective's name when it is done, in one string and without a lock; names of more
+    than 15 characters, the functional gather's ALLGATHER_COALESCED among them, are on the heap. So backward is a
+    plain all-reduce, too, and no reduce-scatter.
     """
 
     @staticmethod

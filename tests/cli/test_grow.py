@@ -60,6 +60,7 @@ def test_an_unfinished_layer_is_named_where_it_is_left_out(clsp, made, model_fol
         ("push", root, tmp_path / "copy"),
         ("pack", root, "--out", tmp_path / "packed"),
         ("subset", root, "--fraction=0.5", "--out", tmp_path / "half"),
+        ("export", root, "--npy", tmp_path / "made.npy"),
     ]
     for command in commands:
         found = clsp("shards", *command)

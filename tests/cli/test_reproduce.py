@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from clsp.cli.driver import Driver
-from clsp.cli.main import STOPPED
+from clsp.cli.main import STOPPED, root
 from clsp.cli.pipeline import Stage, parse_run, pipeline
 from clsp.cli.recipe import load_recipe
 from clsp.shards import InputError, StopRequested, WorkError
@@ -71,6 +71,17 @@ def test_a_slice_ends_in_time_and_the_next_one_goes_on(tmp_path):
 def test_a_slice_that_can_get_nowhere_says_so(tmp_path):
     with pytest.raises(InputError, match=r"--max-minutes 0\.01 is too short for one step of whole"):
         Sleeps(tmp_path, [Stage("whole", ("60",))], 1, seconds=0.6).run()
+
+
+def test_what_came_before_the_driver_counts_into_the_slice(tmp_path):
+    """The imports of the command, which take seconds."""
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"--max-minutes 1 is too short"):
+        Sleeps(tmp_path, [Stage("whole", ("60",))], 1, 60, begun - 59).run()
+    command = ["reproduce", "--recipe", "digits", "--max-minutes", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"--max-minutes 1 is too short for one step of diffusion"):
+        root.main(command, standalone_mode=False, obj=begun - 60)
+    assert time.monotonic() - begun < 40
 
 
 def test_a_second_driver_is_kept_out(tmp_path):

@@ -27,16 +27,29 @@ def test_pace_of_two_processes(make_set, tmp_path):
     assert pace.left == pytest.approx(16 * 3 / 4.0) and pace.since_last == pytest.approx(12)
 
 
-def test_a_night_without_work_does_not_slow_the_pace(make_set, tmp_path):
-    """One process: 6 s a shard, three shards in the evening, three in the morning."""
+@pytest.mark.parametrize(("processes", "shards"), [(1, 6), (2, 10)])
+def test_a_night_without_work_does_not_slow_the_pace(make_set, tmp_path, processes, shards):
+    """6 s a shard, three shards of each process in the evening, the others in the morning."""
     root = make_set(tmp_path / "set", records=4)
+    plan, evening = read_plan(root), 3 * processes
+    for shard in range(shards):
+        day, turn = shard // evening + 1, shard % evening // processes + 1
+        rewrite(root, shard, seconds=6.0, finished=f"2026-01-{day:02d}T00:00:{6 * turn:02d}Z")
+    pace = measure_pace(plan, commit_records(root, plan)[:shards])
+    assert pace.per_process == pytest.approx(2.0) and pace.overall == pytest.approx(2.0 * processes)
+    assert pace.left == pytest.approx((40 - 4 * shards) * 3 / pace.overall)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.75, 1.5, 2.5])
+def test_shards_that_end_within_a_second_are_not_counted_as_faster(make_set, tmp_path, seconds):
+    """One process without a break; the ends that are written down are whole seconds."""
+    root = make_set(tmp_path / "set", records=1)
     plan = read_plan(root)
-    for shard in range(6):
-        day, second = shard // 3 + 1, 6 * (shard % 3 + 1)
-        rewrite(root, shard, seconds=6.0, finished=f"2026-01-{day:02d}T00:00:{second:02d}Z")
-    pace = measure_pace(plan, commit_records(root, plan)[:6])
-    assert pace.per_process == pytest.approx(2.0) and pace.overall == pytest.approx(2.0)
-    assert pace.left == pytest.approx(16 * 3 / 2.0)
+    for shard in range(40):
+        minute, second = divmod(int((shard + 1) * seconds), 60)
+        rewrite(root, shard, seconds=seconds, finished=f"2026-01-01T00:{minute:02d}:{second:02d}Z")
+    pace = measure_pace(plan, commit_records(root, plan))
+    assert pace.per_process == pytest.approx(3 / seconds) and pace.overall == pytest.approx(3 / seconds, rel=0.1)
 
 
 def test_no_pace_without_times(make_set, tmp_path):

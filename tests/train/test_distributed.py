@@ -19,9 +19,9 @@ LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 
 
-def launch(processes: int, *command: str) -> None:
+def launch(processes: int, *command: object) -> None:
     """Run a command in so many processes; what they print shows where one fails."""
-    subprocess.run([*LAUNCHER, f"--nproc_per_node={processes}", *command], check=True, env=ON_CPU)
+    subprocess.run([*LAUNCHER, f"--nproc_per_node={processes}", *map(str, command)], check=True, env=ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def steps(tmp_path_factory):
     """One step of every method, by one process and by two."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
-        launch(processes, str(STEP), str(folder))
+        launch(processes, STEP, folder)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     arguments = ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
     command = ["-m", "clsp.cli", *arguments]
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
-    launch(2, *command, str(whole))
+    launch(2, *command, whole)
     stopped = subprocess.Popen(
         [*LAUNCHER, "--nproc_per_node=2", *command, str(parts)], env=ON_CPU, stderr=subprocess.PIPE, text=True
     )
@@ -64,7 +64,7 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     _, errors = stopped.communicate()
     assert not (parts / "backbone").exists() and "resumable" in errors
     shutil.copytree(parts, alone)
-    launch(2, *command, str(parts))
+    launch(2, *command, parts)
     one, two = (safetensors.torch.load_file(out / "backbone" / "model.safetensors") for out in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert clsp(*arguments, alone).returncode == 0
