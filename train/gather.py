@@ -19,8 +19,9 @@ def gather(x: torch.Tensor) -> torch.Tensor:
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size)]
-    distributed.all_gather(parts, x.contiguous())
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(world_size)]
+    distributed.all_gather(parts, x)
     return torch.cat(parts)
 
 
