@@ -49,5 +49,5 @@ def export(root: Path, npy: Path | None, folder: Path | None) -> None:
             export_npy(shards, npy, report)
         if folder:
             export_folder(shards, folder, report)
-    say_unfinished(root)
+    say_unfinished(root, shards.manifest)
     say(f"{len(shards)} anchors, {shards.candidates} candidates each: {npy or folder}")

@@ -30,7 +30,7 @@ def subset(root: Path, fraction: float | None, index_range: str | None, out: Pat
         positions, settings = range_positions(parent, int(first), int(stop)), {"range": [int(first), int(stop)]}
     with ProgressReport("subset", "anchors") as report:
         set_id = subset_set(parent, out, positions, settings, report)
-    say_unfinished(root)
+    say_unfinished(root, parent.manifest)
     say(f"shard set {out} has {len(positions)} of {len(parent)} anchors, set ID {set_id}")
 
 
@@ -40,10 +40,11 @@ def subset(root: Path, fraction: float | None, index_range: str | None, out: Pat
 @new_set
 def merge(one: Path, other: Path, out: Path) -> None:
     """One set of two: more candidates for the same anchors, or disjoint anchors of one source."""
+    parents = ShardSet(one), ShardSet(other)
     with ProgressReport("merge", "anchors") as report:
-        set_id = merge_sets(ShardSet(one), ShardSet(other), out, report)
-    for root in (one, other):
-        say_unfinished(root)
+        set_id = merge_sets(*parents, out, report)
+    for parent in parents:
+        say_unfinished(parent.root, parent.manifest)
     say(f"shard set {out} is sealed, set ID {set_id}")
 
 
@@ -52,7 +53,8 @@ def merge(one: Path, other: Path, out: Path) -> None:
 @new_set
 def pack(root: Path, out: Path) -> None:
     """A new set with all layers in one."""
+    parent = ShardSet(root)
     with ProgressReport("pack", "anchors") as report:
-        set_id = pack_set(ShardSet(root), out, report)
-    say_unfinished(root)
+        set_id = pack_set(parent, out, report)
+    say_unfinished(root, parent.manifest)
     say(f"shard set {out} is sealed, set ID {set_id}")

@@ -122,6 +122,7 @@ def verify(root: Path, deep: bool, expect: str | None) -> int:
     for fault in faults:
         print(f"{root}: {fault}")
     if not faults:
-        say_unfinished(root)
-        say(f"{root} is sound{' (every byte and image checked)' if deep else ''}, set ID {read_manifest(root).set_id}")
+        manifest = read_manifest(root)
+        say_unfinished(root, manifest)
+        say(f"{root} is sound{' (every byte and image checked)' if deep else ''}, set ID {manifest.set_id}")
     return 1 if faults else 0

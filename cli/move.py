@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..shards import read_manifest
 from ..shards.transfer import pull as pull_set
 from ..shards.transfer import push as push_set
 from .options import PATH
@@ -24,7 +25,7 @@ def push(source: Path, destination: str, expect: str | None, workers: int) -> No
     """Copy a sealed set to a URL or folder; run again, it goes on."""
     with ProgressReport("push", "files") as report:
         set_id = push_set(source, destination, report, workers, expect=expect)
-    say_unfinished(source)
+    say_unfinished(source, read_manifest(source))
     say(f"{destination} holds the set, set ID {set_id}")
 
 

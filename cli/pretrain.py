@@ -40,7 +40,7 @@ def pretrain(
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, Anchors(recipe.anchors), layers_used(out))
 
-    say_unfinished(shards.root)
+    say_unfinished(shards.root, shards.manifest)
     pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
     finished = check_run(shards, recipe.pretrain, out)
     if check:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..shards import unfinished_layer
+from ..shards import Manifest, unfinished_layer
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -26,9 +26,9 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
-def say_unfinished(root: Path) -> None:
+def say_unfinished(root: Path, manifest: Manifest) -> None:
     """Say that a sealed set has a layer in the making, which is left out."""
-    layer = unfinished_layer(root)
+    layer = unfinished_layer(root, manifest)
     if layer:
         say(f"note: {root} has an unfinished layer ({layer}), which is left out; clsp shards status says how far it is")
 

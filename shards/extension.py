@@ -6,7 +6,7 @@ from .commits import committed_shards
 from .durable import remove_temporaries, write_file
 from .errors import InputError
 from .layout import layer_name, plan_path
-from .manifest import read_manifest
+from .manifest import Manifest, read_manifest
 from .plan import Plan, read_plan
 
 
@@ -28,9 +28,9 @@ def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
     return layer, plan
 
 
-def unfinished_layer(root: Path) -> str | None:
+def unfinished_layer(root: Path, manifest: Manifest) -> str | None:
     """The name of the layer that has been begun for the sealed set at `root` and is no part of it yet, or None."""
-    layer = len(read_manifest(root).layers)
+    layer = len(manifest.layers)
     return layer_name(layer) if plan_path(root, layer).exists() else None
 
 
