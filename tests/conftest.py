@@ -56,6 +56,9 @@ SMALL_METHOD = {
 }
 """Settings of `[pretrain]` that make every method small."""
 
+ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+"""The environment of several processes without a GPU."""
+
 TINY = DiffusionConfig(channels=(32, 32), attention=(False, True), blocks=1, dropout=0.0)
 
 
@@ -158,6 +161,11 @@ def clsp(capfd):
 
 def settings(values: dict) -> list[str]:
     return [f"--set={key}={value}" for key, value in values.items()]
+
+
+def launcher(processes: int) -> list[str]:
+    """The beginning of a command line for so many processes; `-m module` or a file follows."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
 
 
 def run_make(*arguments: str, args: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 from clsp.shards import ShardSet, verify_set
+from conftest import ON_CPU, launcher
 
 SETTINGS = ["anchors.limit=96", "shards.records=8", "shards.candidates=3", "sampler.steps=6", "sampler.micro_batch=8"]
 
 
 def command(model_folder, out, processes=1):
-    python = [sys.executable]
-    if processes > 1:
-        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    python = [sys.executable] if processes == 1 else launcher(processes)
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     arguments = ["shards", "make", "--recipe", "digits", "--out", out, "--diffusion", model_folder, *settings]
     return [*python, "-m", "clsp.cli", *map(str, arguments)]
@@ -37,9 +36,6 @@ def uninterrupted(model_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("uninterrupted") / "set"
     subprocess.run(command(model_folder, root), check=True, capture_output=True)
     return root
-
-
-ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 
 
 def start_and_signal(model_folder, root, signum, after_shards):

@@ -3,7 +3,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from clsp.generate.unconditional import draw_images
 from clsp.shards import InputError, StopRequested
 from clsp.train import PretrainConfig
 from clsp.train.backbone import build_backbone, save_backbone
+from conftest import ON_CPU, launcher
 from diffusers import DDPMPipeline
 
 CONFIG = DiffusionConfig(
@@ -92,8 +92,7 @@ def test_two_processes_train_one_model(tmp_path):
         "--out",
         str(tmp_path / "model"),
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    found = subprocess.run([*launcher, *command], env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=False)
+    found = subprocess.run([*launcher(2), *command], env=ON_CPU, check=False)
     assert found.returncode == 0
     assert DDPMPipeline.from_pretrained(tmp_path / "model").unet.config["sample_size"] == 8
     assert not list((tmp_path / "model").glob("*.pt"))

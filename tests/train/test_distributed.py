@@ -1,9 +1,7 @@
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,17 +9,14 @@ import pytest
 import safetensors.torch
 import torch
 from clsp.train import METHODS
-from conftest import SMALL_NETWORKS, settings
+from conftest import ON_CPU, SMALL_NETWORKS, launcher, settings
 
 STEP = Path(__file__).with_name("distributed_step.py")
-
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 
 
 def launch(processes: int, *command: object) -> None:
     """Run a command in so many processes; what they print shows where one fails."""
-    subprocess.run([*LAUNCHER, f"--nproc_per_node={processes}", *map(str, command)], check=True, env=ON_CPU)
+    subprocess.run([*launcher(processes), *map(str, command)], check=True, env=ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +49,7 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     command = ["-m", "clsp.cli", *arguments]
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
     launch(2, *command, whole)
-    stopped = subprocess.Popen(
-        [*LAUNCHER, "--nproc_per_node=2", *command, str(parts)], env=ON_CPU, stderr=subprocess.PIPE, text=True
-    )
+    stopped = subprocess.Popen([*launcher(2), *command, str(parts)], env=ON_CPU, stderr=subprocess.PIPE, text=True)
     while not list(parts.glob("checkpoints/*")):
         assert stopped.poll() is None
         time.sleep(0.01)
