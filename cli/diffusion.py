@@ -38,5 +38,5 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         probe = frechet_probe(load_encoder(recipe.diffusion.probe_encoder), anchors, recipe.diffusion.probe_images)
     recipe.save(out / "recipe.toml")
     with ProgressReport("diffusion", "steps") as report:
-        train_diffusion(anchors, recipe.diffusion, out, report, probe)
+        train_diffusion(anchors, recipe.diffusion, out, report, probe, recipe.sampler.clip)
     say(f"diffusion model: {out}")

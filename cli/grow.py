@@ -84,7 +84,7 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
     from ..generate import Sampler, SamplerConfig, load_diffusion
 
     try:
-        config = SamplerConfig.model_validate(plan.sampler)
+        config = SamplerConfig.from_record(plan.sampler)
     except ValidationError as error:
         raise InputError(
             f"the candidates were not made by clsp ({plan.diffusion.origin}); merge another set"

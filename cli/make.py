@@ -147,7 +147,7 @@ def _new_plan(recipe: Recipe, anchors: Anchors, model: "DiffusionModel", out: Pa
     anchors = readable_anchors(anchors, out)
     remember_digest(anchors, out.absolute().with_name(f"{out.absolute().name}.source.json"))
     if not (out / PLAN).exists():
-        check_statistics(model, anchors, _device())
+        check_statistics(model, anchors, _device(), recipe.sampler.clip)
     return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
 
 

@@ -1,6 +1,7 @@
 """The recipe sections `[diffusion]` and `[sampler]`."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -59,13 +60,18 @@ class SamplerConfig(Section):
     """How positives are sampled.
 
     The defaults are a fast setting whose positives are shown to be as good as the paper's (docs/results.md), which are
-    made with DDIM, 100 steps, η = 0.1 and an anchor pass per candidate.
+    made with DDIM, 100 steps, η = 0.1, an anchor pass per candidate and no clipping.
     """
+
+    added: ClassVar[Mapping[str, Any]] = {"clip": False}
 
     scheduler: Literal["ddim", "unipc", "dpmsolver++"] = "unipc"
     steps: int = Field(default=16, ge=1, le=1000)
     eta: float = Field(default=0.0, ge=0, le=1)
     """Share of DDPM's noise that DDIM adds at each step; 0 is deterministic."""
+    clip: bool = True
+    """Clamp the x0 that is predicted at each step to [-1, 1], the range of images. Without it the errors of a model that
+    was trained for less than days grow into flat, saturated colours. The paper's sampler does not clip."""
     weight: float = Field(default=0.1, ge=0, le=1)
     """The paper's w: the share of the sample's own bottleneck features; 1 ignores the anchor."""
     share_anchor: bool = True

@@ -23,6 +23,8 @@ class DiffusionModel:
     noise_schedule: dict[str, Any]
     origin: str
     digest: str
+    clip_range: float = 1.0
+    """The bound of its images' values that its scheduler's configuration names."""
 
 
 def load_diffusion(path: str, size: int) -> DiffusionModel:
@@ -42,7 +44,8 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
     channels = (config.get("in_channels", 3), config.get("out_channels", 3))
     if channels != (3, 3):
         raise InputError(f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3)")
-    schedule = _noise_schedule(path)
+    scheduler = _scheduler_config(path)
+    schedule = _noise_schedule(scheduler, path)
     loaded: Any = UNet2DModel.from_pretrained(
         path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
     )
@@ -52,7 +55,8 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
         raise InputError(f"diffusion model {path}: its weights do not fit its config ({'; '.join(faults)[:200]})")
     unet = unet.eval().requires_grad_(False)
     origin = Path(path).resolve().name if Path(path).exists() else path
-    return DiffusionModel(unet, schedule, origin, _digest(config, schedule, unet))
+    clip_range = float(scheduler.get("clip_sample_range") or 1.0)
+    return DiffusionModel(unet, schedule, origin, _digest(config, schedule, unet), clip_range)
 
 
 def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
@@ -96,15 +100,17 @@ def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
     raise InputError(f"diffusion model {path} was found neither as a folder nor on the hub ({reason})") from last
 
 
-def _noise_schedule(path: str) -> dict[str, Any]:
+def _scheduler_config(path: str) -> dict[str, Any]:
     for subfolder in ("scheduler", None):
         try:
             config: Any = DDPMScheduler.load_config(path, subfolder=subfolder)
-            break
+            return dict(config)
         except OSError:
             continue
-    else:
-        raise InputError(f"diffusion model {path} has no scheduler_config.json; its noise schedule must not be guessed")
+    raise InputError(f"diffusion model {path} has no scheduler_config.json; its noise schedule must not be guessed")
+
+
+def _noise_schedule(config: dict[str, Any], path: str) -> dict[str, Any]:
     schedule = {key: config.get(key, DDPMScheduler().config[key]) for key in NOISE_SCHEDULE}
     if schedule["prediction_type"] != "epsilon":
         raise InputError(f"diffusion model {path} predicts {schedule['prediction_type']}, expected epsilon")

@@ -16,7 +16,7 @@ from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate
 from .keyed_noise import Stream, keyed_normal, noise_keys
 from .model import DiffusionModel
-from .schedulers import make_scheduler, noise_to
+from .schedulers import clip_predicted_x0, make_scheduler, noise_to
 
 
 class Sampler:
@@ -74,7 +74,8 @@ class Sampler:
                 sample = self.encode(x_K[k].to(self.dtype), timestep)
                 mixed = interpolate(sample, anchor_bottleneck, config.weight)
                 epsilon = self.decode(mixed).float()
-                x_K[k] = self._step(scheduler, epsilon, timestep, x_K[k], keys_B2, first + k)
+                x = clip_predicted_x0(x_K[k], epsilon, alpha_bar) if config.clip else x_K[k]
+                x_K[k] = self._step(scheduler, epsilon, timestep, x, keys_B2, first + k)
         return torch.stack(x_K)
 
     @contextlib.contextmanager

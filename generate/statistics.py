@@ -12,15 +12,25 @@ IMAGES, STEPS = 16, 10
 ANCHORS = 256
 
 
-def check_statistics(model: DiffusionModel, anchors: Anchors, device: torch.device | str = "cpu") -> None:
+def check_statistics(
+    model: DiffusionModel, anchors: Anchors, device: torch.device | str = "cpu", clip: bool = True
+) -> None:
     """Refuse a model whose own images are not in [-1, 1] but in [0, 1], in [0, 255], or standardised.
+
+    Args:
+        clip: the sampler will clamp to [-1, 1] (`sampler.clip`), so the model must not name another range.
 
     Raises:
         InputError: naming what was found.
     """
+    if clip and model.clip_range != 1:
+        raise InputError(
+            f"diffusion model {model.origin} clips to [-{model.clip_range:g}, {model.clip_range:g}] by its scheduler's "
+            "configuration, sampler.clip to [-1, 1]; set sampler.clip=false, or use a model of images in [-1, 1]"
+        )
     real = to_model_range(np.stack([anchors[place].image for place in anchors.spread(ANCHORS)]))
     unet = torch.nn.Module.to(model.unet, device)
-    made = torch.cat(list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS))).cpu().flatten()
+    made = torch.cat(list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False))).cpu().flatten()
     lowest, highest = made.quantile(0.01), made.quantile(0.99)
     found = ""
     if real.quantile(0.01) < -0.5 and lowest > -0.2:

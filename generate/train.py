@@ -42,7 +42,12 @@ Probe = Callable[[Iterator[np.ndarray]], dict[str, float]]
 
 
 def train_diffusion(
-    anchors: Anchors, config: DiffusionConfig, out: Path, report: Report | None = None, probe: Probe | None = None
+    anchors: Anchors,
+    config: DiffusionConfig,
+    out: Path,
+    report: Report | None = None,
+    probe: Probe | None = None,
+    clip: bool = True,
 ) -> Path:
     """Train and save a model that `DDPMPipeline.from_pretrained(out)` loads; resumes from `out` by itself.
 
@@ -51,6 +56,7 @@ def train_diffusion(
     Args:
         report: called with (steps done, steps, metrics).
         probe: measures images `(B, H, W, 3)` uint8 that the averaged weights make, every `sample_steps`, for the log.
+        clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
 
     Raises:
         InputError: `out` holds a model trained with other settings or on other images.
@@ -63,7 +69,7 @@ def train_diffusion(
         raise InputError(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
         )
-    training = _Training(accelerator, anchors, config, out, probe)
+    training = _Training(accelerator, anchors, config, out, probe, clip)
     if accelerator.is_main_process:
         write_file(out / IDENTITY, _identity(anchors, config))
     first = training.load()
@@ -88,8 +94,17 @@ def train_diffusion(
 class _Training:
     """The weights, their average and the optimizer, one step at a time; `look` is what happens between steps."""
 
-    def __init__(self, accelerator: Accelerator, anchors: Anchors, config: DiffusionConfig, out: Path, probe):
-        self.accelerator, self.config, self.out, self.probe = accelerator, config, out, probe
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        anchors: Anchors,
+        config: DiffusionConfig,
+        out: Path,
+        probe: Probe | None,
+        clip: bool,
+    ):
+        self.accelerator, self.config, self.out = accelerator, config, out
+        self.probe, self.clip = probe, clip
         torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
         self.net = build_unet(config, anchors.size)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr)
@@ -150,7 +165,8 @@ class _Training:
         self.ema.copy_to(self.net.parameters())
         self.net.eval()
         try:
-            batches = [batch.cpu() for batch in draw_images(self.net, schedule, self.net.config["sample_size"], count)]
+            drawn = draw_images(self.net, schedule, self.net.config["sample_size"], count, clip=self.clip)
+            batches = [batch.cpu() for batch in drawn]
         finally:
             self.net.train()
             self.ema.restore(self.net.parameters())
@@ -205,7 +221,7 @@ def check_out(anchors: Anchors, config: DiffusionConfig, out: Path) -> bool:
 
 
 def _identity(anchors: Anchors, config: DiffusionConfig) -> bytes:
-    settings = config.model_dump(mode="json", exclude=UNESSENTIAL)
+    settings = config.recorded(leave_out=UNESSENTIAL)
     if len(anchors) < anchors.source_count:
         settings["anchors_used"] = len(anchors)
     return canonical_json({"anchors": anchors.digest, "size": anchors.size, **settings})

@@ -40,7 +40,7 @@ def make_plan(anchors: Anchors, model: DiffusionModel, sampler: SamplerConfig, s
     return Plan(
         source=source_plan(anchors),
         diffusion=DiffusionPlan(origin=model.origin, digest=model.digest),
-        sampler=sampler.decided().model_dump(mode="json"),
+        sampler=sampler.decided().recorded(),
         shards=shards,
         selection=source_selection(anchors),
     )

@@ -85,6 +85,7 @@ from .seal import seal_if_complete as seal_if_complete
 from .seal import unfinished_shards as unfinished_shards
 from .stopping import leave_stopping_to_the_main_process as leave_stopping_to_the_main_process
 from .stopping import stop_deferred as stop_deferred
+from .stream import pair_stream as pair_stream
 from .transfer import pull as pull
 from .transfer import push as push
 from .verify import verify_set as verify_set

@@ -23,6 +23,22 @@ decode."""
 RGB = ImageReadMode.UNCHANGED.value  # nothing to convert: `check_header` lets RGB alone through
 
 
+def decode_image(content: bytes, codec: str, size: int, encoded: torch.Tensor | None = None) -> torch.Tensor:
+    """Decode an image to `(3, size, size)` uint8, in memory channels last.
+
+    Args:
+        encoded: the same bytes as a tensor, where there is one already.
+
+    Raises:
+        WorkError: another codec or size, found before memory is allocated for it.
+        RuntimeError: the decoder's own.
+    """
+    check_header(content, codec, size)
+    if encoded is None:
+        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return DECODERS[codec](encoded, RGB)
+
+
 @dataclass
 class PairBatch:
     """Anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for.
@@ -98,9 +114,8 @@ class PairDataset(Dataset[PairBatch]):
         images, size = [], self.shards.size
         try:
             for content, encoded, member in zip(contents, joined.split([*map(len, contents)]), members, strict=True):
-                codec = member[0].plan.shards.codec
-                check_header(content, codec, size)
-                images.append(DECODERS[codec](encoded, RGB).permute(1, 2, 0))  # as decoded, so stacking copies straight
+                image = decode_image(content, member[0].plan.shards.codec, size, encoded)
+                images.append(image.permute(1, 2, 0))  # as decoded, so stacking copies straight
         except (RuntimeError, WorkError) as error:
             where = f"{self.shards.root}: record {self.shards.key(members[len(images)][1])}"
             raise WorkError(f"{where} does not decode ({error})") from error

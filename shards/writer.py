@@ -1,6 +1,6 @@
 """Writing one shard: tar first, commit record last."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ from .durable import replacing
 from .layout import layer_name, shard_path
 from .metadata import canonical_json
 from .plan import Plan
-from .tar import TarFile
+from .tar import ShardTar
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,11 @@ def encode_record(plan: Plan, record: Record) -> EncodedRecord:
     return EncodedRecord(anchor.key, anchor.index, anchor.label, anchor.digest, contents, pixels)
 
 
-def _members(plan: Plan, record: EncodedRecord) -> Iterator[tuple[str, bytes]]:
+def _members(plan: Plan, record: EncodedRecord) -> dict[str, bytes]:
+    """Return the members of a record by their endings."""
     fields = plan.image_fields
     if len(record.contents) != len(fields):
         raise ValueError(f"{record.key}: {len(record.contents)} images, the plan has {len(fields)} per record")
-    for field, content in zip(fields, record.contents, strict=True):
-        yield f"{record.key}.{field}", content
     facts = {
         "key": record.key,
         "index": record.index,
@@ -60,22 +59,22 @@ def _members(plan: Plan, record: EncodedRecord) -> Iterator[tuple[str, bytes]]:
         "anchor": record.anchor,
         "pixels": {field.split(".")[0]: digest for field, digest in zip(fields, record.pixels, strict=True)},
     }
-    yield f"{record.key}.json", canonical_json(facts)
+    return {**dict(zip(fields, record.contents, strict=True)), "json": canonical_json(facts)}
 
 
-def write_tar(file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]) -> TarFile:
+def write_tar(file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]) -> ShardTar:
     """Write the tar of a shard to an open file; returns what was counted and hashed.
 
     Raises:
         ValueError: the records are not exactly the shard's anchors in order.
     """
-    tar, written = TarFile(file), []
-    for record in records:
-        encoded = encode_record(plan, record) if isinstance(record, Record) else record
-        for name, content in _members(plan, encoded):
-            tar.add(name, content)
-        written.append(encoded.index)
-    tar.close()
+    written = []
+    with ShardTar(file) as tar:
+        for record in records:
+            encoded = encode_record(plan, record) if isinstance(record, Record) else record
+            tar.add(encoded.key, _members(plan, encoded))
+            written.append(encoded.index)
+
     positions = plan.shard_range(shard)
     if len(written) != len(positions) or (plan.selection is None and written != list(positions)):
         raise ValueError(f"shard {shard}: wrote anchors {written[:3]}…, the plan has {positions}")

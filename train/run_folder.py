@@ -54,7 +54,7 @@ def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
         "name": config.run_name,
         "seed": config.seed,
         "data": shards.identity,
-        "pretrain": config.model_dump(mode="json", exclude=UNESSENTIAL),
+        "pretrain": config.recorded(leave_out=UNESSENTIAL),
     }
 
 

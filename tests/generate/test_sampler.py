@@ -1,11 +1,17 @@
 """The sampler against an independent computation: the equations in numpy and float64, own U-Net calls."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from clsp.generate import Sampler, SamplerConfig, Stream, decode, encode, keyed_normal, noise_keys
-from clsp.generate.schedulers import make_scheduler
+from clsp.generate.schedulers import clip_predicted_x0, make_scheduler
 from clsp.shards import ShardSet, WorkError
+from diffusers import DDIMScheduler, DDPMScheduler
+
+SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 
 
 def noise(key: str, timestep: int, candidate: int, stream: Stream, seed: int = 0) -> np.ndarray:
@@ -15,7 +21,8 @@ def noise(key: str, timestep: int, candidate: int, stream: Stream, seed: int = 0
 
 def reference_positive(unet, anchor_HWC: np.ndarray, key: str, candidate: int, config: SamplerConfig) -> np.ndarray:
     """One candidate: β linear 1e-4 … 0.02, timesteps 999, 989, …, DDIM with η, h = w·h_s + (1-w)·h_a."""
-    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    # diffusers' float32 table: in float64 ᾱ is another one at the noisiest steps, by up to 0.3 grey levels at the end.
+    alpha_bar = DDPMScheduler(**SCHEDULE).alphas_cumprod.double().numpy()
     stride = 1000 // config.steps
     x0 = anchor_HWC.transpose(2, 0, 1)[None] / 127.5 - 1
     x = noise(key, 0, candidate, Stream.INITIAL)
@@ -29,22 +36,26 @@ def reference_positive(unet, anchor_HWC: np.ndarray, key: str, candidate: int, c
             h = config.weight * sample.bottleneck + (1 - config.weight) * anchor.bottleneck
             epsilon = decode(unet, sample._replace(bottleneck=h)).double().numpy()
         predicted_x0 = (x - np.sqrt(1 - a) * epsilon) / np.sqrt(a)
+        if config.clip:
+            predicted_x0 = predicted_x0.clip(-1, 1)
         sigma = config.eta * np.sqrt((1 - previous) / (1 - a)) * np.sqrt(1 - a / previous)
         x = np.sqrt(previous) * predicted_x0 + np.sqrt(1 - previous - sigma**2) * epsilon
         x = x + sigma * noise(key, t, candidate, Stream.STEP)
     return np.rint((x.clip(-1, 1) + 1) * 127.5)[0].transpose(1, 2, 0)
 
 
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("share_anchor", [False, True])
 @pytest.mark.parametrize(("weight", "eta"), [(0.1, 0.1), (0.0, 0.0), (0.5, 1.0)])
-def test_positives_agree_with_the_papers_equations(model, digits, weight, eta, share_anchor):
-    config = SamplerConfig(scheduler="ddim", steps=20, weight=weight, eta=eta, share_anchor=share_anchor, micro_batch=4)
+def test_positives_agree_with_the_papers_equations(trained_model, digits, weight, eta, share_anchor, clip):
+    settings = {"weight": weight, "eta": eta, "share_anchor": share_anchor, "clip": clip}
+    config = SamplerConfig(scheduler="ddim", steps=20, micro_batch=4, **settings)
     anchors = digits[:3]
     images = np.stack([anchor.image for anchor in anchors])
-    found = Sampler(model, config)(images, [anchor.key for anchor in anchors], candidates=2)
+    found = Sampler(trained_model, config)(images, [anchor.key for anchor in anchors], candidates=2)
     for row, anchor in enumerate(anchors):
         for candidate in range(2):
-            expected = reference_positive(model.unet, anchor.image, anchor.key, candidate, config)
+            expected = reference_positive(trained_model.unet, anchor.image, anchor.key, candidate, config)
             difference = np.abs(found[row, candidate].astype(int) - expected)
             assert difference.max() <= 1 and (difference > 0).mean() < 0.02
 
@@ -64,7 +75,7 @@ def test_candidates_do_not_depend_on_how_many_there_are(model, digits):
     assert not np.array_equal(eight[:, 0], eight[:, 1])
 
 
-PAPER = {"scheduler": "ddim", "eta": 0.1, "share_anchor": False}
+PAPER = {"scheduler": "ddim", "eta": 0.1, "share_anchor": False, "clip": False}
 
 
 def assert_equal_up_to_rounding(first: np.ndarray, second: np.ndarray) -> None:
@@ -110,6 +121,34 @@ def test_weight_one_ignores_the_anchor(model, digits):
     assert np.array_equal(sampler(first.image[None], [first.key], 1), sampler(other.image[None], [first.key], 1))
 
 
+def test_a_clipped_step_is_diffusers_own_for_ddim():
+    """`clip_sample` clamps x0 and keeps ε, as `clip_predicted_x0` does before a plain step."""
+    generator = torch.Generator().manual_seed(0)
+    x, epsilon = (3 * torch.randn(4, 3, 8, 8, generator=generator) for _ in range(2))
+    config = SamplerConfig(scheduler="ddim", steps=20, clip=True)
+    plain = make_scheduler(config, SCHEDULE)
+    clipping = DDIMScheduler(**SCHEDULE, timestep_spacing="trailing", clip_sample=True)
+    clipping.set_timesteps(20)
+    for timestep in plain.timesteps.tolist():
+        alpha_bar = float(plain.alphas_cumprod[timestep])
+        ours = plain.step(epsilon, timestep, clip_predicted_x0(x, epsilon, alpha_bar)).prev_sample
+        assert torch.allclose(ours, clipping.step(epsilon, timestep, x).prev_sample, atol=2e-5)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "unipc", "dpmsolver++"])
+def test_clipping_keeps_the_digits_of_a_briefly_trained_model_grey(trained_model, digits, scheduler):
+    images, keys = np.stack([anchor.image for anchor in digits]), [anchor.key for anchor in digits]
+
+    def coloured(clip: bool) -> float:
+        """The share of pixels whose channels lie a quarter of the range apart."""
+        config = SamplerConfig(scheduler=scheduler, steps=16, eta=0.0, clip=clip, micro_batch=40)
+        made = Sampler(trained_model, config)(images, keys, 2).astype(int)
+        return float((made.max(axis=-1) - made.min(axis=-1) > 64).mean())
+
+    assert coloured(clip=False) > 0.05
+    assert coloured(clip=True) < 0.01
+
+
 @pytest.mark.parametrize("scheduler", ["unipc", "dpmsolver++"])
 def test_solvers_keep_their_state_per_candidate(model, digits, scheduler):
     sampler = Sampler(model, SamplerConfig(steps=5, eta=0.0, scheduler=scheduler, micro_batch=2))
@@ -119,9 +158,6 @@ def test_solvers_keep_their_state_per_candidate(model, digits, scheduler):
 
 
 def test_values_that_are_not_finite_are_named(model, digits):
-    import copy
-    import dataclasses
-
     broken = dataclasses.replace(model, unet=copy.deepcopy(model.unet))
     torch.nn.init.constant_(broken.unet.conv_out.bias, float("nan"))
     with pytest.raises(WorkError, match="train_00000000"):

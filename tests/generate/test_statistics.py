@@ -1,12 +1,14 @@
 """Models that know their data exactly: per pixel a Gaussian, whose best noise prediction has a closed form."""
 
 import dataclasses
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from clsp.generate import check_statistics
+from clsp.generate import check_statistics, load_diffusion
 from clsp.shards import InputError
 
 
@@ -57,3 +59,19 @@ def test_standardised_images_are_refused(trained_on, digits):
     build, pixels = trained_on
     with pytest.raises(InputError, match="standardised"):
         check_statistics(build(1 / pixels.std(), -pixels.mean() / pixels.std()), digits)
+
+
+def test_a_model_that_names_another_range_goes_with_no_clip(trained_on, digits):
+    build, _ = trained_on
+    wider = dataclasses.replace(build(1, 0), clip_range=2.0)
+    with pytest.raises(InputError, match=r"clips to \[-2, 2\].*sampler.clip=false"):
+        check_statistics(wider, digits)
+    check_statistics(wider, digits, clip=False)
+
+
+def test_a_saved_range_is_read_with_the_model(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "wider")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"clip_sample_range": 2.0}))
+    assert load_diffusion(str(model_folder), 8).clip_range == 1
+    assert load_diffusion(str(folder), 8).clip_range == 2
