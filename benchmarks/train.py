@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from clsp.evaluate import computes_bf16
-from clsp.shards import ShardSet
+from clsp.shards import ShardSet, computes_bf16
 from clsp.train import PretrainConfig, Views, batch_order, build_method
 from clsp.train.setup import build_optimizer, pair_loader, prepared_method
 from clsp.train.step import Stepper

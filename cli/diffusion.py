@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from ..shards import Anchors
+from ..shards import Anchors, computes_bf16
 from .make import readable_anchors
 from .options import check_option, out_option, recipe_options
-from .progress import ProgressReport, is_first_rank, say
+from .progress import ProgressReport, is_first_rank, say, say_if_emulated
 from .recipe import load_recipe
 
 
@@ -22,8 +22,12 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         say(f"nothing to train: recipe {recipe_name} uses the diffusion model {recipe.diffusion.path}")
         return
     anchors = readable_anchors(Anchors(recipe.anchors), out)
-    from ..generate import build_unet, check_out, train_diffusion  # torch, after the checks that need none
+    from ..generate import begun_precision, build_unet, check_out, train_diffusion  # torch, after what needs none
 
+    begun = begun_precision(out)
+    config = recipe.diffusion.decided(begun == "bf16" if begun else computes_bf16())
+    recipe = recipe.model_copy(update={"diffusion": config})
+    say_if_emulated("diffusion.precision", config.precision == "bf16")
     finished = check_out(anchors, recipe.diffusion, out)
     if check:
         build_unet(recipe.diffusion, anchors.size)

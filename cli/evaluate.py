@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from .options import PATH, expand, out_option, recipe_options
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_if_emulated
 from .recipe import Recipe, load_recipe
 
 Evaluation = Callable[[Any, Any, int], dict[str, Any]]
@@ -63,6 +63,7 @@ def _evaluate(recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: boo
 
     checkpoint, out = expand(checkpoint, recipe), expand(out, recipe)
     config = recipe.linear_eval
+    say_if_emulated("linear_eval.precision", config.precision == "bf16")
     encoder = load_checkpoint(checkpoint, config.precision)
     train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
     classes = check_labels(train_images.labels(), test_images.labels(), complete=not config.test_limit)
@@ -75,7 +76,7 @@ def _evaluate(recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: boo
     say(f"{checkpoint.name}: {task} {figures} % ({path})")
 
 
-def load_checkpoint(checkpoint: Path, precision: str) -> Any:
+def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> Any:
     """The encoder in a folder; unlike `--encoder` a checkpoint is never a name on the hub."""
     from ..evaluate import backbone_folder, load_encoder
 
@@ -92,8 +93,9 @@ def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out
 
     recipe = load_recipe(recipe_name, overrides)
     checkpoint, out = expand(checkpoint, recipe), expand(out, recipe)
+    say_if_emulated("transfer.precision", recipe.transfer.precision == "bf16")
     encoder = load_checkpoint(checkpoint, recipe.transfer.precision)
-    config = recipe.transfer.model_copy(update={"precision": encoder.precision})
+    config = recipe.transfer
     found = finished_sets(out / "transfer.json", config, checkpoint_digest(checkpoint))
     content, seed = recipe.model_dump(mode="json"), recipe.pretrain.seed
 

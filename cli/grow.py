@@ -26,7 +26,7 @@ from ..shards import (
 )
 from .make import diffusion_option
 from .options import parse_part, set_argument
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_if_emulated
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -95,6 +95,7 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
             f"diffusion model {path} has the digest {model.digest}, the set was made by {plan.diffusion.origin} with "
             f"{plan.diffusion.digest}; give that model with --diffusion"
         )
+    say_if_emulated("the set's sampler.dtype", config.dtype == "bfloat16")
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
     return Sampler(model, config, accelerator.device), accelerator
 

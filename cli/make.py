@@ -11,13 +11,14 @@ from ..shards import (
     Anchors,
     InputError,
     Plan,
+    computes_bf16,
     read_plan,
     remember_digest,
     remove_temporaries,
     screened,
 )
 from .options import PATH, check_option, out_option, parse_part, recipe_options
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_if_emulated
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ def resolved_sampler(recipe: Recipe, out: Path | None) -> "SamplerConfig":
     """The recipe's sampler with its `auto` dtype decided: by the set that is there, else by the device."""
     if recipe.sampler.dtype != "auto":
         return recipe.sampler
-    from ..evaluate import computes_bf16
-
     begun = read_plan(out).sampler.get("dtype") if out and (out / PLAN).exists() else None
     return recipe.sampler.decided(begun == "bfloat16" if begun else computes_bf16())
 
@@ -130,7 +129,9 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
         remove_temporaries(out)
     accelerator.wait_for_everyone()
     anchors = screened(anchors, listing_path(out))
-    sampler = Sampler(model, resolved_sampler(recipe, out), accelerator.device)
+    config = resolved_sampler(recipe, out)
+    say_if_emulated("sampler.dtype", config.dtype == "bfloat16")
+    sampler = Sampler(model, config, accelerator.device)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     with ProgressReport("shards", "anchors") as report:
         set_id = make_shards(out, read_plan(out), anchors, sampler, parsed_part, rank, world_size, report)

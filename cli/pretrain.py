@@ -8,7 +8,7 @@ import click
 
 from ..shards import Anchors, ShardSet
 from .options import check_option, expand, out_option, recipe_options
-from .progress import ProgressReport, is_first_rank, say, say_unfinished
+from .progress import ProgressReport, is_first_rank, say, say_if_emulated, say_unfinished
 from .recipe import Recipe, load_recipe
 
 
@@ -49,6 +49,7 @@ def pretrain(
     if finished:
         say(f"backbone: {out / 'backbone'} (already trained)")
         return
+    say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     recipe.save(out / "recipe.toml")
     probe = _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs and is_first_rank() else None
     with ProgressReport(out.name, "epochs") as report:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..shards import Manifest, unfinished_layer
+from ..shards import Manifest, computes_bf16, unfinished_layer
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -24,6 +24,14 @@ def say(message: str) -> None:
     """Print a line, once for all ranks."""
     if is_first_rank():
         print(message, flush=True)
+
+
+def say_if_emulated(key: str, bf16: bool) -> None:
+    """Say what it costs where a recipe's key asks for bfloat16 and the machine has to emulate it."""
+    if bf16 and not computes_bf16():
+        say(
+            f"note: {key} asks for bfloat16, which this machine emulates; it will take about ten times as long as float32"
+        )
 
 
 def say_unfinished(root: Path, manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from ..shards import (
     write_file,
 )
 from .options import PATH, set_argument, set_option
-from .progress import ProgressReport, say
+from .progress import ProgressReport, say, say_if_emulated
 from .recipe import Recipe, load_recipe
 
 
@@ -44,7 +44,9 @@ def score(
     from ..evaluate import PACKAGES, encoder_digest, load_encoder, measure_quality, quality_path
     from ..train import PretrainConfig
 
-    encoder = load_encoder(encoder_name)
+    precision = recipe.linear_eval.precision if recipe else "no"
+    say_if_emulated("linear_eval.precision", precision == "bf16")
+    encoder = load_encoder(encoder_name, precision)
     path = out or quality_path(root, name)
     made = {
         "data": shards.identity,

@@ -8,7 +8,6 @@ from .distances import frechet_distance as frechet_distance
 from .distances import kernel_distance as kernel_distance
 from .distances import precision_recall as precision_recall
 from .encoder import Encoder as Encoder
-from .encoder import computes_bf16 as computes_bf16
 from .encoder import encoder_digest as encoder_digest
 from .encoder import load_encoder as load_encoder
 from .equivalence import compare_quality as compare_quality

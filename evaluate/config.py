@@ -1,12 +1,23 @@
 """The recipe sections `[linear_eval]`, `[knn]` and `[transfer]`."""
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from ..shards import Section
+
+Precision = Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value == "auto" else value)]
+"""float32 (`no`) or bfloat16. Resolved recipes of older runs have `auto`, which chose by the machine: now float32."""
 
 
 class LinearEvalConfig(Section):
@@ -32,8 +43,8 @@ class LinearEvalConfig(Section):
     """Train on horizontal flips, half of the time."""
     sweep_lr: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), min_length=1)
     sweep_weight_decay: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 1e-6, 1e-5, 1e-4, 1e-3), min_length=1)
-    precision: Literal["auto", "no", "bf16"] = "auto"
-    """Of feature extraction, in all evaluations: `auto` is bf16 where the processor computes in it, else float32."""
+    precision: Precision = "no"
+    """Of feature extraction in kNN, linear evaluation and scores: float32, or bf16 where it is asked for."""
 
 
 class KnnConfig(Section):
@@ -103,7 +114,8 @@ class TransferConfig(Section):
     """The most L-BFGS iterations of one fit."""
     limit: int = Field(default=0, ge=0)
     """Use the first images of every split only; 0 uses all."""
-    precision: Literal["auto", "no", "bf16"] = "auto"
+    precision: Precision = "no"
+    """Of feature extraction."""
 
     @model_validator(mode="after")
     def _known(self) -> "TransferConfig":

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ..shards import InputError
 from ..train import embed, load_backbone
+from .config import Precision
 from .results import backbone_folder, checkpoint_digest
 
 CPU_BATCH, GPU_BATCH = 64, 512
@@ -27,12 +28,12 @@ class Encoder:
     Args:
         model: gives features for normalised images.
         config: its `mean`, `std` and `input_size`, as in timm's `pretrained_cfg`.
-        precision: `no` (float32), `bf16`, or `auto`: bf16 where the processor computes in it.
+        precision: `no` (float32) or `bf16`, whatever the machine: a feature must not depend on where it was computed.
     """
 
-    def __init__(self, model: nn.Module, config: dict[str, Any], precision: str = "auto"):
+    def __init__(self, model: nn.Module, config: dict[str, Any], precision: Precision = "no"):
         self.device = compute_device()
-        self.precision = ("bf16" if computes_bf16() else "no") if precision == "auto" else precision
+        self.precision: Precision = precision
         self.size = int(config["input_size"][-1])
         self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
         joined: Any = _joined(model.eval().to(self.device))  # tracing keeps the device that it sees
@@ -57,7 +58,7 @@ class Encoder:
             return embed(self._model, batch).cpu()
 
 
-def load_encoder(name: str | Path, precision: str = "auto") -> Encoder:
+def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
     """The encoder in a folder (a run of `clsp pretrain` or a timm model), or timm's pretrained model of that name.
 
     Raises:
@@ -85,14 +86,6 @@ def encoder_digest(name: str | Path) -> str:
 def compute_device() -> torch.device:
     """Where evaluations compute: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def computes_bf16() -> bool:
-    """True where bfloat16 is computed in hardware: on the GPU, else by the CPU's instructions."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _joined(model: nn.Module) -> nn.Module:

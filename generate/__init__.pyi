@@ -14,6 +14,7 @@ from .model import build_unet as build_unet
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
 from .statistics import check_statistics as check_statistics
+from .train import begun_precision as begun_precision
 from .train import check_out as check_out
 from .train import train_diffusion as train_diffusion
 from .worker import assigned_shards as assigned_shards

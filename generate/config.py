@@ -1,5 +1,6 @@
 """The recipe sections `[diffusion]` and `[sampler]`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,12 @@ from ..shards import Section
 
 
 class DiffusionConfig(Section):
-    """The unconditional DDPM: one to load (`path`), or how to train one on the anchors."""
+    """The unconditional DDPM: one to load (`path`), or how to train one on the anchors.
+
+    The defaults are the paper's; `lr_schedule`, `ema_warmup` and `snr_gamma` make more of a training of minutes or hours.
+    """
+
+    added: ClassVar[Mapping[str, Any]] = {"lr_schedule": "constant", "ema_warmup": False, "snr_gamma": 0.0}
 
     path: str = ""
     """A folder in diffusers' format or a hub id; empty: train one."""
@@ -18,8 +24,14 @@ class DiffusionConfig(Section):
     """Global: over all processes."""
     lr: float = Field(default=2e-4, gt=0)
     warmup_steps: int = Field(default=5000, ge=0)
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Behind the warm-up the rate stays as it is, or falls to 0 at the last step along a cosine."""
+    snr_gamma: float = Field(default=0.0, ge=0)
+    """γ of min-SNR-γ (Hang et al., ICCV 2023): the loss at a timestep counts `min(SNR, γ) / SNR`; 0: all count alike."""
     clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    ema_warmup: bool = False
+    """Let the average's decay rise up to `ema_decay` as `1 - (1 + step)^(-2/3)`, so that it forgets its first steps."""
     flip: bool = True
     """Horizontal flips, half of the time."""
     channels: tuple[int, ...] = Field(default=(128, 256, 256, 256), min_length=1)
@@ -34,14 +46,28 @@ class DiffusionConfig(Section):
     """Steps between two checkpoints."""
     workers: int = Field(default=0, ge=0)
     """Decoding processes per training process."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the U-Net; weights, their average and the optimizer stay float32."""
+    precision: Literal["auto", "no", "bf16"] = "no"
+    """Mixed precision of the U-Net; weights, their average and the optimizer stay float32. `auto`: bf16 where the device
+    computes in it, for a new model; one that was begun keeps its own."""
     sample_steps: int = Field(default=0, ge=0)
     """Steps between two grids of images drawn from the averaged weights; 0 draws none."""
     probe_images: int = Field(default=0, ge=0)
     """With every grid, the Fréchet distance of so many images to the anchors goes into the log; 0 measures none."""
     probe_encoder: str = ""
     """Whose features that distance is in: the folder of a run, or a timm model."""
+
+    def decided(self, bf16: bool = False) -> "DiffusionConfig":
+        """Return these settings with `auto` replaced: by bf16 if the device computes in it, else by float32."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "bf16" if bf16 else "no"})
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of a step, counted from 0: a linear warm-up, then `lr_schedule`."""
+        if step < self.warmup_steps or self.lr_schedule == "constant":
+            return self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * share))
 
     @model_validator(mode="after")
     def _levels_agree(self):

@@ -30,7 +30,11 @@ def check_statistics(
         )
     real = to_model_range(np.stack([anchors[place].image for place in anchors.spread(ANCHORS)]))
     unet = torch.nn.Module.to(model.unet, device)
-    made = torch.cat(list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False))).cpu().flatten()
+    made = (
+        torch.cat(list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False)))
+        .cpu()
+        .flatten()
+    )
     lowest, highest = made.quantile(0.01), made.quantile(0.99)
     found = ""
     if real.quantile(0.01) < -0.5 and lowest > -0.2:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers import DDPMPipeline, DDPMScheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
@@ -107,9 +107,10 @@ class _Training:
         self.probe, self.clip = probe, clip
         torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
         self.net = build_unet(config, anchors.size)
-        adam = torch.optim.Adam(self.net.parameters(), lr=config.lr)
+        adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)
-        self.ema = EMAModel(self.net.parameters(), decay=config.ema_decay)
+        averaging: Any = {"decay": config.ema_decay, "use_ema_warmup": config.ema_warmup, "foreach": True}
+        self.ema = EMAModel(self.net.parameters(), **averaging)
         self.ema.to(accelerator.device)
         self.noise: Any = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
         self.losses: list[torch.Tensor] = []
@@ -118,20 +119,29 @@ class _Training:
         """One step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            group["lr"] = config.learning_rate(step)
         torch.manual_seed(stream_seed(config.seed, step, self.accelerator.process_index, "diffusion"))
         if config.flip:
             x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0.flip(-1), x0)
         noise = torch.randn_like(x0)
         timesteps = torch.randint(self.noise.config.num_train_timesteps, (len(x0),), device=x0.device)
         predicted = self.unet(self.noise.add_noise(x0, noise, timesteps), timesteps, return_dict=False)[0]
-        loss = F.mse_loss(predicted.float(), noise)
+        loss = self._loss(predicted.float(), noise, timesteps)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.unet.parameters(), config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.net.parameters())
         self.losses.append(loss.detach())
+
+    def _loss(self, predicted: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared error of ε, each image's weighed by min-SNR-γ where the recipe says so."""
+        gamma = self.config.snr_gamma
+        if not gamma:
+            return F.mse_loss(predicted, noise)
+        snr_B = compute_snr(self.noise, timesteps)
+        errors_B = (predicted - noise).square().mean(dim=(1, 2, 3))
+        return (errors_B * snr_B.clamp(max=gamma) / snr_B).mean()
 
     def look(self, done: int) -> dict[str, float]:
         """The metrics that are due after so many steps; draws, logs and saves what is due too."""
@@ -218,6 +228,12 @@ def check_out(anchors: Anchors, config: DiffusionConfig, out: Path) -> bool:
     if found is not None and found != _identity(anchors, config):
         raise InputError(f"{out} holds a model trained with other settings ({out / IDENTITY}); choose another --out")
     return (out / "model_index.json").exists()
+
+
+def begun_precision(out: Path) -> str | None:
+    """Return the precision of the training that was begun in `out`, None if there is none."""
+    path = out / IDENTITY
+    return json.loads(path.read_text()).get("precision") if path.exists() else None
 
 
 def _identity(anchors: Anchors, config: DiffusionConfig) -> bytes:

@@ -14,6 +14,7 @@ from .commits import run_stamp as run_stamp
 from .config import AnchorsConfig as AnchorsConfig
 from .config import Section as Section
 from .config import ShardsConfig as ShardsConfig
+from .device import computes_bf16 as computes_bf16
 from .durable import locked as locked
 from .durable import remove_temporaries as remove_temporaries
 from .durable import replacing as replacing

@@ -1,0 +1,21 @@
+"""What the machine at hand computes in. Imports torch when it is asked, not before."""
+
+import os
+
+SWITCH = "CLSP_BF16"
+"""An environment variable that answers in the machine's place, `yes` or `no`: for tests of both kinds on one machine."""
+
+
+def computes_bf16() -> bool:
+    """Return True where bfloat16 is computed in hardware: on the GPU if there is one, else by the CPU's instructions.
+
+    Elsewhere bfloat16 is emulated: right, but about ten times slower than float32.
+    """
+    if SWITCH in os.environ:
+        return os.environ[SWITCH] == "yes"
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
