@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -57,6 +58,7 @@ class Driver:
             if set(stage.after) <= self.finished and self._recorded(stage).get("finished"):
                 self.finished.add(stage.name)
         self.running: dict[str, _Running] = {}
+        self.temporary = ""
 
     def run(self) -> None:
         """Run what is not finished; a failing stage ends the work, and everything finished is kept.
@@ -66,6 +68,9 @@ class Driver:
             InputError: it was too short to get any further, or another driver works here.
         """
         with ExitStack() as held:
+            # What stages leave in the temporary folder, sockets and caches of torch, goes when the work ends.
+            folder = tempfile.TemporaryDirectory(prefix="clsp-", ignore_cleanup_errors=True)
+            self.temporary = held.enter_context(folder)
             try:
                 held.enter_context(locked(self.out / "stages" / ".driver", wait=False))
             except BlockingIOError as error:
@@ -95,7 +100,7 @@ class Driver:
         log = self._log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        process = PROCESSES.Process(target=run_stage, args=(stage.arguments, log, threads))
+        process = PROCESSES.Process(target=run_stage, args=(stage.arguments, log, threads, self.temporary))
         process.start()
         say(f"        {stage.name} begins (log: {log})")
         return process
@@ -159,8 +164,13 @@ class Driver:
         return self.out / "logs" / f"{stage.name}.log"
 
 
-def run_stage(arguments: Sequence[str], log: Path, threads: int) -> None:
-    """In a process of its own: run a command line, its output in the log; exits with its code."""
+def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str) -> None:
+    """In a process of its own: run a command line, its output in the log; exits with its code.
+
+    Args:
+        temporary: the folder for temporary files, of this process and of those that it starts.
+    """
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -29,9 +29,8 @@ def say(message: str) -> None:
 def say_if_emulated(key: str, bf16: bool) -> None:
     """Say what it costs where a recipe's key asks for bfloat16 and the machine has to emulate it."""
     if bf16 and not computes_bf16():
-        say(
-            f"note: {key} asks for bfloat16, which this machine emulates; it will take about ten times as long as float32"
-        )
+        cost = "which takes about ten times as long as float32"
+        say(f"note: {key} asks for bfloat16, and this machine can only emulate it, {cost}")
 
 
 def say_unfinished(root: Path, manifest: Manifest) -> None:

@@ -104,11 +104,13 @@ def t_interval(values: list[float]) -> list[float] | None:
 def _check_comparable(runs: list[dict[str, Any]]) -> None:
     """Refuse what a mean or a difference would hide.
 
-    These are two runs of one name and seed, one name on two shard sets, and evaluations under other conditions.
+    These are two runs of one name and seed, one name on two shard sets, and evaluations under other conditions or in
+    another precision.
     """
     seen: dict[tuple[str, int], str] = {}
     data: dict[str, Any] = {}
     conditions: dict[str, Any] = {}
+    precisions: dict[str, str] = {}
     for run in runs:
         if (run["name"], run["seed"]) in seen:
             other = seen[run["name"], run["seed"]]
@@ -121,7 +123,14 @@ def _check_comparable(runs: list[dict[str, Any]]) -> None:
             different = differences({key: known.setdefault(key, value) for key, value in found.items()}, found)
             if different:
                 raise InputError(f"{run['folder']}: {task} was evaluated in another way ({'; '.join(different)})")
+            if found["precision"]:
+                precisions.setdefault(found["precision"], f"{run['folder']} ({task})")
+    if len(precisions) > 1:
+        found = ", ".join(f"{PRECISIONS[name]} in {place}" for name, place in precisions.items())
+        raise InputError(f"features in several precisions: {found}; evaluate all in one (linear_eval.precision)")
 
+
+PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
 
 CONDITIONS = {
     "linear": ("linear_eval", ("test_path", "test_split", "train_limit", "test_limit")),

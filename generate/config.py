@@ -12,7 +12,7 @@ from ..shards import Section
 class DiffusionConfig(Section):
     """The unconditional DDPM: one to load (`path`), or how to train one on the anchors.
 
-    The defaults are the paper's; `lr_schedule`, `ema_warmup` and `snr_gamma` make more of a training of minutes or hours.
+    The defaults are the paper's; `lr_schedule`, `ema_warmup` and `snr_gamma` make more of a training of minutes.
     """
 
     added: ClassVar[Mapping[str, Any]] = {"lr_schedule": "constant", "ema_warmup": False, "snr_gamma": 0.0}
@@ -27,7 +27,7 @@ class DiffusionConfig(Section):
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """Behind the warm-up the rate stays as it is, or falls to 0 at the last step along a cosine."""
     snr_gamma: float = Field(default=0.0, ge=0)
-    """γ of min-SNR-γ (Hang et al., ICCV 2023): the loss at a timestep counts `min(SNR, γ) / SNR`; 0: all count alike."""
+    """γ of min-SNR-γ (Hang et al., ICCV 2023), a timestep's loss times `min(SNR, γ) / SNR`; 0: all count alike."""
     clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     ema_warmup: bool = False
@@ -47,8 +47,8 @@ class DiffusionConfig(Section):
     workers: int = Field(default=0, ge=0)
     """Decoding processes per training process."""
     precision: Literal["auto", "no", "bf16"] = "no"
-    """Mixed precision of the U-Net; weights, their average and the optimizer stay float32. `auto`: bf16 where the device
-    computes in it, for a new model; one that was begun keeps its own."""
+    """Mixed precision of the U-Net; weights, their average and the optimizer stay float32. `auto`: bf16 where the
+    device computes in it, for a new model; one that was begun keeps its own."""
     sample_steps: int = Field(default=0, ge=0)
     """Steps between two grids of images drawn from the averaged weights; 0 draws none."""
     probe_images: int = Field(default=0, ge=0)
@@ -96,8 +96,8 @@ class SamplerConfig(Section):
     eta: float = Field(default=0.0, ge=0, le=1)
     """Share of DDPM's noise that DDIM adds at each step; 0 is deterministic."""
     clip: bool = True
-    """Clamp the x0 that is predicted at each step to [-1, 1], the range of images. Without it the errors of a model that
-    was trained for less than days grow into flat, saturated colours. The paper's sampler does not clip."""
+    """Clamp the x0 that is predicted at each step to [-1, 1], the range of images. Without it the errors of a model
+    that was trained for less than days grow into flat, saturated colours. The paper's sampler does not clip."""
     weight: float = Field(default=0.1, ge=0, le=1)
     """The paper's w: the share of the sample's own bottleneck features; 1 ignores the anchor."""
     share_anchor: bool = True

@@ -3,7 +3,7 @@
 import os
 
 SWITCH = "CLSP_BF16"
-"""An environment variable that answers in the machine's place, `yes` or `no`: for tests of both kinds on one machine."""
+"""An environment variable that answers in the machine's place, `yes` or `no`, for tests of both kinds anywhere."""
 
 
 def computes_bf16() -> bool:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import webdataset
+from webdataset.compat import FluidWrapper
+from webdataset.filters import map as decoding
+from webdataset.filters import shuffle as shuffling
+from webdataset.shardlists import split_by_node, split_by_worker
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.utils import pytorch_worker_info
 
@@ -35,14 +38,14 @@ def pair_stream(
     shuffle: int = 1000,
     choice: CandidateChoice | None = None,
     cache: Path | None = None,
-) -> webdataset.FluidWrapper:
+) -> FluidWrapper:
     """Return a webdataset pipeline of the pairs of a sealed shard set.
 
     A sample is a dictionary: `anchor` and `candidate` `(3, H, W)` uint8, `label` (-1 without one), `weight` (of the
-    candidate drawn) and `__key__`. The pipeline goes on with webdataset's own stages, `.map(…)`, `.batched(…)`, and into
-    `webdataset.WebLoader`. The shards of an epoch are permuted, shared out among the ranks and then among the workers
-    of each, and read from the first byte to the last; so ranks may get unequal numbers of samples. Who needs equal
-    ones, or an exact resume, takes `PairLoader`.
+    candidate drawn) and `__key__`. The pipeline goes on with webdataset's own stages, `.map(…)`, `.batched(…)`, and
+    into `webdataset.WebLoader`. The shards of an epoch are permuted, shared out among the ranks and then among the
+    workers of each, and read from the first byte to the last; so ranks may get unequal numbers of samples. Who needs
+    equal ones, or an exact resume, takes `PairLoader`.
 
         stream = pair_stream("runs/demo/shards", epochs=10).batched(256)
         for batch in webdataset.WebLoader(stream, batch_size=None, num_workers=2):
@@ -69,13 +72,16 @@ def pair_stream(
         raise InputError(f"{location} has no candidates; expected at least one per anchor")
 
     stages = [
-        webdataset.split_by_node,
-        webdataset.split_by_worker,
+        split_by_node,
+        split_by_worker,
         _PairReader(shards, choice or CandidateChoice(seed)),
         _Shuffle(seed, shuffle),
-        webdataset.map(_Decoder(shards)),
+        decoding(_Decoder(shards)),
     ]
-    return webdataset.FluidWrapper(_ShardOrder(shards, seed, epochs)).compose(*stages)
+    stream = FluidWrapper(_ShardOrder(shards, seed, epochs))
+    for stage in stages:
+        stream.append(stage)
+    return stream
 
 
 class _ShardOrder:
@@ -94,7 +100,7 @@ class _ShardOrder:
 
 
 class _PairReader:
-    """Reads a shard's tars, one per layer, side by side, and keeps of each record the anchor and the candidate drawn."""
+    """Reads a shard's tars, one per layer, side by side; keeps each record's anchor and the candidate drawn."""
 
     def __init__(self, shards: ShardSet, choice: CandidateChoice):
         self.shards, self.choice = shards, choice
@@ -157,7 +163,7 @@ class _Shuffle:
             return samples
         rank, _, worker, _ = pytorch_worker_info()
         generator = random.Random(stream_seed(self.seed, rank, worker, "stream shuffle"))
-        return webdataset.shuffle(self.size, initial=self.size, rng=generator)(samples)
+        return shuffling(self.size, initial=self.size, rng=generator)(samples)
 
 
 class _Decoder:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 OWNER, GROUP, MODE = "clsp", "clsp", 0o444
 
@@ -41,12 +41,11 @@ class ShardTar:
     """
 
     def __init__(self, file: BinaryIO):
-        from webdataset import TarWriter  # imports torch where that is installed: only for what writes
+        from webdataset.writer import TarWriter  # imports torch where that is installed: only for what writes
 
         self._counted = CountedFile(file)
-        self._writer = TarWriter(
-            self._counted, encoder=False, compress=False, user=OWNER, group=GROUP, mode=MODE, mtime=0
-        )
+        counted: Any = self._counted
+        self._writer = TarWriter(counted, encoder=False, compress=False, user=OWNER, group=GROUP, mode=MODE, mtime=0)
         # TarWriter drops the format that it is given, and tarfile's encoding is the locale's.
         self._writer.tarstream.format = tarfile.USTAR_FORMAT
         self._writer.tarstream.encoding = "utf-8"

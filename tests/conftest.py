@@ -3,8 +3,11 @@
 import os
 import tempfile
 
+if "PYTEST_XDIST_WORKER" not in os.environ:  # what launchers and libraries leave in the temporary folder goes with it
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="clsp-tests-")
+    tempfile.tempdir = None
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clsp-tests-")  # or for what the user has cached
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hub-")  # or for what the user has cached
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
@@ -15,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from clsp.cli.main import run
 from clsp.generate import (
     DiffusionConfig,
@@ -62,17 +66,38 @@ ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 TINY = DiffusionConfig(channels=(32, 32), attention=(False, True), blocks=1, dropout=0.0)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache():
-    """The hub's cache of this session, removed at its end."""
-    yield
-    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+def pytest_sessionfinish(session, exitstatus):
+    """Remove this session's temporary folder, unless a test failed that one may want to look into."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    if session.testsfailed:
+        print(f"\nkept for a look: {os.environ['TMPDIR']}")
+    else:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+
+
+@pytest.fixture(params=["yes", "no"])
+def bf16(request, monkeypatch) -> bool:
+    """True and False: what `computes_bf16` says in the test and the processes it starts, whatever the machine."""
+    monkeypatch.setenv("CLSP_BF16", request.param)
+    return request.param == "yes"
 
 
 def save_random_model(folder: Path, size: int, config: DiffusionConfig = TINY) -> Path:
     torch.manual_seed(0)
     DDPMPipeline(build_unet(config, size), DDPMScheduler()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def forget_precision():
+    """A function after which this process may compute in another precision; accelerate allows one to a process."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope="session")

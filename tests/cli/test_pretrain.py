@@ -1,4 +1,4 @@
-"""`clsp pretrain`: the kNN accuracy that it measures meanwhile."""
+"""`clsp pretrain`: the kNN accuracy that it measures meanwhile, and bf16 with and without a processor for it."""
 
 import json
 
@@ -6,7 +6,7 @@ from clsp.shards import sha256_file
 from conftest import SMALL_NETWORKS, settings
 
 
-def test_knn_is_measured_meanwhile_and_changes_nothing(clsp, shard_set, tmp_path):
+def test_knn_is_measured_meanwhile_and_changes_nothing(clsp, shard_set, tmp_path, bf16):
     common = ("--recipe", "digits", *settings(SMALL_NETWORKS), "--set=linear_eval.train_limit=200")
     for name, epochs in (("plain", 0), ("probed", 1)):
         run = ("pretrain", *common, f"--set=pretrain.knn_epochs={epochs}", "--shards", shard_set)
@@ -23,3 +23,21 @@ def test_knn_is_measured_meanwhile_and_changes_nothing(clsp, shard_set, tmp_path
     evaluate = ("knn", *common, "--checkpoint", tmp_path / "probed", "--out", tmp_path / "probed")
     assert clsp(*evaluate).returncode == 0
     assert logs[1][-1]["knn"] == json.loads((tmp_path / "probed" / "knn.json").read_text())["result"]["k20"]
+
+
+def test_bf16_where_it_is_emulated_is_said_and_done(clsp, shard_set, tmp_path, monkeypatch, forget_precision):
+    asked = [f"--set={key}.precision=bf16" for key in ("pretrain", "linear_eval")]
+    common = ("--recipe", "digits", *settings({**SMALL_NETWORKS, "pretrain.epochs": 1}), *asked)
+    common = (*common, "--set=linear_eval.train_limit=200")
+    monkeypatch.setenv("CLSP_BF16", "no")
+    run = tmp_path / "run"
+    forget_precision()
+    trained = clsp("pretrain", *common, "--shards", shard_set, "--out", run)
+    assert trained.returncode == 0 and "note: pretrain.precision asks for bfloat16" in trained.stdout
+    evaluated = clsp("knn", *common, "--checkpoint", run, "--out", run)
+    assert evaluated.returncode == 0 and "note: linear_eval.precision asks for bfloat16" in evaluated.stdout
+    assert json.loads((run / "knn.json").read_text())["precision"] == "bf16"
+
+    monkeypatch.setenv("CLSP_BF16", "yes")
+    again = clsp("knn", *common, "--checkpoint", run, "--out", run)
+    assert again.returncode == 0 and "note" not in again.stdout

@@ -1,6 +1,7 @@
 import pytest
 from clsp.cli.recipe import load_recipe, shipped_recipes
-from clsp.shards import InputError
+from clsp.generate import SamplerConfig
+from clsp.shards import DiffusionPlan, InputError, Plan, SourcePlan
 from clsp.train import METHODS, build_method
 
 
@@ -85,3 +86,42 @@ def test_settings_of_the_default_method_hold_where_none_is_named(tmp_path):
     assert load_recipe(str(tmp_path / "r.toml")).pretrain.lr == 0.123
     with pytest.raises(InputError, match="pretrain.method"):
         load_recipe("digits", ['pretrain.method=["a"]'])
+
+
+def test_a_resolved_recipe_that_chose_precision_by_the_machine_is_read_as_float32(tmp_path):
+    (tmp_path / "older.toml").write_text('[linear_eval]\nprecision = "auto"\n[transfer]\nprecision = "auto"\n')
+    recipe = load_recipe(str(tmp_path / "older.toml"))
+    assert (recipe.linear_eval.precision, recipe.transfer.precision) == ("no", "no")
+
+
+PAPERS = ("cifar10", "cifar100")
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_recipes_make_the_plans_of_versions_before_there_was_clipping(name):
+    """The sampler as such a version wrote it into plan.json, and the digest that it gave."""
+    recorded = {"scheduler": "ddim", "steps": 100, "eta": 0.1, "weight": 0.1, "share_anchor": False}
+    recorded |= {"seed": 0, "micro_batch": 256, "dtype": "float32", "compile": False, "threads": 1}
+    recipe = load_recipe(name)
+    assert recipe.sampler.recorded() == recorded
+    assert SamplerConfig.from_record(recorded) == recipe.sampler
+    plan = Plan(
+        source=SourcePlan(name="cifar10", split="train", licence="", count=50000, size=32, resize="crop", digest="00"),
+        diffusion=DiffusionPlan(origin="google/ddpm-cifar10-32", digest="11"),
+        sampler=recipe.sampler.recorded(),
+        shards=recipe.shards,
+    )
+    assert plan.digest == "24beb05574f3bcb56c03b6b914764d1bd147ffdd9a87427940f8ce7dad7350ea"
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name not in PAPERS])
+def test_other_recipes_clip(name):
+    assert load_recipe(name).sampler.clip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_diffusion_model_is_recorded_without_later_keys(name):
+    later = {"lr_schedule", "snr_gamma", "ema_warmup"}
+    assert not later & set(load_recipe(name).diffusion.recorded())
+    settings = ["diffusion.lr_schedule=cosine", "diffusion.snr_gamma=5", "diffusion.ema_warmup=true"]
+    assert later <= set(load_recipe(name, settings).diffusion.recorded())

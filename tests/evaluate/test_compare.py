@@ -137,6 +137,16 @@ def test_evaluations_under_other_conditions_are_not_compared(tmp_path):
         compare_runs(folders)
 
 
+def test_one_precision_for_all_evaluations_of_a_comparison(tmp_path):
+    """Also where they are of different tasks."""
+    folder = write_run(tmp_path / "a", "a", 0, 90.0, 80.0)
+    for task, precision in (("linear", "no"), ("knn", "bf16")):
+        path = folder / f"{task}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "precision": precision}))
+    with pytest.raises(InputError, match=r"float32 in .*a \(linear\), bfloat16 in .*a \(knn\); evaluate all in one"):
+        compare_runs([folder])
+
+
 def test_the_same_run_twice_is_refused(tmp_path):
     folders = [write_run(tmp_path / parent / "s0", "a", 0, 90.0, 80.0) for parent in ("x", "y")]
     for twice in (folders, folders[:1] * 2):

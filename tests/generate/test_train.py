@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from clsp.generate import DiffusionConfig, train_diffusion
 from clsp.generate.batches import ImageOrder
 from clsp.generate.sampler import to_uint8
@@ -119,11 +119,10 @@ def test_grids_and_the_probe_go_with_the_training_and_do_not_disturb_it(digits, 
     assert np.array_equal(to_uint8(expected), seen[1])
 
 
-def test_bf16_training_keeps_float32_weights_and_learns_nearly_the_same(digits, tmp_path):
+def test_bf16_training_keeps_float32_weights_and_learns_nearly_the_same(digits, tmp_path, forget_precision):
     full = train_diffusion(digits, CONFIG, tmp_path / "full")
-    AcceleratorState._reset_state(reset_partial_state=True)  # the precision belongs to the process
+    forget_precision()
     half = train_diffusion(digits, CONFIG.model_copy(update={"precision": "bf16"}), tmp_path / "half")
-    AcceleratorState._reset_state(reset_partial_state=True)
     one, other = (DDPMPipeline.from_pretrained(out).unet.state_dict() for out in (full, half))
     assert all(tensor.dtype == torch.float32 for tensor in other.values())
     difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
@@ -144,3 +143,55 @@ def test_the_frechet_probe_of_the_command(clsp, tmp_path):
     assert found.returncode == 0, found.stderr
     rows = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4] and all(row["frechet"] > 0 for row in rows)
+
+
+def test_the_learning_rate_falls_along_a_cosine_behind_the_warm_up():
+    config = DiffusionConfig(steps=1000, warmup_steps=100, lr=1e-3)
+    cosine = config.model_copy(update={"lr_schedule": "cosine"})
+    for step in (0, 50, 99):
+        assert config.learning_rate(step) == cosine.learning_rate(step) == pytest.approx(1e-3 * (step + 1) / 100)
+    assert config.learning_rate(999) == cosine.learning_rate(100) == 1e-3
+    assert cosine.learning_rate(550) == pytest.approx(0.5e-3)
+    assert 0 < cosine.learning_rate(999) < 1e-8
+
+
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+def test_min_snr_weighs_the_loss_of_each_timestep(digits, tmp_path, gamma):
+    """Equation 7 of Hang et al. for the prediction of noise, by hand in float64."""
+    config = CONFIG.model_copy(update={"snr_gamma": gamma})
+    training = _Training(Accelerator(), digits, config, tmp_path, None, True)
+    generator = torch.Generator().manual_seed(0)
+    predicted, noise = (torch.randn(5, 3, 8, 8, generator=generator) for _ in range(2))
+    timesteps = [0, 10, 200, 500, 999]
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    weights = np.minimum(snr, gamma) / snr if gamma else np.ones(5)
+    errors = (predicted - noise).double().square().mean(dim=(1, 2, 3)).numpy()
+    found = training._loss(predicted, noise, torch.tensor(timesteps))
+    assert float(found) == pytest.approx((weights * errors).mean(), rel=1e-3)
+
+
+def test_the_average_warms_up_as_asked(digits, tmp_path):
+    """After 6 steps 1 - 6^(-2/3) of the old average is kept, by diffusers' rule without it (1 + 5) / (10 + 5)."""
+    for warmup, expected in ((False, 6 / 15), (True, 1 - 6 ** (-2 / 3))):
+        config = CONFIG.model_copy(update={"ema_warmup": warmup})
+        ema = _Training(Accelerator(), digits, config, tmp_path, None, True).ema
+        assert ema.get_decay(6) == pytest.approx(expected)
+
+
+def test_a_training_keeps_the_precision_it_was_begun_with(clsp, tmp_path, monkeypatch, forget_precision):
+    values = {"steps": 3, "batch_size": 8, "precision": "auto", "channels": "[32]", "attention": "[false]"}
+    command = ["diffusion", "train", "--recipe", "digits", *[f"--set=diffusion.{k}={v}" for k, v in values.items()]]
+
+    def precision(folder) -> str:
+        return json.loads((folder / "training.json").read_text())["precision"]
+
+    for answer, expected in (("yes", "bf16"), ("no", "no")):
+        monkeypatch.setenv("CLSP_BF16", answer)
+        forget_precision()
+        assert clsp(*command, "--out", tmp_path / answer).returncode == 0
+        assert precision(tmp_path / answer) == expected
+    forget_precision()
+    again = clsp(*command, "--out", tmp_path / "yes")  # on a machine without bf16
+    assert again.returncode == 0 and "already trained" in again.stdout
+    assert "note: diffusion.precision asks for bfloat16" in again.stdout
