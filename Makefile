@@ -25,7 +25,7 @@ run = $(CLSP) $(1) --check && \
 	ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli $(1)
 endif
 
-.PHONY: setup demo reproduce shards pretrain linear-eval transfer report test lint bench
+.PHONY: setup demo reproduce shards pretrain linear-eval transfer report test test-fast lint bench
 .DEFAULT_GOAL := demo
 
 setup: $(BIN)/.installed
@@ -58,8 +58,12 @@ report: setup
 	$(CLSP) compare $(OUT)/pretrain/* --out $(OUT)
 	$(CLSP) report $(OUT) --out $(OUT)/report.html
 
+# The long test files first, so that none is left over for one process at the end.
 test: setup
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25 $(ARGS)
+
+test-fast: setup
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not slow' $(ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)

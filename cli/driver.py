@@ -97,6 +97,8 @@ class Driver:
 
     def _start(self, stage: Stage) -> BaseProcess:
         threads = max(1, (os.cpu_count() or 1) // (1 if stage.alone else self.jobs))
+        limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+        threads = min(threads, int(limit)) if limit.isdecimal() and int(limit) else threads
         log = self._log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")

@@ -3,13 +3,15 @@
 import os
 import tempfile
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # what launchers and libraries leave in the temporary folder goes with it
-    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="clsp-tests-")
+TEMPORARY = "clsp-tests-"
+if TEMPORARY not in os.environ.get("TMPDIR", ""):  # what launchers and libraries leave there goes with it
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=TEMPORARY)
     tempfile.tempdir = None
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hub-")  # or for what the user has cached
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import multiprocessing.util
 import shutil
 import subprocess
 import sys
@@ -73,6 +75,7 @@ def pytest_sessionfinish(session, exitstatus):
     if session.testsfailed:
         print(f"\nkept for a look: {os.environ['TMPDIR']}")
     else:
+        multiprocessing.util._run_finalizers()  # they would miss their own folder in there
         shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
@@ -113,14 +116,8 @@ def model(model_folder):
 @pytest.fixture(scope="session")
 def trained_model(tmp_path_factory):
     """A small model trained for seconds: its images are digits of a sort, with the values of real ones."""
-    config = DiffusionConfig(
-        **TINY.model_dump(exclude={"steps", "batch_size", "warmup_steps", "lr", "ema_decay"}),
-        steps=400,
-        batch_size=32,
-        warmup_steps=20,
-        lr=2e-3,
-        ema_decay=0.98,
-    )
+    settings = {"steps": 300, "batch_size": 32, "warmup_steps": 20, "lr": 5e-3, "lr_schedule": "cosine", "snr_gamma": 5}
+    config = TINY.model_copy(update={**settings, "ema_decay": 0.98, "attention": (False, False)})
     folder = train_diffusion(Anchors(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model")
     return load_diffusion(str(folder), 8)
 

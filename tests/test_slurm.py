@@ -11,6 +11,8 @@ import pytest
 from clsp.shards import verify_set
 from conftest import REPOSITORY, settings
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = REPOSITORY / "docs" / "slurm"
 VALUES = {
     "anchors.limit": 96,

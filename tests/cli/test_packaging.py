@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = ("cli", "evaluate", "generate", "recipes", "shards", "train")
 KEPT = {".py", ".pyi", ".toml", ".j2", ".typed"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL_NETWORKS, run_make, save_random_model, settings
+from conftest import REPOSITORY, SMALL_NETWORKS, run_make, settings
 from PIL import Image
 
 README = (REPOSITORY / "README.md").read_text()
@@ -36,16 +36,21 @@ def images_of_cifar_size(tmp_path_factory):
 def test_every_other_command_of_the_readme(
     clsp, monkeypatch, images_of_cifar_size, shard_set, model_folder, tmp_path_factory
 ):
-    """In the README's order and in one folder, off the hub and with small networks; two processes for four GPUs."""
+    """In the README's order and in one folder, off the hub and with small networks; two processes for four GPUs.
+
+    So it is also the test of the Makefile's targets one after the other, from the training of the diffusion model on.
+    """
     cwd = tmp_path_factory.mktemp("readme")
     monkeypatch.chdir(cwd)
-    model = save_random_model(cwd / "ddpm", 32)
     shutil.copytree(shard_set, cwd / "runs" / "demo" / "shards")
     shutil.copytree(model_folder, cwd / "runs" / "demo" / "diffusion")
     small = {
         **SMALL_NETWORKS,
         "anchors.path": images_of_cifar_size,
-        "diffusion.path": model,
+        "diffusion.path": '""',
+        "diffusion.channels": "[32,32]",
+        "diffusion.attention": "[false,false]",
+        "diffusion.blocks": 1,
         "shards.records": 32,
         "shards.candidates": 2,
         "linear_eval.sweep_lr": "[0.1]",
@@ -73,6 +78,8 @@ def test_every_other_command_of_the_readme(
     assert len(ran) == 23 and (cwd / "runs" / "cifar10" / "report.html").exists()
     commits = (cwd / "runs" / "cifar10" / "shards" / "commits").rglob("*.json")
     assert {json.loads(path.read_text())["made"]["processes"] for path in commits} == {2}
+    run = cwd / "runs" / "cifar10" / "pretrain" / "simclr+shards-s0"
+    assert json.loads((run / "linear.json").read_text())["result"]["protocol"] == "clsp"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")

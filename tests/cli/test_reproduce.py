@@ -123,6 +123,7 @@ def test_a_stage_with_bad_input_or_without_memory_ends_the_work_with_its_reason(
         OutOfMemory(tmp_path, [bad], 1).run()
 
 
+@pytest.mark.slow
 def test_a_stop_of_the_whole_process_group_waits_for_the_stages(tmp_path):
     out = tmp_path / "out"
     values = {**SMALL, "diffusion.steps": 100_000, "diffusion.checkpoint_steps": 10}
@@ -147,6 +148,7 @@ def processes():
             yield int(group), state
 
 
+@pytest.mark.slow
 def test_a_slice_too_short_for_the_real_thing_says_so_and_a_longer_one_goes_on(clsp, tmp_path):
     command = ["reproduce", "--recipe", "digits", *settings({**SMALL, "reproduce.runs": '["mocov2plus+shards"]'})]
     command += ["--set=pretrain.queue_size=32", "--out", tmp_path / "out"]

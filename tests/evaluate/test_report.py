@@ -76,6 +76,7 @@ def browser():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_the_page_in_a_browser(folder, browser, tmp_path, width, scheme):
     write_report(folder, folder / "report.html")

@@ -44,6 +44,7 @@ def reference_positive(unet, anchor_HWC: np.ndarray, key: str, candidate: int, c
     return np.rint((x.clip(-1, 1) + 1) * 127.5)[0].transpose(1, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("share_anchor", [False, True])
 @pytest.mark.parametrize(("weight", "eta"), [(0.1, 0.1), (0.0, 0.0), (0.5, 1.0)])
@@ -84,12 +85,13 @@ def assert_equal_up_to_rounding(first: np.ndarray, second: np.ndarray) -> None:
     assert (first != second).any(axis=-1).mean() <= 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, PAPER], ids=["default", "paper"])
 def test_another_micro_batch_or_thread_count_changes_images_by_rounding_only(trained_model, digits, settings):
     anchors = digits[:32]
     images, keys = np.stack([anchor.image for anchor in anchors]), [anchor.key for anchor in anchors]
     whole = Sampler(trained_model, SamplerConfig(**settings, micro_batch=32))(images, keys, 4)
-    assert whole.std() > 40  # images of digits, not noise clipped to black and white or flat grey
+    assert whole.std() > 30  # images of digits, not noise clipped to black and white or flat grey
     smaller = Sampler(trained_model, SamplerConfig(**settings, micro_batch=5))
     parts = [smaller(images[i : i + 5], keys[i : i + 5], 4) for i in range(0, 32, 5)]
     assert_equal_up_to_rounding(whole, np.concatenate(parts))
@@ -135,6 +137,7 @@ def test_a_clipped_step_is_diffusers_own_for_ddim():
         assert torch.allclose(ours, clipping.step(epsilon, timestep, x).prev_sample, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddim", "unipc", "dpmsolver++"])
 def test_clipping_keeps_the_digits_of_a_briefly_trained_model_grey(trained_model, digits, scheduler):
     images, keys = np.stack([anchor.image for anchor in digits]), [anchor.key for anchor in digits]
@@ -145,8 +148,8 @@ def test_clipping_keeps_the_digits_of_a_briefly_trained_model_grey(trained_model
         made = Sampler(trained_model, config)(images, keys, 2).astype(int)
         return float((made.max(axis=-1) - made.min(axis=-1) > 64).mean())
 
-    assert coloured(clip=False) > 0.05
-    assert coloured(clip=True) < 0.01
+    assert coloured(clip=False) > 0.5
+    assert coloured(clip=True) < 0.2
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "dpmsolver++"])

@@ -2,12 +2,12 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from clsp.cli.main import run
 from clsp.generate import DiffusionConfig, train_diffusion
 from clsp.generate.batches import ImageOrder
 from clsp.generate.sampler import to_uint8
@@ -16,8 +16,8 @@ from clsp.generate.unconditional import draw_images
 from clsp.shards import InputError, StopRequested
 from clsp.train import PretrainConfig
 from clsp.train.backbone import build_backbone, save_backbone
-from conftest import ON_CPU, launcher
 from diffusers import DDPMPipeline
+from processes import run_ranks
 
 CONFIG = DiffusionConfig(
     channels=(32, 32), attention=(False, False), blocks=1, steps=6, batch_size=8, warmup_steps=2, checkpoint_steps=2
@@ -79,21 +79,10 @@ def test_ranks_share_the_global_batches_and_an_epoch_has_every_image_once():
     assert list(ImageOrder(20, config, 3, 12)) == list(ImageOrder(20, config, 0, 12))[3:]
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path):
     settings = [f"--set=diffusion.{key}" for key in ("steps=4", "batch_size=8", "checkpoint_steps=2", "warmup_steps=1")]
-    command = [
-        "-m",
-        "clsp.cli",
-        "diffusion",
-        "train",
-        "--recipe",
-        "digits",
-        *settings,
-        "--out",
-        str(tmp_path / "model"),
-    ]
-    found = subprocess.run([*launcher(2), *command], env=ON_CPU, check=False)
-    assert found.returncode == 0
+    run_ranks(2, run, ["diffusion", "train", "--recipe", "digits", *settings, "--out", str(tmp_path / "model")])
     assert DDPMPipeline.from_pretrained(tmp_path / "model").unet.config["sample_size"] == 8
     assert not list((tmp_path / "model").glob("*.pt"))
 

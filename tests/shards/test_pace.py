@@ -40,10 +40,16 @@ def test_a_night_without_work_does_not_slow_the_pace(make_set, tmp_path, process
     assert pace.left == pytest.approx((40 - 4 * shards) * 3 / pace.overall)
 
 
+@pytest.fixture(scope="module")
+def forty_shards(make_set, tmp_path_factory):
+    """A set of forty shards; its commit records are written anew by each test."""
+    return make_set(tmp_path_factory.mktemp("forty") / "set", records=1)
+
+
 @pytest.mark.parametrize("seconds", [0.3, 0.75, 1.5, 2.5])
-def test_shards_that_end_within_a_second_are_not_counted_as_faster(make_set, tmp_path, seconds):
+def test_shards_that_end_within_a_second_are_not_counted_as_faster(forty_shards, seconds):
     """One process without a break; the ends that are written down are whole seconds."""
-    root = make_set(tmp_path / "set", records=1)
+    root = forty_shards
     plan = read_plan(root)
     for shard in range(40):
         minute, second = divmod(int((shard + 1) * seconds), 60)

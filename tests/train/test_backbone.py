@@ -39,6 +39,7 @@ def test_an_export_loads_with_timm_and_embeds_equally(config, tmp_path):
     assert sorted(path.name for path in (tmp_path / "backbone").iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_plain_timm_fails_on_the_cifar_stem(tmp_path):
     save_backbone(build_backbone(SMALL), SMALL, 32, tmp_path / "backbone")
     code = f"import timm; timm.create_model('local-dir:{tmp_path / 'backbone'}', pretrained=True)"
@@ -70,6 +71,7 @@ def test_bad_names_are_refused(config, message):
         build_backbone(config)
 
 
+@pytest.mark.slow
 def test_importing_the_package_makes_the_stem_known_to_timm():
     code = "import clsp.train, timm; raise SystemExit(not timm.is_model('clsp_resnet18_cifar'))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,20 +3,17 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from clsp.cli.main import run
 from clsp.train import METHODS
 from conftest import ON_CPU, SMALL_NETWORKS, launcher, settings
+from distributed_step import save_steps
+from processes import run_ranks
 
-STEP = Path(__file__).with_name("distributed_step.py")
-
-
-def launch(processes: int, *command: object) -> None:
-    """Run a command in so many processes; what they print shows where one fails."""
-    subprocess.run([*launcher(processes), *map(str, command)], check=True, env=ON_CPU)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +21,7 @@ def steps(tmp_path_factory):
     """One step of every method, by one process and by two."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
-        launch(processes, STEP, folder)
+        run_ranks(processes, save_steps, folder)
     return folder
 
 
@@ -46,10 +43,10 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     """SIGTERM comes to both and to their workers at slightly different times; one process alone can go on, too."""
     values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint", "pretrain.workers": 1}
     arguments = ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
-    command = ["-m", "clsp.cli", *arguments]
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
-    launch(2, *command, whole)
-    stopped = subprocess.Popen([*launcher(2), *command, str(parts)], env=ON_CPU, stderr=subprocess.PIPE, text=True)
+    run_ranks(2, run, [*arguments, str(whole)])
+    command = [*launcher(2), "-m", "clsp.cli", *arguments, str(parts)]
+    stopped = subprocess.Popen(command, env=ON_CPU, stderr=subprocess.PIPE, text=True)
     while not list(parts.glob("checkpoints/*")):
         assert stopped.poll() is None
         time.sleep(0.01)
@@ -57,7 +54,7 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     _, errors = stopped.communicate()
     assert not (parts / "backbone").exists() and "resumable" in errors
     shutil.copytree(parts, alone)
-    launch(2, *command, parts)
+    run_ranks(2, run, [*arguments, str(parts)])
     one, two = (safetensors.torch.load_file(out / "backbone" / "model.safetensors") for out in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert clsp(*arguments, alone).returncode == 0

@@ -1,6 +1,5 @@
-"""Run by test_distributed.py under torchrun: every method's gradients and queues of one step, in files per rank."""
+"""Run by test_distributed.py in each process of a group: every method's gradients and queues of one step."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -35,8 +34,10 @@ def gradients_and_queues(accelerator: Accelerator, name: str) -> dict[str, torch
     return found | {name: buffer for name, buffer in method.named_buffers() if "queue" in name}
 
 
-accelerator = Accelerator(cpu=True)
-for name in METHODS:
-    rank = f"{name}-{accelerator.num_processes}-{accelerator.process_index}"
-    torch.save(gradients_and_queues(accelerator, name), Path(sys.argv[1]) / f"{rank}.pt")
-accelerator.end_training()
+def save_steps(folder: Path) -> None:
+    """Save them in a file per method and rank."""
+    accelerator = Accelerator(cpu=True)
+    for name in METHODS:
+        rank = f"{name}-{accelerator.num_processes}-{accelerator.process_index}"
+        torch.save(gradients_and_queues(accelerator, name), folder / f"{rank}.pt")
+    accelerator.end_training()
