@@ -93,6 +93,7 @@ def test_extending_with_another_model_or_fewer_candidates_is_refused(clsp, made,
     assert files(root) == before
 
 
+@pytest.mark.slow
 def test_repair_makes_or_fetches_the_recorded_bytes(clsp, made, model_folder, tmp_path):
     root = made("set", 2)
     clsp("shards", "extend", root, "--candidates=3", "--diffusion", model_folder)

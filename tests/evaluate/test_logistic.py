@@ -12,6 +12,7 @@ def digits_features():
     return x + 3.0, y  # far from centred, as rectified features are
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("l2", [1e4, 10.0, 1e-1])
 def test_agrees_with_scikit_learn(digits_features, l2):
     x, y = digits_features

@@ -64,6 +64,7 @@ def test_every_known_set_with_its_own_splits_and_metric(clsp, checkpoint, tmp_pa
     }
 
 
+@pytest.mark.slow
 def test_a_further_set_by_lines_of_toml_and_a_resume(clsp, checkpoint, tmp_path):
     for name in ("first", "second"):
         write_images(tmp_path / name, {"train": 8, "test": 4})

@@ -27,6 +27,8 @@ from clsp.shards.extension import extension_plan, start_layer
 from clsp.shards.layout import MANIFEST, commit_path, shard_path
 from clsp.shards.plan import Plan, source_plan, write_plan
 
+pytestmark = pytest.mark.slow
+
 ANCHORS, SAMPLE = 24, 45
 
 

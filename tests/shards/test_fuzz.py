@@ -33,6 +33,8 @@ from clsp.shards.metadata import canonical_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 REFUSED = (InputError, WorkError)
 fuzzed = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

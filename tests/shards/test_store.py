@@ -41,6 +41,7 @@ def test_every_file_over_http_equals_the_local_one(web, files, ten_shards, tmp_p
     assert store.path("plan.json") == store.root / "plan.json" and store.root.parent == tmp_path
 
 
+@pytest.mark.slow
 def test_every_file_from_s3_equals_the_local_one(files, ten_shards, tmp_path, monkeypatch):
     server = S3Server(tmp_path / "log")
     try:

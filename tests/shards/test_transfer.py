@@ -12,7 +12,7 @@ from clsp.shards.hub import push_to_hub
 from clsp.shards.transfer import pull, push
 from places import S3Server, contents
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pauses")]
 
 TAR, COMMIT = "layer-000/shard-000002.tar", "commits/layer-000/shard-000002.json"
 

@@ -50,6 +50,7 @@ class CrashError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize(
     "changes",
