@@ -29,16 +29,20 @@ def linear_eval(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, protocol: str | None
 ) -> None:
     """Linear evaluation of a pretrained backbone (the paper's protocol, or a sweep chosen on a part of train)."""
-    from ..evaluate import evaluate_linear, evaluate_sweep
+    from ..evaluate import evaluate_few_labels, evaluate_linear, evaluate_sweep
 
     recipe = load_recipe(recipe_name, (*overrides, *([f"linear_eval.protocol={protocol}"] if protocol else [])))
-    sweeps = recipe.linear_eval.protocol == "sweep"
+    config = recipe.linear_eval
+    sweeps = config.protocol == "sweep"
     evaluate = evaluate_sweep if sweeps else evaluate_linear
 
     def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
-        return evaluate(train, test, classes, recipe.linear_eval, recipe.pretrain.seed)
+        result = evaluate(train, test, classes, config, recipe.pretrain.seed)
+        if config.labels:
+            result |= evaluate_few_labels(train, test, classes, config.labels, config.label_draws)
+        return result
 
-    _evaluate(recipe, "sweep" if sweeps else "linear", checkpoint, out, recipe.linear_eval.flip, run)
+    _evaluate(recipe, "sweep" if sweeps else "linear", checkpoint, out, config.flip, run)
 
 
 @click.command(epilog="Example: clsp knn --recipe digits --checkpoint RUN --out RUN")

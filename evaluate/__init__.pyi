@@ -15,6 +15,7 @@ from .features import Features as Features
 from .features import check_labels as check_labels
 from .features import extract as extract
 from .features import labelled_sets as labelled_sets
+from .few_labels import evaluate_few_labels as evaluate_few_labels
 from .knn import evaluate_knn as evaluate_knn
 from .knn import knn_predict as knn_predict
 from .linear import evaluate_linear as evaluate_linear

@@ -54,28 +54,47 @@ def compare_runs(folders: Iterable[Path], baseline: str | None = None, out: Path
     }
 
 
+CONTROL = "augmentation"
+"""The source of the third-view control, which every other source of the same method is compared with, too."""
+
+
 def _differences(by_name: dict[str, list[dict[str, Any]]], baseline: str | None) -> list[dict[str, Any]]:
-    """Per run name the mean difference to the baseline over the seeds that both have, with its interval."""
+    """Return per run name the mean difference to the baseline and, without a `baseline`, to the third-view control."""
     if baseline is not None and baseline not in by_name:
         raise InputError(f"--baseline {baseline}: no such run, found {', '.join(by_name)}")
+
     base = baseline or next((name for name in by_name if "+" not in name), next(iter(by_name)))
-    of_base = {run["seed"]: run["metrics"] for run in by_name[base]}
+    pairs = [(name, base) for name in by_name if name != base]
+    if baseline is None:
+        for name in by_name:
+            method, _, source = name.partition("+")
+            control = f"{method}+{CONTROL}"
+            if source not in ("", CONTROL) and control in by_name and control != base:
+                pairs.append((name, control))
+
     rows = []
-    for name, runs in by_name.items():
-        pairs = [(run["metrics"], of_base[run["seed"]]) for run in runs if run["seed"] in of_base]
-        metrics = {}
-        for metric in dict.fromkeys(metric for own, _ in pairs for metric in own):
-            values = [own[metric] - other[metric] for own, other in pairs if metric in own and metric in other]
-            if values:
-                metrics[metric] = {
-                    "mean": statistics.fmean(values),
-                    "interval": bootstrap_interval(values),
-                    "t_interval": t_interval(values),
-                    "n": len(values),
-                }
-        if name != base and metrics:
-            rows.append({"name": name, "baseline": base, "metrics": metrics})
+    for name, other in pairs:
+        metrics = _paired(by_name[name], by_name[other])
+        if metrics:
+            rows.append({"name": name, "baseline": other, "metrics": metrics})
     return rows
+
+
+def _paired(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return per metric the mean difference over the seeds that both have, with its intervals."""
+    of_others = {run["seed"]: run["metrics"] for run in others}
+    pairs = [(run["metrics"], of_others[run["seed"]]) for run in runs if run["seed"] in of_others]
+    metrics = {}
+    for metric in dict.fromkeys(metric for own, _ in pairs for metric in own):
+        values = [own[metric] - other[metric] for own, other in pairs if metric in own and metric in other]
+        if values:
+            metrics[metric] = {
+                "mean": statistics.fmean(values),
+                "interval": bootstrap_interval(values),
+                "t_interval": t_interval(values),
+                "n": len(values),
+            }
+    return metrics
 
 
 def bootstrap_interval(values: list[float]) -> list[float] | None:
@@ -145,7 +164,9 @@ def _conditions(result: dict[str, Any]) -> dict[str, Any]:
     section, keys = CONDITIONS[result["task"]]
     values = (result.get("recipe") or {}).get(section, {})
     sets = {name: value["set"] for name, value in result.get("sets", {}).items()}
-    known = {key: values.get(key) for key in keys} | {f"sets.{name}": value for name, value in sets.items()}
+    few_labels = result["result"].get("few_labels")
+    draws = {"label_draws": few_labels["draws"]} if few_labels else {}
+    known = {key: values.get(key) for key in keys} | draws | {f"sets.{name}": value for name, value in sets.items()}
     return {"precision": result.get("precision"), **known}
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -18,6 +19,20 @@ from ..shards import Section
 
 Precision = Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value == "auto" else value)]
 """float32 (`no`) or bfloat16. Resolved recipes of older runs have `auto`, which chose by the machine: now float32."""
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) else value
+
+
+def _whole_from_1_on(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"{value} labels per class; give a whole number, or a share below 1")
+    return value
+
+
+Amount = Annotated[PositiveFloat, AfterValidator(_whole_from_1_on)]
+"""A share of every class below 1, or a number of images per class."""
 
 
 class LinearEvalConfig(Section):
@@ -41,6 +56,11 @@ class LinearEvalConfig(Section):
     """Epochs after which the learning rate falls to a tenth."""
     flip: bool = True
     """Train on horizontal flips, half of the time."""
+    labels: Annotated[tuple[Amount, ...], BeforeValidator(_one_or_several)] = ()
+    """Evaluate also with so few labels (logistic regression on frozen features): a share of every class below 1, or a
+    number of images per class."""
+    label_draws: int = Field(default=5, ge=1)
+    """How often few labels are drawn; the mean counts."""
     sweep_lr: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), min_length=1)
     sweep_weight_decay: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 1e-6, 1e-5, 1e-4, 1e-3), min_length=1)
     precision: Precision = "no"

@@ -35,6 +35,11 @@ def mean_per_class(hits_M: np.ndarray, labels_M: np.ndarray) -> dict[str, Any]:
     return {"mean_per_class": 100 * mean, "mean_per_class_interval": interval}
 
 
+def top1(logits_MC: torch.Tensor, labels_M: torch.Tensor) -> float:
+    """Return the share of images whose class the logits rank highest, in percent."""
+    return 100 * float((logits_MC.argmax(dim=1).cpu() == labels_M).double().mean())
+
+
 def accuracies(logits_MC: torch.Tensor, labels_M: torch.Tensor) -> dict[str, Any]:
     """`classification` of the classes that the logits rank highest."""
     ranked = logits_MC.topk(min(5, logits_MC.shape[1]), dim=1).indices

@@ -15,15 +15,16 @@ HEADINGS = {
     "knn.replica_best_on_test": "knn best k on test (replica)",
 }
 DIFFERENCES = (
-    "Differences in points, paired by seed; in brackets the 95 % bootstrap interval over seeds, which with three seeds "
-    "holds the truth in three of four cases only"
+    "Differences in points, paired by seed; in brackets Student's 95 % interval over the seeds: a difference is shown "
+    "where it does not hold 0"
 )
+FEW_LABELS = "linear.labels_"
 
 
 def table_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table: a row per run name, `mean ± std` per metric; then the published figures."""
     metrics = metric_order(comparison)
-    headings = ["run", "seeds", *(HEADINGS.get(metric, metric.replace(".", " ")) for metric in metrics)]
+    headings = ["run", "seeds", *map(heading, metrics)]
     rows = [
         [row["name"], str(len(row["seeds"])), *(_cell(row["metrics"].get(metric)) for metric in metrics)]
         for row in comparison["summary"]
@@ -37,13 +38,21 @@ def table_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def difference_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the differences: `mean [low, high]` per metric in points."""
     metrics = metric_order(comparison)
-    headings = ["run", "to", "seeds", *(HEADINGS.get(metric, metric.replace(".", " ")) for metric in metrics)]
+    headings = ["run", "to", "seeds", *map(heading, metrics)]
     rows = []
     for row in comparison["differences"]:
         seeds = str(max(value["n"] for value in row["metrics"].values()))
         cells = [_difference(row["metrics"].get(metric)) for metric in metrics]
         rows.append([row["name"], row["baseline"], seeds, *cells])
     return headings, rows
+
+
+def heading(metric: str) -> str:
+    """Return a metric's name for people."""
+    if metric.startswith(FEW_LABELS):
+        amount = float(metric.removeprefix(FEW_LABELS))
+        return f"linear, {100 * amount:g} % of labels" if amount < 1 else f"linear, {amount:g} per class"
+    return HEADINGS.get(metric, metric.replace(".", " "))
 
 
 def footnotes(comparison: dict[str, Any]) -> list[str]:
@@ -71,7 +80,7 @@ def metric_order(comparison: dict[str, Any]) -> list[str]:
 def _difference(value: dict[str, Any] | None) -> str:
     if value is None:
         return "–"
-    interval = value["interval"]
+    interval = value.get("t_interval")
     return f"{value['mean']:+z.2f}" + (f" [{interval[0]:+z.2f}, {interval[1]:+z.2f}]" if interval else "")
 
 
@@ -110,7 +119,7 @@ def csv_table(comparison: dict[str, Any]) -> str:
             writer.writerow(["mean", row["name"], "", metric, value["mean"], value["std"], "", "", value["n"]])
     for row in comparison["differences"]:
         for metric, value in row["metrics"].items():
-            low, high = value["interval"] or ("", "")
+            low, high = value.get("t_interval") or ("", "")
             name = f"{row['name']} - {row['baseline']}"
             writer.writerow(["difference", name, "", metric, value["mean"], "", low, high, value["n"]])
     for row in comparison["published"]:

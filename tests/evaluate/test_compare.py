@@ -89,6 +89,24 @@ def test_differences_are_paired_by_seed(tmp_path):
         compare_runs(folders, "none")
 
 
+def test_sources_are_compared_with_the_third_view_of_their_method_too(tmp_path):
+    tops = {"simclr": 80.0, "simclr+augmentation": 81.0, "simclr+shards": 84.0, "mocov2plus+shards": 70.0}
+    folders = [
+        write_run(tmp_path / f"{name}-{seed}", name, seed, top1 + seed, 50.0)
+        for name, top1 in tops.items()
+        for seed in (0, 1)
+    ]
+    rows = compare_runs(folders)["differences"]
+    found = {(row["name"], row["baseline"]): row["metrics"]["linear.top1"]["mean"] for row in rows}
+    assert found == {
+        ("simclr+augmentation", "simclr"): 1.0,
+        ("simclr+shards", "simclr"): 4.0,
+        ("mocov2plus+shards", "simclr"): -10.0,
+        ("simclr+shards", "simclr+augmentation"): 3.0,
+    }
+    assert {row["baseline"] for row in compare_runs(folders, "simclr")["differences"]} == {"simclr"}
+
+
 def test_the_bootstrap_interval_is_scipys():
     import numpy as np
     from clsp.evaluate.compare import bootstrap_interval
@@ -127,6 +145,10 @@ def test_the_csv_holds_what_the_json_holds(tmp_path):
     assert means["simclr", "linear.top1"] == comparison["summary"][0]["metrics"]["linear.top1"]["mean"]
     assert sum(row["kind"] == "run" for row in rows) == sum(len(run["metrics"]) for run in comparison["runs"])
     assert {row["name"] for row in rows if row["kind"] == "difference"} == {"b - simclr"}
+    shown = next(row for row in rows if row["kind"] == "difference" and row["metric"] == "linear.top1")
+    assert [float(shown["low"]), float(shown["high"])] == comparison["differences"][0]["metrics"]["linear.top1"][
+        "t_interval"
+    ]
 
 
 def test_evaluations_under_other_conditions_are_not_compared(tmp_path):
