@@ -8,8 +8,11 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 import accelerate  # noqa: E402
 import kornia  # noqa: E402
+import scipy.optimize  # noqa: E402
+import sklearn.datasets  # noqa: E402
+import sklearn.manifold  # noqa: E402
 import torchvision  # noqa: E402
 
 from ..train import METHODS  # noqa: E402  (timm)
 
-__all__ = ["METHODS", "accelerate", "kornia", "torchvision"]
+__all__ = ["METHODS", "accelerate", "kornia", "scipy", "sklearn", "torchvision"]

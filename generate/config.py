@@ -12,10 +12,15 @@ from ..shards import Section
 class DiffusionConfig(Section):
     """The unconditional DDPM: one to load (`path`), or how to train one on the anchors.
 
-    The defaults are the paper's; `lr_schedule`, `ema_warmup` and `snr_gamma` make more of a training of minutes.
+    The defaults are the paper's; the keys below that `added` names make more of a training of minutes.
     """
 
-    added: ClassVar[Mapping[str, Any]] = {"lr_schedule": "constant", "ema_warmup": False, "snr_gamma": 0.0}
+    added: ClassVar[Mapping[str, Any]] = {
+        "lr_schedule": "constant",
+        "ema_warmup": False,
+        "snr_gamma": 0.0,
+        "norm_groups": 32,
+    }
 
     path: str = ""
     """A folder in diffusers' format or a hub id; empty: train one."""
@@ -40,6 +45,8 @@ class DiffusionConfig(Section):
     """Which levels have self-attention; the middle always has."""
     blocks: int = Field(default=2, ge=1)
     """Residual blocks per level."""
+    norm_groups: int = Field(default=32, ge=1)
+    """Groups of the group normalisation; with as many as a level has channels, what a channel's mean says is lost."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
     checkpoint_steps: int = Field(default=1000, ge=1)
@@ -77,8 +84,8 @@ class DiffusionConfig(Section):
             )
         if self.probe_images and not (self.sample_steps and self.probe_encoder):
             raise ValueError("probe_images needs sample_steps (how often) and probe_encoder (in whose features)")
-        if any(channels % 32 for channels in self.channels):
-            raise ValueError("channels must be multiples of 32 (the group norm has 32 groups)")
+        if any(channels % self.norm_groups for channels in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups = {self.norm_groups}")
         return self
 
 

@@ -79,6 +79,7 @@ def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
         block_out_channels=config.channels,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
+        norm_num_groups=config.norm_groups,
         dropout=config.dropout,
         attention_head_dim=None,  # one head, as in DDPM
     )

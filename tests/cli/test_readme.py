@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, SMALL_NETWORKS, run_make, settings
 from PIL import Image
 
@@ -85,7 +86,7 @@ def test_every_other_command_of_the_readme(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_readme_reads_a_set_with_and_without_clsp(shard_set, monkeypatch, tmp_path):
-    with_clsp, without = re.findall(r"```python\n(.*?)```", README, re.S)
+    with_clsp, without, stream = re.findall(r"```python\n(.*?)```", README, re.S)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "shards").symlink_to(shard_set)
     monkeypatch.chdir(tmp_path)
@@ -94,3 +95,5 @@ def test_the_readme_reads_a_set_with_and_without_clsp(shard_set, monkeypatch, tm
     assert names["batch"].candidates_BCHW.shape == (20, 3, 8, 8) and names["state"]["epoch"] == 2
     exec(without, names)
     assert len(names["pairs"]) == 40 and len(list(names["records"])) == 16
+    exec(stream.replace("256", "20").replace("epochs=10", "epochs=2"), names)
+    assert names["positives"].shape[1:] == (3, 8, 8) and names["positives"].dtype == torch.uint8
