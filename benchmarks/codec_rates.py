@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.io
-from clsp.shards import decode, encode
+from clsp.shards.format.codec import decode, encode
 from made_sets import CANDIDATES, SIZE
 
 CODECS = ("webp", "png", "raw")

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from clsp.core import computes_bf16
 from clsp.evaluate import Encoder, Features, LinearEvalConfig, TransferConfig, extract, fit_path
-from clsp.evaluate.sweep import train_heads
-from clsp.shards import Anchors, AnchorsConfig, computes_bf16
+from clsp.evaluate.probes.sweep import train_heads
+from clsp.shards import Anchors, AnchorsConfig
 from made_sets import SIZE, EncodedImages, png, seconds, verdict
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader

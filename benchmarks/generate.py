@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from clsp.core import computes_bf16
 from clsp.generate import DiffusionConfig, DiffusionModel, Sampler, SamplerConfig, build_unet, make_plan, make_shards
-from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, computes_bf16, write_plan
+from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
 from made_sets import CANDIDATES, SIZE, load_images, matrix_rate, seconds, verdict
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from clsp.core import pixel_digest
 from clsp.shards import (
     Anchor,
     Anchors,
@@ -18,7 +19,6 @@ from clsp.shards import (
     Record,
     ShardsConfig,
     SourcePlan,
-    pixel_digest,
     seal_if_complete,
     write_plan,
     write_shard,

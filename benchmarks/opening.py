@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from clsp.shards import Manifest, Plan, write_plan, write_shard
-from clsp.shards.index import index_schema, read_tar_rows
-from clsp.shards.layout import commit_path, index_path, layer_files, relative, shard_path
-from clsp.shards.manifest import FileEntry, Layer
-from clsp.shards.order import EpochOrder
+from clsp.shards.format.index import index_schema, read_tar_rows
+from clsp.shards.format.layout import commit_path, index_path, layer_files, relative, shard_path
+from clsp.shards.format.manifest import FileEntry, Layer
+from clsp.shards.reading.order import EpochOrder
 from made_sets import BATCH, CANDIDATES, SEED, make_plan, make_record, verdict
 
 OPENING = """

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset as wds
-from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet, encode, write_plan, write_shard
+from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet, write_plan, write_shard
+from clsp.shards.format.codec import encode
 from codec_rates import measure_codecs, print_codecs
 from made_sets import BATCH, CANDIDATES, SEED, load_images, make_plan, make_record, make_set, verdict
 from opening import measure_opening, print_opening

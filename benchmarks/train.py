@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from clsp.shards import ShardSet, computes_bf16
+from clsp.core import computes_bf16
+from clsp.shards import ShardSet
 from clsp.train import PretrainConfig, Views, batch_order, build_method
-from clsp.train.setup import build_optimizer, pair_loader, prepared_method
+from clsp.train.build import build_optimizer, pair_loader, prepared_method
 from clsp.train.step import Stepper
 from made_sets import SIZE, EncodedImages, load_images, make_plan, make_set, matrix_rate, png, seconds, verdict
 from PIL import Image

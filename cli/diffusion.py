@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
-from ..shards import Anchors, computes_bf16
-from .make import readable_anchors
+from ..core import computes_bf16
+from ..shards import Anchors
 from .options import check_option, out_option, recipe_options
 from .progress import ProgressReport, is_first_rank, say, say_if_emulated
 from .recipe import load_recipe
+from .shards.plan_make import readable_anchors
 
 
 @click.command(epilog="Example: clsp diffusion train --recipe digits --out runs/digits/diffusion")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..shards import InputError, StopRequested, WorkError
+from ..core import InputError, StopRequested, WorkError
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
@@ -21,31 +21,31 @@ COMMANDS: dict[str, Any] = {
     },
     "shards": {
         "": "Shard sets: make them, look at them, check them.",
-        "plan": (".make:plan", "Dry run: shards, images, bytes and hours on this device."),
-        "make": (".make:make", "Make a shard set of anchors and synthetic positives."),
-        "status": (".inspect:status", "How far a set is."),
-        "info": (".inspect:info", "What a set is: ID, source, model, sampler."),
-        "preview": (".inspect:preview", "A contact sheet: anchors beside their candidates."),
-        "verify": (".inspect:verify", "Check a set against its seal."),
-        "repair": (".grow:repair", "Put damaged files right."),
-        "extend": (".grow:extend", "More candidates for a sealed set."),
-        "merge": (".edit:merge", "One set of two."),
-        "subset": (".edit:subset", "A new set with some of the anchors."),
-        "push": (".move:push", "Copy a sealed set to a URL or folder."),
-        "pull": (".move:pull", "Copy a sealed set from a URL or folder."),
-        "import-npy": (".arrays:import_npy", "Make a shard set of candidates made elsewhere."),
-        "export": (".arrays:export", "Write a set as one array or as a folder of images."),
-        "score": (".score:score", "Measure every candidate of a set"),
-        "compare": (".equivalence:compare", "Whether a set's candidates are as good as another's."),
-        "pack": (".edit:pack", "A new set with all layers in one."),
+        "plan": (".shards.plan_make:plan", "Dry run: shards, images, bytes and hours on this device."),
+        "make": (".shards.plan_make:make", "Make a shard set of anchors and synthetic positives."),
+        "status": (".shards.status_info_preview_verify:status", "How far a set is."),
+        "info": (".shards.status_info_preview_verify:info", "What a set is: ID, source, model, sampler."),
+        "preview": (".shards.status_info_preview_verify:preview", "A contact sheet: anchors beside their candidates."),
+        "verify": (".shards.status_info_preview_verify:verify", "Check a set against its seal."),
+        "repair": (".shards.extend_repair:repair", "Put damaged files right."),
+        "extend": (".shards.extend_repair:extend", "More candidates for a sealed set."),
+        "merge": (".shards.subset_merge_pack:merge", "One set of two."),
+        "subset": (".shards.subset_merge_pack:subset", "A new set with some of the anchors."),
+        "push": (".shards.push_pull:push", "Copy a sealed set to a URL or folder."),
+        "pull": (".shards.push_pull:pull", "Copy a sealed set from a URL or folder."),
+        "import-npy": (".shards.import_export:import_npy", "Make a shard set of candidates made elsewhere."),
+        "export": (".shards.import_export:export", "Write a set as one array or as a folder of images."),
+        "score": (".shards.score:score", "Measure every candidate of a set"),
+        "compare": (".shards.compare:compare", "Whether a set's candidates are as good as another's."),
+        "pack": (".shards.subset_merge_pack:pack", "A new set with all layers in one."),
     },
     "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),
-    "linear-eval": (".evaluate:linear_eval", "Linear evaluation of a pretrained backbone."),
-    "knn": (".evaluate:knn", "k-nearest-neighbour evaluation of a pretrained backbone."),
-    "transfer": (".evaluate:transfer", "Transfer of a pretrained backbone to other data sets."),
-    "compare": (".results:compare", "Runs to a table: mean ± std over seeds per run name."),
-    "report": (".results:report", "One self-contained HTML page of a comparison."),
-    "reproduce": (".reproduce:reproduce", "The whole pipeline of a recipe, from images to table."),
+    "linear-eval": (".probes:linear_eval", "Linear evaluation of a pretrained backbone."),
+    "knn": (".probes:knn", "k-nearest-neighbour evaluation of a pretrained backbone."),
+    "transfer": (".probes:transfer", "Transfer of a pretrained backbone to other data sets."),
+    "compare": (".report:compare", "Runs to a table: mean ± std over seeds per run name."),
+    "report": (".report:report", "One self-contained HTML page of a comparison."),
+    "reproduce": (".reproduce.command:reproduce", "The whole pipeline of a recipe, from images to table."),
 }
 
 

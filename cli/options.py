@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..shards import InputError
+from ..core import InputError
 
 if TYPE_CHECKING:
     from .recipe import Recipe  # reading a recipe imports every package; a command on a set needs none of them

@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..shards import Manifest, computes_bf16, unfinished_layer
+from ..core import computes_bf16
+from ..shards import Manifest
+from ..shards.editing.extend import unfinished_layer
 
 SECONDS_BETWEEN_LINES = 15.0
 

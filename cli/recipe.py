@@ -10,9 +10,10 @@ from typing import Any
 import tomli_w
 from pydantic import Field, ValidationError
 
+from ..core import InputError, Section, write_file
 from ..evaluate import KnnConfig, LinearEvalConfig, TransferConfig
 from ..generate import DiffusionConfig, SamplerConfig
-from ..shards import AnchorsConfig, InputError, Section, ShardsConfig, write_file
+from ..shards import AnchorsConfig, ShardsConfig
 from ..train import METHODS, PretrainConfig
 
 

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..shards import Section
+from ..core import Section
 
 Precision = Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value == "auto" else value)]
 """float32 (`no`) or bfloat16. Resolved recipes of older runs have `auto`, which chose by the machine: now float32."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..shards import Section
+from ..core import Section
 
 
 class DiffusionConfig(Section):

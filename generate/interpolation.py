@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import UNet2DModel
 
-from ..shards import InputError
+from ..core import InputError
 
 PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ..shards import InputError, canonical_json
+from ..core import InputError, canonical_json
 from .config import DiffusionConfig
 from .interpolation import check_unet_config
 

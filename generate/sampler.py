@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..shards import WorkError
+from ..core import WorkError
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate
 from .keyed_noise import Stream, keyed_normal, noise_keys
 from .model import DiffusionModel
+from .pixels import to_model_range, to_uint8
 from .schedulers import clip_predicted_x0, make_scheduler, noise_to
 
 
@@ -98,13 +99,3 @@ class Sampler:
         if eta > 0:
             noise = keyed_normal(keys_B2, x.shape[1:], timestep, candidate, Stream.STEP)
         return scheduler.step(epsilon, timestep, x, eta=eta, variance_noise=noise).prev_sample
-
-
-def to_model_range(images_BHWC: np.ndarray) -> torch.Tensor:
-    """uint8 `(B, H, W, C)` to float32 `(B, C, H, W)` in [-1, 1]."""
-    return torch.from_numpy(np.array(images_BHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_uint8(x: torch.Tensor) -> np.ndarray:
-    """Float `(…, C, H, W)` in [-1, 1] (clipped) to uint8 `(…, H, W, C)`, rounded to the nearest level."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()

@@ -32,7 +32,8 @@ from clsp.generate import (
     make_shards,
     train_diffusion,
 )
-from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, arrival, write_plan
+from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
+from clsp.shards.remote import verified_copy as arrival
 from diffusers import DDPMPipeline, DDPMScheduler
 from places import WebServer
 

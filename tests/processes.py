@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clsp.cli.driver import PROCESSES
 from clsp.cli.main import run
+from clsp.cli.reproduce.driver import PROCESSES
 
 
 class Running:

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..shards import InputError
+from ..core import InputError
 from .cifar_resnet import default_cfgs
 from .config import PretrainConfig
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..shards import InputError, write_file
+from ..core import InputError, write_file
 
 FOLDER = "checkpoints"
 

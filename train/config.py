@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..shards import Section
+from ..core import Section
 
 Ratio = tuple[float, float, float]
 

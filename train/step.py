@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..shards import BatchOrder, PairBatch, stream_seed
+from ..core import stream_seed
+from ..shards import BatchOrder, PairBatch
 from .config import PretrainConfig
 from .methods import Method
 from .schedule import learning_rate, synthetic_weight

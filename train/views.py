@@ -6,7 +6,7 @@ import kornia.augmentation as K
 import torch
 from torch import nn
 
-from ..shards import stream_seed
+from ..core import stream_seed
 from .config import AugmentConfig, PretrainConfig
 
 CHUNK = 256

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from clsp.generate import Stream, keyed_normal, noise_keys
-from clsp.shards import draw_candidate, epoch_order, read_plan
+from clsp.shards.format.plan import read_plan
+from clsp.shards.reading.candidates import draw_candidate
+from clsp.shards.reading.order import epoch_order
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "format.md").read_text()
 

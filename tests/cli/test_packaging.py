@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
-FOLDERS = ("cli", "evaluate", "generate", "recipes", "shards", "train")
+FOLDERS = ("core", "cli", "evaluate", "generate", "recipes", "shards", "train")
 KEPT = {".py", ".pyi", ".toml", ".j2", ".typed"}
 
 

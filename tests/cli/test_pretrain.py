@@ -2,7 +2,7 @@
 
 import json
 
-from clsp.shards import sha256_file
+from clsp.core import sha256_file
 from conftest import SMALL_NETWORKS, settings
 
 

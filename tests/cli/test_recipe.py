@@ -1,7 +1,8 @@
 import pytest
 from clsp.cli.recipe import load_recipe, shipped_recipes
+from clsp.core import InputError
 from clsp.generate import SamplerConfig
-from clsp.shards import DiffusionPlan, InputError, Plan, SourcePlan
+from clsp.shards import DiffusionPlan, Plan, SourcePlan
 from clsp.train import METHODS, build_method
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from clsp.core import InputError
 from clsp.generate import DiffusionConfig, build_unet, decode, encode, interpolate
 from clsp.generate.interpolation import check_unet_config
-from clsp.shards import InputError
 from diffusers import UNet2DModel
 
 SHAPES = {

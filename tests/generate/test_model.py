@@ -2,8 +2,8 @@ import json
 import shutil
 
 import pytest
+from clsp.core import InputError
 from clsp.generate import load_diffusion
-from clsp.shards import InputError
 from diffusers import DDPMPipeline, UNet2DModel
 
 

@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from clsp.core import WorkError
 from clsp.generate import Sampler, SamplerConfig, Stream, decode, encode, keyed_normal, noise_keys
 from clsp.generate.schedulers import clip_predicted_x0, make_scheduler
-from clsp.shards import ShardSet, WorkError
+from clsp.shards import ShardSet
 from diffusers import DDIMScheduler, DDPMScheduler
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}

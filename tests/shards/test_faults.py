@@ -9,23 +9,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clsp.core import write_file
 from clsp.shards import (
     Anchors,
     AnchorsConfig,
     Record,
     ShardsConfig,
     ShardSet,
-    read_plan,
     seal_if_complete,
     subset_set,
     verify_set,
     write_shard,
 )
-from clsp.shards.commits import committed_shards, read_commit
-from clsp.shards.durable import write_file
-from clsp.shards.extension import extension_plan, start_layer
-from clsp.shards.layout import MANIFEST, commit_path, shard_path
-from clsp.shards.plan import Plan, source_plan, write_plan
+from clsp.shards.editing.extend import extension_plan, start_layer
+from clsp.shards.format.commits import committed_shards, read_commit
+from clsp.shards.format.layout import MANIFEST, commit_path, shard_path
+from clsp.shards.format.plan import Plan, read_plan, source_plan, write_plan
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +136,7 @@ def jobs(plan, digits, tmp_path_factory):
     extend(folder / "extend")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "clsp.shards.commits.time", SimpleNamespace(strftime=lambda form, now: "now", gmtime=lambda: None)
+            "clsp.core.stamp.time", SimpleNamespace(strftime=lambda form, now: "now", gmtime=lambda: None)
         )
         subset(folder / "subset")
         starts = {"make": None, "extend": folder / "make", "subset": None}

@@ -13,23 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clsp.shards import (
-    InputError,
-    PairDataset,
-    ShardSet,
-    WorkError,
-    add_scores,
-    decode,
-    encode,
-    read_manifest,
-    read_plan,
-    read_scores,
-    verify_set,
-)
-from clsp.shards.commits import read_commit
-from clsp.shards.durable import sha256_file
-from clsp.shards.index import read_tar_rows
-from clsp.shards.metadata import canonical_json
+from clsp.core import InputError, WorkError, canonical_json, sha256_file
+from clsp.shards import PairDataset, ShardSet, read_manifest, read_scores, verify_set
+from clsp.shards.format.codec import decode, encode
+from clsp.shards.format.commits import read_commit
+from clsp.shards.format.index import read_tar_rows
+from clsp.shards.format.plan import read_plan
+from clsp.shards.reading.scores import add_scores
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -340,7 +330,7 @@ def test_an_image_that_claims_to_be_huge_is_refused_before_decoding(codec, size,
     def opened(*args, **kwargs):
         raise AssertionError("the decoder was asked")
 
-    monkeypatch.setattr("clsp.shards.codec.Image.open", opened)
+    monkeypatch.setattr("clsp.shards.format.codec.Image.open", opened)
     with pytest.raises(WorkError, match=f"image of {size[0]}x{size[1]}, expected 8x8"):
         decode(content, codec, 8)
 
@@ -361,7 +351,7 @@ def test_pairs_refuse_huge_images_before_decoding(make_set, tmp_path, codec, mon
     good = shards.candidate_bytes(16, 0)
     put_member(root / TAR, 1, claiming(good, codec, 16000, 16000))
     monkeypatch.setattr(
-        "clsp.shards.pairs.DECODERS", {codec: lambda data: pytest.fail("decoded") if len(data) == len(good) else None}
+        "clsp.shards.reading.pairs.DECODERS", {codec: lambda data: pytest.fail("decoded") if len(data) == len(good) else None}
     )
     shards = ShardSet(root)
     dataset = PairDataset(shards, 0)

@@ -4,7 +4,7 @@ import sys
 import pytest
 import timm
 import torch
-from clsp.shards import InputError
+from clsp.core import InputError
 from clsp.train import PretrainConfig, build_backbone, embed, load_backbone
 from clsp.train.backbone import save_backbone
 

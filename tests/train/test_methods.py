@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from clsp.shards import InputError
+from clsp.core import InputError
 from clsp.train import METHODS, PretrainConfig, build_method
 from clsp.train.methods.momentum import Queue, key_momentum
 from conftest import SMALL_METHOD

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from clsp.shards import BatchOrder, InputError, PairDataset, ShardSet, add_scores, stop_deferred
+from clsp.core import InputError, stop_deferred
+from clsp.shards import BatchOrder, PairDataset, ShardSet
+from clsp.shards.reading.scores import add_scores
 from clsp.train import PretrainConfig, build_method, pretrain
-from clsp.train.setup import build_optimizer, pair_loader, prepared_method
+from clsp.train.build import build_optimizer, pair_loader, prepared_method
 from clsp.train.step import Stepper
 from clsp.train.views import Views
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...shards import InputError
+from ...core import InputError
 from ..config import PretrainConfig
-from ..gather import gather, gather_with_gradient, rank_and_world_size
+from ..distributed import gather, gather_with_gradient, rank_and_world_size
 from ..losses import cross_view, redundancy
 from .base import Method, mlp, register
 from .momentum import MomentumCopy, Queue, key_momentum

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...shards import InputError
+from ...core import InputError
 from ..backbone import build_backbone
 from ..config import PretrainConfig
 from ..losses import alignment

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...shards import InputError
+from ...core import InputError
 from ..config import PretrainConfig
-from ..gather import gather
+from ..distributed import gather
 
 
 def key_momentum(step: int, steps: int, config: PretrainConfig) -> float:

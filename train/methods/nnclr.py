@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..config import PretrainConfig
-from ..gather import gather_with_gradient, rank_and_world_size
+from ..distributed import gather_with_gradient, rank_and_world_size
 from ..losses import cross_view, in_float32
 from .base import Method, mlp, register
 from .momentum import Queue

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from ..gather import gather, gather_with_gradient, rank_and_world_size
+from ..distributed import gather, gather_with_gradient, rank_and_world_size
 from ..losses import supervised_contrastive
 from .base import Method, register
 

@@ -1,0 +1,1 @@
+"""`clsp reproduce`: a recipe's whole pipeline."""

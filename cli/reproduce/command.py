@@ -1,0 +1,96 @@
+"""`clsp reproduce`: the pipeline of a recipe, from images to table, in one go or in slices."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from ...core import InputError, owner_of, write_file
+from ...shards import Anchors
+from ..options import out_option, recipe_options
+from ..progress import say
+from ..recipe import Recipe, load_recipe
+from .driver import Driver
+from .stages import method_recipe, parse_run, pipeline
+
+STATE = "reproduce.json"
+
+
+@click.command(epilog="Example: clsp reproduce --recipe digits --out runs/demo")
+@recipe_options
+@out_option("Folder for everything; what is finished there is not done again.")
+@click.option(
+    "--profile", default="", help="A budget that the recipe names: minutes, hour, paper. Default: as it stands."
+)
+@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Then stop, to be started again.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds per run name, instead of the recipe's reproduce.seeds.")
+@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="Stages that run at a time.")
+@click.pass_obj
+def reproduce(
+    began: float,
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    profile: str,
+    max_minutes: float | None,
+    seeds: int | None,
+    jobs: int,
+) -> None:
+    """The whole pipeline of a recipe: diffusion, shards, every run of the comparison, table and report."""
+    settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
+    recipe = load_recipe(recipe_name, settings, profile)
+    methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs})
+    resolved = {
+        method_recipe(out, method): load_recipe(recipe_name, (*settings, f"pretrain.method={method}"), profile)
+        for method in methods
+    }
+    _check_methods(resolved)
+    _claim(out, {out / "recipe.toml": recipe, **resolved})
+    stages = pipeline(out, recipe.reproduce.runs, recipe.reproduce.seeds, jobs)
+    driver = Driver(out, stages, jobs, None if max_minutes is None else 60 * max_minutes, began)
+    driver.run()
+    costs = driver.costs()
+    write_file(out / "costs.json", json.dumps(costs, indent=1).encode())
+    print((out / "logs" / "compare.log").read_text().rstrip())
+    say(f"cost: {_cost_line(costs)} (seconds; {out / 'costs.json'})")
+    say(f"report: {out / 'report.html'}, contact sheet: {out / 'contact-sheet.png'}")
+
+
+def _check_methods(recipes: dict[Path, Recipe]) -> None:
+    from ...train import METHODS
+
+    for recipe in recipes.values():
+        if recipe.pretrain.method not in METHODS:
+            known = ", ".join(sorted(METHODS))
+            raise InputError(f"reproduce.runs: no method {recipe.pretrain.method}; there are {known}")
+
+
+def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
+    """Write down what the folder holds, or check that it holds just that."""
+    state = {"clsp": version("clsp")}
+    found = owner_of(out, STATE, "work of clsp reproduce")
+    if found is not None and json.loads(found) != state:
+        raise InputError(
+            f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {state['clsp']}; choose another --out"
+        )
+    for path, recipe in recipes.items():
+        begun = load_recipe(str(path)) if path.exists() else None
+        if begun and begun != recipe.model_copy(update={"reproduce": begun.reproduce}):  # runs and seeds may join it
+            raise InputError(f"{out} holds the work of another recipe ({path}); choose another --out")
+    anchors = next(iter(recipes.values())).anchors
+    Anchors(anchors)  # a missing data set is found here, before anything is written
+    write_file(out / STATE, json.dumps(state).encode())
+    for path, recipe in recipes.items():
+        recipe.save(path)
+
+
+def _cost_line(costs: dict[str, float]) -> str:
+    kinds = {"diffusion": "diffusion", "shards-": "shards", "linear-eval-": "linear-eval", "knn-": "knn"}
+    others = {"verify", "preview", "compare", "score", "report"}
+    sums: dict[str, float] = {}
+    for name, spent in costs.items():
+        kind = next((kind for start, kind in kinds.items() if name.startswith(start)), None)
+        kind = kind or ("other" if name in others else "pretrain")
+        sums[kind] = sums.get(kind, 0) + spent
+    return ", ".join(f"{kind} {spent:.0f}" for kind, spent in sums.items())

@@ -1,0 +1,53 @@
+"""`clsp shards compare`: whether a faster sampler makes candidates as good as another one's."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...core import canonical_json, run_stamp, write_file
+from ...shards import ShardSet
+from ..options import PATH
+from ..progress import ProgressReport, say
+
+EXAMPLE = "Example: clsp shards compare runs/paper/shards runs/fast/shards --encoder runs/digits/pretrain/simclr-s0"
+
+
+@click.command(epilog=EXAMPLE)
+@click.argument("reference", metavar="REFERENCE", type=PATH)
+@click.argument("other", metavar="SET", type=PATH)
+@click.option("--encoder", "encoder_name", required=True, metavar="DIR|TIMM-NAME", help="A run, or any timm model.")
+@click.option("--resamples", default=1000, show_default=True, type=click.IntRange(100), help="Of the bootstrap.")
+@click.option("--out", type=PATH, help="File for the figures (JSON).")
+def compare(reference: Path, other: Path, encoder_name: str, resamples: int, out: Path | None) -> int:
+    """Whether a set's candidates are as good as another's of the same anchors; exit code 1 if that is not shown.
+
+    The 95 % bootstrap interval of the paired difference has to lie above -1 point of label agreement and below +5 % of
+    the Fréchet distance. Hardness, diversity and kernel distance are shown beside them.
+    """
+    sets = ShardSet(reference), ShardSet(other)
+    from ...evaluate import PACKAGES, compare_quality, encoder_digest, load_encoder
+
+    with ProgressReport("compare", "anchors") as report:
+        found = compare_quality(*sets, load_encoder(encoder_name), resamples, report)
+    say(
+        f"{'':20} {'reference':>11} {'set':>11} {'difference':>11}   95 % interval, {found['anchors']} anchors in pairs"
+    )
+    for name, row in found["measures"].items():
+        say(_line(name, row))
+    (one, _), (two, deviation) = found["kernel_distance"]["reference"], found["kernel_distance"]["other"]
+    say(f"{'kernel distance':20} {one:11.4g} {two:11.4g} {two - one:+11.4g}   std over subsets {deviation:.2g}")
+    say("equivalent" if found["equivalent"] else "equivalence is not shown")
+    if out:
+        facts = {"reference": sets[0].identity, "set": sets[1].identity, "encoder": encoder_digest(encoder_name)}
+        write_file(out, canonical_json({"task": "equivalence", **facts, **run_stamp(*PACKAGES), "result": found}))
+    return 0 if found["equivalent"] else 1
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    percent = " %" if name == "frechet distance" else ""
+    figures = f"{row['reference']:11.4g} {row['other']:11.4g} {row['difference']:+11.4f}   [{low:+.4f}, {high:+.4f}]"
+    if row["margin"] is None:
+        return f"{name:20} {figures}{percent}"
+    return f"{name:20} {figures}{percent}, margin {row['margin']:+g}: {'within' if row['within'] else 'NOT within'}"

@@ -1,0 +1,5 @@
+"""What long work calls to tell how far it is."""
+
+from collections.abc import Callable
+
+Report = Callable[[int, int], None]

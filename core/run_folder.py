@@ -1,0 +1,31 @@
+"""Output folders: whose they are, so that nothing that existed is ever overwritten."""
+
+from pathlib import Path
+
+from . import InputError
+
+RECIPE = "recipe.toml"
+
+
+def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:
+    """The content of the file `marker` that names the folder's owner, or None where the folder is free to use.
+
+    Args:
+        kind: what the folder should hold, for the message.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    path = folder / marker
+    if path.exists():
+        return path.read_bytes()
+    if folder.exists() and (not folder.is_dir() or any(_counts(child) for child in folder.iterdir())):
+        if path.exists():  # another process has written it since
+            return path.read_bytes()
+        raise InputError(f"{folder} exists and is no {kind}; choose an empty or new --out")
+    return None
+
+
+def _counts(path: Path) -> bool:
+    """Temporary files and the recipe of the command that is starting do not make a folder foreign."""
+    return path.name[0] != "." and path.name != RECIPE

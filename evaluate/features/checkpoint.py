@@ -1,0 +1,26 @@
+"""Checkpoints: where a run or a timm model has its weights, and their digest."""
+
+from pathlib import Path
+
+from ...core import InputError, sha256_file
+
+RUN = "run.json"
+
+
+def backbone_folder(checkpoint: Path) -> Path:
+    """The backbone of a run of `clsp pretrain`, or the folder itself if it is a timm model.
+
+    Raises:
+        InputError: neither is there.
+    """
+    for folder in (checkpoint / "backbone", checkpoint):
+        if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+            return folder
+    if (checkpoint / RUN).exists():
+        raise InputError(f"{checkpoint} is not finished; run clsp pretrain again to complete it")
+    raise InputError(f"{checkpoint} holds no checkpoint; give a folder of clsp pretrain or of a timm model")
+
+
+def checkpoint_digest(checkpoint: Path) -> str:
+    """SHA-256 of the weights of a run's backbone or of a timm model's folder."""
+    return sha256_file(backbone_folder(checkpoint) / "model.safetensors")

@@ -1,0 +1,100 @@
+"""Encoders: any timm or clsp backbone in eval mode, made fast for inference.
+
+Shape legend: B batch, H height, W width, C channels, F features.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ...core import InputError
+from ...train import embed, load_backbone
+from ..config import Precision
+from .checkpoint import backbone_folder, checkpoint_digest
+
+CPU_BATCH, GPU_BATCH = 64, 512
+"""Images per pass: on a CPU a pass whose activations stay near the caches is the fastest."""
+
+
+class Encoder:
+    """Images to pooled features, in eval mode, without gradient; convolutions and batch norms are joined.
+
+    Args:
+        model: gives features for normalised images.
+        config: its `mean`, `std` and `input_size`, as in timm's `pretrained_cfg`.
+        precision: `no` (float32) or `bf16`, whatever the machine: a feature must not depend on where it was computed.
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], precision: Precision = "no"):
+        self.device = compute_device()
+        self.precision: Precision = precision
+        self.size = int(config["input_size"][-1])
+        self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
+        joined: Any = _joined(model.eval().to(self.device))  # tracing keeps the device that it sees
+        self._model = joined.to(memory_format=torch.channels_last)
+        self._mean, self._std = (
+            torch.tensor(config[name], device=self.device)[:, None, None] for name in ("mean", "std")
+        )
+
+    @torch.inference_mode()
+    def __call__(self, images_BHWC: np.ndarray | torch.Tensor, flips: bool = False) -> torch.Tensor:
+        """Features `(B, F)` float32 on the CPU of uint8 images, which are resized to the encoder's size.
+
+        Args:
+            flips: of their mirror images instead.
+        """
+        images = torch.as_tensor(images_BHWC).to(self.device).permute(0, 3, 1, 2).float() / 255
+        if images.shape[-2:] != (self.size, self.size):
+            images = functional.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        batch = (images - self._mean) / self._std
+        batch = (batch.flip(-1) if flips else batch).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return embed(self._model, batch).cpu()
+
+
+def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
+    """The encoder in a folder (a run of `clsp pretrain` or a timm model), or timm's pretrained model of that name.
+
+    Raises:
+        InputError: there is none, or its weights cannot be had.
+    """
+    if Path(name).exists():
+        return Encoder(*load_backbone(backbone_folder(Path(name))), precision)
+    if str(name).startswith(("/", ".", "~")) or not (":" in str(name) or timm.is_model(str(name))):
+        raise InputError(
+            f"{name}: no folder of a model, and timm has no model of that name; see timm.list_pretrained()"
+        )
+    try:
+        model: Any = timm.create_model(str(name), pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:  # no weights for it, no network, or another architecture
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name}: timm cannot load its pretrained weights ({reason}); give a local folder") from error
+    return Encoder(model, model.pretrained_cfg, precision)
+
+
+def encoder_digest(name: str | Path) -> str:
+    """SHA-256 of the weights in a folder; the name of one of timm's own models, which name their weights."""
+    return checkpoint_digest(Path(name)) if Path(name).exists() else str(name)
+
+
+def compute_device() -> torch.device:
+    """Where evaluations compute: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _joined(model: nn.Module) -> nn.Module:
+    """The model with every batch norm folded into the convolution before it; as it is where it cannot be traced."""
+    from torch.fx.experimental.optimization import fuse
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return fuse(model)
+        except Exception:  # tracing raises whatever the model's Python does with a symbolic value
+            return model

@@ -1,0 +1,149 @@
+"""Features of labelled images: extracted once, in eval mode, without gradient.
+
+Shape legend: N images, F features, B batch.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ...core import InputError, Report, permutation
+from ...shards import Anchors, AnchorsConfig, screened
+from ..config import LinearEvalConfig
+from .encoder import Encoder
+
+Item = TypeVar("Item")
+THREADS = min(16, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features `(N, F)` float32 of a labelled set and, where asked for, of its mirror images; labels `(N,)` int64."""
+
+    plain_NF: torch.Tensor
+    flipped_NF: torch.Tensor | None
+    labels_N: torch.Tensor
+
+    def at(self, chosen_N: torch.Tensor) -> "Features":
+        """Those of some images, by a mask or by numbers."""
+        flipped = None if self.flipped_NF is None else self.flipped_NF[chosen_N]
+        return Features(self.plain_NF[chosen_N], flipped, self.labels_N[chosen_N])
+
+
+def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -> tuple[Anchors, Anchors]:
+    """The training images (the anchors' source) and the test images, at the backbone's image size."""
+    test_path = config.test_path or _test_path(anchors.path, config.test_split)
+    geometry = anchors.size or size
+    train_split = config.train_split or anchors.split
+    chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
+    train = screened(Anchors(anchors.model_copy(update=chosen)))
+    if (test_path, config.test_split) == (anchors.path, train_split):
+        raise InputError(f"{test_path} split {train_split} is the training split too; set linear_eval.test_split")
+    # A test image that does not decode is an error: accuracy on the rest would be another figure.
+    update = {
+        "on_error": "fail",
+        "path": test_path,
+        "split": config.test_split,
+        "limit": config.test_limit,
+        "size": geometry,
+    }
+    return train, Anchors(anchors.model_copy(update=update))
+
+
+def _test_path(path: str, split: str) -> str:
+    """The anchors' own path, or beside a single file `train.parquet` the file `test.parquet`."""
+    if not Path(path).is_file():
+        return path
+    sibling = Path(path).with_name(f"{split}{Path(path).suffix}")
+    if not sibling.exists():
+        raise InputError(f"{path} is one file, and there is no {sibling.name} beside it; set linear_eval.test_path")
+    return str(sibling)
+
+
+def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> int:
+    """The number of classes, from the training labels alone.
+
+    Args:
+        complete: every class has to occur in the test set too, since accuracy per class is a mean over all of them.
+
+    Raises:
+        InputError: the training labels are not 0 … n-1, or one of the two sets has a class that the other lacks.
+    """
+    classes = np.unique(train)
+    if not np.array_equal(classes, np.arange(len(classes))):
+        raise InputError(f"training labels are {classes[:5].tolist()}…, expected every class of 0 … {classes[-1]}")
+    if len(classes) < 2:
+        raise InputError("all training images are of one class; expected at least two classes")
+    unknown, missing = np.setdiff1d(test, classes), np.setdiff1d(classes, test)
+    if len(unknown):
+        raise InputError(f"test labels {unknown[:5].tolist()} do not occur in training; check linear_eval.test_path")
+    if complete and len(missing):
+        raise InputError(f"test images lack the classes {missing[:5].tolist()}, expected all {len(classes)}")
+    return len(classes)
+
+
+def hold_out(labels_N: np.ndarray, share: float, *stream: object) -> np.ndarray:
+    """Which images are held out for choices: `(N,)` bool, that share of every class and at least one image.
+
+    A pure function of the labels and `stream`, so that every run holds out the same ones.
+
+    Raises:
+        InputError: a class has a single image.
+    """
+    classes, counts = np.unique(labels_N, return_counts=True)
+    if counts.min() < 2:
+        alone = classes[counts.argmin()]
+        raise InputError(f"class {alone} has one training image, holding out for validation needs two per class")
+    return draw_per_class(labels_N, lambda count: max(1, round(share * count)), *stream)
+
+
+def draw_per_class(labels_N: np.ndarray, count: Callable[[int], int], *stream: object) -> np.ndarray:
+    """`(N,)` bool: of every class as many images as `count` says of its size; always the same ones for a stream."""
+    chosen = np.zeros(len(labels_N), bool)
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        drawn = permutation(len(members), *stream, int(label))[: count(len(members))]
+        chosen[members[drawn]] = True
+    return chosen
+
+
+def extract(encoder: Encoder, images: Anchors, flips: bool = False, report: Report | None = None) -> Features:
+    """Features of all images, extracted once; the next batch is decoded while the encoder works.
+
+    Args:
+        flips: also of their mirror images.
+        report: called with (done, total).
+    """
+    plain, flipped = [], []
+    for start, arrays in ahead(decoded(images, encoder.batch)):
+        plain.append(encoder(arrays))
+        if flips:
+            flipped.append(encoder(arrays, flips=True))
+        if report:
+            report(start + len(arrays), len(images))
+    labels = torch.from_numpy(images.labels())
+    return Features(torch.cat(plain), torch.cat(flipped) if flips else None, labels)
+
+
+def decoded(images: Anchors, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, images `(B, H, W, 3)`) batch by batch; Pillow decodes outside Python's lock, so in several threads."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(images), batch):
+            places = range(start, min(start + batch, len(images)))
+            yield start, np.stack(list(threads.map(lambda place: images[place].image, places)))
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each made by another thread while the one before it is used."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, iterator, None)
+            yield item

@@ -1,0 +1,179 @@
+"""Transfer: frozen features of a pretrained backbone, a logistic regression on each of many data sets.
+
+The field's protocol (Kornblith et al. 2019, Grill et al. 2020): no augmentation, l2 chosen on validation among 45
+values, refit on train and validation together, each set's own metric on test.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core import InputError
+from ...shards import Anchors, AnchorsConfig
+from ..config import TransferConfig, TransferSet
+from ..features.encoder import Encoder
+from ..features.extract import Features, check_labels, draw_per_class, extract, hold_out
+from .logistic import fit, fit_path
+from .metrics import accuracies
+
+VALIDATION = 0.2
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set's images; validation is None where a part of train is held out for it."""
+
+    train: Anchors
+    validation: Anchors | None
+    test: Anchors | None
+
+
+def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Splits:
+    """The splits of a data set at `size` pixels: the shorter side is scaled to it and the centre cut out.
+
+    Raises:
+        InputError: the set or one of its splits cannot be read.
+    """
+
+    def split(which: str) -> Anchors:
+        anchors = AnchorsConfig(path=config.path, split=which, label=config.label, limit=limit, size=size)
+        try:
+            return Anchors(anchors)
+        except InputError as error:
+            told = str(error).replace("anchors.path", f"transfer.sets.{name}.path")
+            raise InputError(f"{told} (transfer set {name}, split {which!r} as its recipe says)") from error
+
+    validation = split(config.validation) if config.validation else None
+    return Splits(split(config.train), validation, split(config.test) if config.test else None)
+
+
+def transfer_features(
+    encoder: Encoder, name: str, splits: Splits, per_class: int = 0, complete: bool = True
+) -> tuple[Features, np.ndarray, Features]:
+    """Features of train and validation together, which of them validate `(N,)` bool, and features of test.
+
+    Args:
+        per_class: images of a class that are drawn to train with, where there is no test split.
+        complete: False lets the test split lack classes.
+
+    Raises:
+        InputError: labels that are not 0 … n-1, a class that a split lacks, or too few images of a class.
+    """
+    try:
+        if splits.test is not None:
+            check_labels(_labels(splits), splits.test.labels(), complete)
+        train = extract(encoder, splits.train)
+        test = extract(encoder, splits.test) if splits.test is not None else None
+        if splits.validation is None:
+            if test is None:
+                train, test = _drawn(train, per_class)
+            return train, hold_out(train.labels_N.numpy(), VALIDATION, "transfer validation"), test
+        validation = extract(encoder, splits.validation)
+    except InputError as error:
+        raise InputError(f"transfer set {name}: {error}") from error
+    assert test is not None  # a validation split without a test split is refused by the recipe
+    both = Features(
+        torch.cat([train.plain_NF, validation.plain_NF]), None, torch.cat([train.labels_N, validation.labels_N])
+    )
+    return both, np.arange(len(both.labels_N)) >= len(train.labels_N), test
+
+
+def _labels(splits: Splits) -> np.ndarray:
+    """Labels of train and validation, which must have the same classes."""
+    train = splits.train.labels()
+    if splits.validation is None:
+        return train
+    validation = splits.validation.labels()
+    different = np.setxor1d(validation, train)
+    if len(different):
+        raise InputError(f"classes {different[:5].tolist()} are in one of the splits train and validation only")
+    return np.concatenate([train, validation])
+
+
+def _drawn(images: Features, per_class: int) -> tuple[Features, Features]:
+    """`per_class` images of every class, always the same ones, and all others."""
+    labels = images.labels_N.numpy()
+    check_labels(labels, labels)
+    fewest = int(np.bincount(labels).argmin())
+    if (labels == fewest).sum() <= per_class:
+        count = int((labels == fewest).sum())
+        raise InputError(f"class {fewest} has {count} images, drawing {per_class} to train leaves no test")
+    chosen = torch.from_numpy(draw_per_class(labels, lambda _: per_class, "transfer split"))
+    return images.at(chosen), images.at(~chosen)
+
+
+def evaluate_transfer(
+    train: Features, validates_N: np.ndarray, test: Features, config: TransferConfig, metric: str
+) -> dict[str, Any]:
+    """The set's metric on test with its interval in percent, and the l2 chosen on validation alone.
+
+    Of equally good values the strongest l2 wins.
+    """
+    classes = int(train.labels_N.max()) + 1
+    validates = torch.from_numpy(validates_N)
+    validation, part = train.at(validates), train.at(~validates)
+    best, best_l2 = -1.0, 0.0
+    for fitted in fit_path(part.plain_NF, part.labels_N, classes, config.strengths, config.iterations):
+        reached = accuracies(fitted.logits(validation.plain_NF), validation.labels_N)[metric]
+        if reached > best:
+            best, best_l2 = reached, fitted.l2
+    refitted = fit(train.plain_NF, train.labels_N, classes, best_l2, config.iterations)
+    result = accuracies(refitted.logits(test.plain_NF), test.labels_N)
+    chosen = {"l2": best_l2, f"validation_{metric}": best, "converged": refitted.converged}
+    counts = {"train": int((~validates).sum()), "validation": int(validates.sum()), "test": len(test.labels_N)}
+    return {"metric": metric, metric: result[metric], f"{metric}_interval": result[f"{metric}_interval"]} | {
+        "chosen": chosen,
+        "images": counts,
+    }
+
+
+def run_transfer(
+    encoder: Encoder, config: TransferConfig, found: Mapping[str, Any], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Evaluate on every set of the recipe that `found` does not hold yet; `save` is called after each.
+
+    Returns:
+        set name → what `evaluate_transfer` says.
+
+    Raises:
+        InputError: the first set that cannot be read, before any is evaluated.
+    """
+    missing = [name for name in config.names if name not in found]
+    opened = {name: open_splits(name, config.chosen[name], encoder.size, config.limit) for name in missing}
+    sets = dict(found)
+    for name, splits in opened.items():
+        chosen = config.chosen[name]
+        train, validates, test = transfer_features(encoder, name, splits, chosen.per_class, not config.limit)
+        result = evaluate_transfer(train, validates, test, config, chosen.metric)
+        sets[name] = {**result, "set": _declared(config, name)}
+        save(sets)
+    return sets
+
+
+def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[str, Any]:
+    """The sets in a result file that were evaluated with this checkpoint and these settings, whether now asked for or
+    not; none, if the file is another version's or damaged."""
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
+            return {}
+        earlier = TransferConfig.model_validate(content["recipe"]["transfer"])
+        if earlier.protocol != config.protocol:
+            return {}
+        return {name: value for name, value in content["sets"].items() if value["set"] == _declared(config, name)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _declared(config: TransferConfig, name: str) -> dict[str, Any] | None:
+    return config.chosen[name].model_dump(mode="json") if name in config.chosen else None
+
+
+def summary(sets: Mapping[str, Any]) -> dict[str, float]:
+    """Set name → its metric in percent."""
+    return {name: value[value["metric"]] for name, value in sets.items()}

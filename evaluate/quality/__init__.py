@@ -1,0 +1,1 @@
+"""How good the positives of a set are."""

@@ -1,0 +1,1 @@
+"""Result files, comparisons, tables and the page."""

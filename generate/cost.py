@@ -1,0 +1,65 @@
+"""What a plan will cost: bytes from encoded anchors, time from a few U-Net calls on the device at hand."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..shards import Anchors, Plan
+from ..shards.format.codec import encode
+from .pixels import to_model_range
+from .sampler import Sampler
+
+SAMPLE, TAR_OVERHEAD, JSON_BYTES = 64, 1024, 512
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of the set and seconds of one device."""
+
+    bytes: float
+    seconds: float
+    device: str
+
+
+def estimate(plan: Plan, anchors: Anchors, sampler: Sampler, seconds: float = 10.0) -> Estimate:
+    """Cost of a plan; candidates are taken to compress like anchors, and U-Net calls to be all of the time.
+
+    Args:
+        seconds: how long to measure U-Net calls, at least one.
+    """
+    sizes = [len(encode(anchors[place].image, plan.shards.codec)) for place in anchors.spread(SAMPLE)]
+    images = len(plan.image_fields)
+    per_record = images * (float(np.mean(sizes)) + TAR_OVERHEAD) + JSON_BYTES + TAR_OVERHEAD
+    shards = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
+    batches, candidates = sum(-(-records // sampler.config.micro_batch) for records in shards), plan.shards.candidates
+    encoding, decoding = _seconds_per_pass(anchors, sampler, seconds)
+    anchor_passes = 1 if sampler.config.share_anchor else candidates
+    step = candidates * (encoding + decoding) + anchor_passes * encoding
+    device = torch.cuda.get_device_name() if sampler.device.type == "cuda" else "CPU"
+    return Estimate(per_record * plan.count, batches * sampler.config.steps * step, device)
+
+
+def _seconds_per_pass(anchors: Anchors, sampler: Sampler, seconds: float) -> tuple[float, float]:
+    """Seconds of the two halves of the U-Net for a micro-batch."""
+    batch = [anchors[index % len(anchors)].image for index in range(sampler.config.micro_batch)]
+    x_BCHW = to_model_range(np.stack(batch)).to(sampler.device, sampler.dtype)
+    halves: list[list[float]] = [[], []]
+    with torch.inference_mode(), sampler.pinned_threads():
+        encoded = sampler.encode(x_BCHW, 500)
+        sampler.decode(encoded)
+        started = time.perf_counter()
+        while len(halves[0]) < 2 or time.perf_counter() - started < seconds:
+            halves[0].append(_timed(sampler, lambda: sampler.encode(x_BCHW, 500)))
+            halves[1].append(_timed(sampler, lambda: sampler.decode(encoded)))
+    return float(np.median(halves[0])), float(np.median(halves[1]))
+
+
+def _timed(sampler: Sampler, work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if sampler.device.type == "cuda":
+        torch.cuda.synchronize(sampler.device)
+    return time.perf_counter() - started

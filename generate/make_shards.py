@@ -1,0 +1,134 @@
+"""Stage 1's work: which process makes which shard, and making them."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..core import InputError, WorkError, run_stamp
+from ..shards import Anchors, DiffusionPlan, Plan, Record, ShardsConfig, seal_if_complete, write_shard
+from ..shards.format.commits import read_commit
+from ..shards.format.event_log import log_event
+from ..shards.format.plan import source_plan, source_selection
+from ..shards.format.seal import unfinished_shards
+from ..shards.sources.images import AnchorLookup
+from .config import SamplerConfig
+from .model import DiffusionModel
+from .out_of_memory import explaining_out_of_memory
+from .sampler import Sampler
+
+Report = Callable[[int, int], None]
+
+
+def make_plan(anchors: Anchors, model: DiffusionModel, sampler: SamplerConfig, shards: ShardsConfig) -> Plan:
+    """The plan of a shard set: everything that determines its content."""
+    return Plan(
+        source=source_plan(anchors),
+        diffusion=DiffusionPlan(origin=model.origin, digest=model.digest),
+        sampler=sampler.decided().recorded(),
+        shards=shards,
+        selection=source_selection(anchors),
+    )
+
+
+def assigned_shards(count: int, part: tuple[int, int], rank: int, world_size: int) -> list[int]:
+    """The shards of a process: shard s belongs to part s mod n, and there to process (s div n) mod world size."""
+    number, parts = part
+    return [s for s in range(count) if s % parts == number and s // parts % world_size == rank]
+
+
+def make_shards(
+    root: Path,
+    plan: Plan,
+    anchors: AnchorLookup,
+    sampler: Sampler,
+    part: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
+    report: Report | None = None,
+    layer: int = 0,
+) -> str | None:
+    """Make this process's unfinished shards of a layer, then seal the set if every shard of every process is there.
+
+    Args:
+        anchors: the anchors of the set by position.
+        part: (i, n): only shards s with s mod n = i.
+        report: called with (anchors done, anchors of this process that were left).
+
+    Returns:
+        The set ID, or None while other processes or parts still work.
+    """
+    mine = assigned_shards(plan.shard_count, part, rank, world_size)
+    todo = unfinished_shards(root, plan, layer, mine)
+    total = sum(len(plan.shard_range(shard)) for shard in todo)
+    done = 0
+
+    def advance(records: int) -> None:
+        nonlocal done
+        done += records
+        if report:
+            report(done, total)
+
+    for shard in todo:
+        if read_commit(root, plan, layer, shard) is not None:  # another writer has made it since
+            advance(len(plan.shard_range(shard)))
+            continue
+        started = time.time()
+        made = partial(run_facts, sampler, started, world_size)
+        records = shard_records(plan, anchors, sampler, shard, advance)
+        try:
+            with explaining_out_of_memory(sampler, plan.source.size):
+                commit = write_shard(root, plan, layer, shard, records, made)
+        except (WorkError, InputError, OSError) as error:
+            log_event(root, "failed", layer=layer, shard=shard, rank=rank, message=str(error))
+            raise
+        spent, images = time.time() - started, commit.records * plan.shards.candidates
+        rate = round(images / max(1e-3, spent), 3)
+        log_event(
+            root, "shard", layer=layer, shard=shard, rank=rank, seconds=round(spent, 3), candidates_per_second=rate
+        )
+    return seal_if_complete(root, plan, layer)
+
+
+def shard_records(
+    plan: Plan, anchors: AnchorLookup, sampler: Sampler, shard: int, advance: Callable[[int], None]
+) -> Iterator[Record]:
+    """The records of a shard of the plan's layer, a micro-batch at a time; `advance` is told how many."""
+    indices, constant = plan.shard_range(shard), []
+    for start in range(0, len(indices), sampler.config.micro_batch):
+        batch = [anchors[index] for index in indices[start : start + sampler.config.micro_batch]]
+        images_BHWC = np.stack([anchor.image for anchor in batch])
+        keys = [anchor.key for anchor in batch]
+        candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start)
+        constant += [key for key, images in zip(keys, candidates_BKHWC, strict=True) if _all_constant(images)]
+        yield from (Record(anchor, images) for anchor, images in zip(batch, candidates_BKHWC, strict=True))
+        advance(len(batch))
+    if 2 * len(constant) > len(indices):
+        named = ", ".join(constant[:4])
+        raise WorkError(
+            f"shard {shard}: every candidate of {len(constant)} of {len(indices)} anchors is one flat colour "
+            f"({named}, …); is this the model for these images?"
+        )
+
+
+def _all_constant(images_KHWC: np.ndarray) -> bool:
+    return bool((images_KHWC == images_KHWC[:, :1, :1]).all())
+
+
+def run_facts(sampler: Sampler, started: float, world_size: int) -> dict[str, object]:
+    """What could change the bits of a shard, and when and how fast it was made; kept in its commit record."""
+    device = sampler.device
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
+        "dtype": sampler.config.dtype,
+        "micro_batch": sampler.config.micro_batch,
+        "threads": None if on_gpu else sampler.config.threads,
+        "processes": world_size,
+        **run_stamp("clsp", "torch", "diffusers", "numpy", "pillow"),
+        "seconds": round(time.time() - started, 3),
+    }

@@ -1,0 +1,65 @@
+"""The images of each training step of the diffusion model."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..core import leave_stopping_to_the_main_process, permutation
+from ..shards import Anchors
+from .config import DiffusionConfig
+from .pixels import to_model_range
+
+
+class _Images(Dataset[torch.Tensor]):
+    def __init__(self, anchors: Anchors):
+        self.anchors = anchors
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return to_model_range(self.anchors[index].image[None])[0]
+
+
+class ImageOrder:
+    """This rank's images of the steps `first` … `last - 1`: passes over shuffled images, joined end to end.
+
+    A batch sampler that makes one batch at a time and keeps one pass in memory.
+    """
+
+    def __init__(self, count: int, config: DiffusionConfig, first: int, last: int, rank: int = 0, world_size: int = 1):
+        self.count, self.seed, self.batch_size = count, config.seed, config.batch_size
+        self.first, self.last, self.rank, self.world_size = first, last, rank, world_size
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, order_epoch = np.empty(0, np.int64), -1
+        local = self.batch_size // self.world_size
+        for step in range(self.first, self.last):
+            batch = []
+            start = step * self.batch_size + self.rank * local
+            for sample in range(start, start + local):
+                epoch, place = divmod(sample, self.count)
+                if epoch != order_epoch:
+                    order, order_epoch = permutation(self.count, self.seed, epoch, "diffusion"), epoch
+                batch.append(int(order[place]))
+            yield batch
+
+
+def image_batches(
+    anchors: Anchors, config: DiffusionConfig, first: int, rank: int, world_size: int
+) -> Iterator[torch.Tensor]:
+    """This rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1`."""
+    order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
+    return iter(
+        DataLoader(
+            _Images(anchors),
+            batch_sampler=order,
+            num_workers=config.workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
+        )
+    )

@@ -1,0 +1,233 @@
+"""New sets and layers out of existing ones: `subset`, `merge`, `pack`. Encoded images are copied, never coded anew."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import InputError, Report, differences, owner_of, permutation, run_stamp
+from ..format.layout import PLAN
+from ..format.manifest import is_sealed
+from ..format.plan import Derived, Plan, Selection, indices_digest, write_plan
+from ..format.seal import seal_if_complete, unfinished_shards
+from ..format.writer import EncodedRecord, write_shard
+from ..reading.shard_set import LayerReader, ShardSet
+from ..remote.push_pull import pull
+from .extend import start_layer
+
+Members = list[tuple[int, int]]
+"""(layer, place among a record's members) of every image of a new record, in tar order."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the records of a new layer come from: for each position, the parent's number and the position there."""
+
+    parents: Sequence[ShardSet]
+    members: Members
+    parent_N: np.ndarray
+    position_N: np.ndarray
+
+
+def subset_set(
+    parent: ShardSet, out: Path, positions_N: np.ndarray, settings: dict[str, Any], report: Report | None = None
+) -> str:
+    """The set of some anchors of `parent` (ascending positions), with all its layers; returns the set ID.
+
+    Raises:
+        InputError: nothing is chosen, or `out` holds something else.
+    """
+    if len(positions_N) == 0:
+        raise InputError(f"the subset of {parent.root} is empty; it has {len(parent)} anchors")
+    selection = select(parent, parent.source_indices()[positions_N])
+    derived = Derived(operation="subset", settings=settings, parents=[parentage(parent)])
+    origin = Origin([parent], [], np.zeros(len(positions_N), np.uint8), positions_N)
+    return _copy_layers(out, parent, selection, derived, origin, report)
+
+
+def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
+    """A random part of the anchors that depends on the source alone; smaller fractions lie inside larger ones."""
+    chosen = permutation(len(parent), parent.plan.source.digest, "subset")[: round(fraction * len(parent))]
+    return np.sort(chosen)
+
+
+def range_positions(parent: ShardSet, first: int, stop: int) -> np.ndarray:
+    """The positions of the anchors whose index in the source is in `first` … `stop - 1`."""
+    indices = parent.source_indices()
+    return np.flatnonzero((indices >= first) & (indices < stop))
+
+
+def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None = None) -> str:
+    """One set out of two: more candidates for the same anchors, or more anchors of the same source.
+
+    With the same anchors, the layers of `other` follow those of `one`, which are copied byte for byte, and its
+    candidates are numbered on. With disjoint anchors, both must have been made by the same settings.
+
+    Raises:
+        InputError: the parents do not fit, naming the fields that differ, or `out` holds something else.
+    """
+    faults = differences(one.plan.source.model_dump(), other.plan.source.model_dump())
+    if faults:
+        raise _incompatible(one, other, [f"source.{fault}" for fault in faults])
+    mine, theirs = one.source_indices(), other.source_indices()
+    if np.array_equal(mine, theirs):
+        return _merge_candidates(one, other, out, report)
+    common = len(np.intersect1d(mine, theirs))
+    if common:
+        raise InputError(
+            f"{one.root} and {other.root} share {common} of {len(mine)} and {len(theirs)} anchors; expected the same "
+            "anchors or disjoint ones: cut one of them with clsp shards subset"
+        )
+    return _merge_anchors(one, other, out, report)
+
+
+def pack_set(parent: ShardSet, out: Path, report: Report | None = None) -> str:
+    """The set with all layers of `parent` in one; returns the set ID.
+
+    Raises:
+        InputError: the layers have different codecs, or `out` holds something else.
+    """
+    codecs = {layer.plan.shards.codec for layer in parent.layers}
+    if len(codecs) > 1:
+        raise InputError(
+            f"{parent.root} has layers coded as {' and '.join(sorted(codecs))}; expected one codec to pack"
+        )
+    shards = parent.plan.shards.model_copy(update={"candidates": parent.candidates})
+    derived = Derived(operation="pack", settings={}, parents=[parentage(parent)])
+    plan = parent.plan.revised(shards=shards, derived=derived)
+    members = [place for layer in parent.layers for place in _own_members(layer)]
+    everywhere = np.arange(len(parent))
+    write_plan(out, plan)
+    _write_layer(out, plan, 0, Origin([parent], members, np.zeros(len(parent), np.uint8), everywhere), report)
+    return _sealed(out, plan, 0)
+
+
+def select(parent: ShardSet, indices_N: np.ndarray) -> Selection | None:
+    """The selection of these source indices, None where they are all of the source."""
+    if len(indices_N) == parent.plan.source.count:
+        return None
+    return Selection(count=len(indices_N), digest=indices_digest(indices_N))
+
+
+def parentage(shards: ShardSet) -> dict[str, Any]:
+    """What a derived set remembers of a parent."""
+    return {
+        "set_id": shards.set_id,
+        "plan": shards.plan.digest,
+        "layers": [layer.model_dump(mode="json") for layer in shards.manifest.layers],
+        "provenance": dict(shards.manifest.provenance),
+    }
+
+
+def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report | None) -> str:
+    if not one.layers[0].index.column("anchor").equals(other.layers[0].index.column("anchor")):
+        raise InputError(
+            f"{one.root} and {other.root} hold other anchor images under the same keys; nothing was merged"
+        )
+    for layer in other.layers:
+        for own in one.layers:
+            if _same_images(own.plan, layer.plan):
+                raise InputError(
+                    f"{other.root} was made by the model and sampler of {one.root} (sampler.seed is the same too), so "
+                    "its candidates are the same images; use clsp shards extend"
+                )
+    found = owner_of(out, PLAN, "shard set")
+    if found is not None and found != one.plan.to_bytes():
+        raise InputError(f"{out} holds another set than a merge of {one.root}; choose another --out")
+    if not is_sealed(out):
+        pull(str(one.root), out, expect=one.set_id)
+    everywhere = np.arange(len(one))
+    end, set_id = one.candidates, one.set_id
+    for number, layer in enumerate(other.layers, start=len(one.layers)):
+        shards = layer.plan.shards.model_copy(update={"records": one.plan.shards.records, "include_anchors": False})
+        derived = Derived(operation="merge", settings={"layer": layer.number}, parents=[parentage(other)])
+        plan = layer.plan.revised(shards=shards, first=end, derived=derived, selection=one.plan.selection)
+        start_layer(out, number, plan)
+        origin = Origin([other], _own_members(layer, False), np.zeros(len(one), np.uint8), everywhere)
+        _write_layer(out, plan, number, origin, report)
+        end, set_id = plan.end, _sealed(out, plan, number)
+    return set_id
+
+
+def _same_images(own: Plan, other: Plan) -> bool:
+    made = [(plan.diffusion.digest, plan.sampler) for plan in (own, other)]
+    return made[0] == made[1] and own.start < other.end and other.start < own.end
+
+
+def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | None) -> str:
+    if len(one.layers) != len(other.layers):
+        raise _incompatible(one, other, [f"layers: {len(one.layers)} there, {len(other.layers)} here"])
+    for own, layer in zip(one.layers, other.layers, strict=True):
+        dumps = [plan.revised(selection=None, derived=None).model_dump(mode="json") for plan in (own.plan, layer.plan)]
+        faults = differences(*dumps)
+        if faults:
+            raise _incompatible(one, other, faults)
+    indices = np.concatenate([one.source_indices(), other.source_indices()])
+    order = np.argsort(indices, kind="stable")
+    parents = np.concatenate([np.zeros(len(one), np.uint8), np.ones(len(other), np.uint8)])[order]
+    positions = np.concatenate([np.arange(len(one)), np.arange(len(other))])[order]
+    derived = Derived(operation="merge", settings={}, parents=[parentage(one), parentage(other)])
+    selection = select(one, indices[order])
+    return _copy_layers(out, one, selection, derived, Origin([one, other], [], parents, positions), report)
+
+
+def _incompatible(one: ShardSet, other: ShardSet, faults: list[str]) -> InputError:
+    return InputError(f"{one.root} and {other.root} cannot be merged: {'; '.join(faults)}")
+
+
+def _copy_layers(
+    out: Path, like: ShardSet, selection: Selection | None, derived: Derived, origin: Origin, report: Report | None
+) -> str:
+    """A set with the layers of `like` and the records of `origin`."""
+    set_id = ""
+    for layer in like.layers:
+        plan = layer.plan.revised(selection=selection, derived=layer.plan.derived if layer.number else derived)
+        if layer.number == 0:
+            write_plan(out, plan)
+        else:
+            start_layer(out, layer.number, plan)
+        members = _own_members(layer)
+        _write_layer(
+            out, plan, layer.number, Origin(origin.parents, members, origin.parent_N, origin.position_N), report
+        )
+        set_id = _sealed(out, plan, layer.number)
+    return set_id
+
+
+def _own_members(layer: LayerReader, with_anchor: bool = True) -> Members:
+    fields = layer.plan.image_fields
+    return [(layer.number, n) for n, field in enumerate(fields) if with_anchor or not field.startswith("anchor.")]
+
+
+def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Report | None) -> None:
+    def facts() -> dict[str, Any]:
+        parents = [parent.set_id for parent in origin.parents]
+        return {"copied_from": parents, **run_stamp("clsp", "numpy")}
+
+    todo = set(unfinished_shards(out, plan, layer, range(plan.shard_count)))
+    for shard in range(plan.shard_count):
+        if shard in todo:
+            write_shard(out, plan, layer, shard, _records(plan, shard, origin), facts)
+        if report:
+            report(plan.shard_range(shard).stop, plan.count)
+
+
+def _records(plan: Plan, shard: int, origin: Origin) -> Iterator[EncodedRecord]:
+    for position in plan.shard_range(shard):
+        parent, place = origin.parents[origin.parent_N[position]], int(origin.position_N[position])
+        number, row = divmod(place, parent.plan.shards.records)
+        contents, pixels = [], []
+        for layer_number, member in origin.members:
+            layer = parent.layers[layer_number]
+            contents.append(parent.member_bytes(layer, place, member))
+            pixels.append(layer.index.table(number)[row]["pixels"][member].hex())
+        facts = parent.layers[0].index.table(number)[row]
+        yield EncodedRecord(facts["key"], facts["index"], facts["label"], facts["anchor"].hex(), contents, pixels)
+
+
+def _sealed(out: Path, plan: Plan, layer: int) -> str:
+    set_id = seal_if_complete(out, plan, layer)
+    assert set_id is not None
+    return set_id

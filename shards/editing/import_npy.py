@@ -1,0 +1,105 @@
+"""Candidates that were made elsewhere: an array like the one that the paper's authors publish becomes a set.
+
+N: anchors, K: candidates per anchor, H, W: height and width.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tokenize import TokenError
+
+import numpy as np
+
+from ...core import InputError, Report, WorkError, run_stamp, sha256_file
+from ..format.commits import read_commit
+from ..format.config import ShardsConfig
+from ..format.plan import DiffusionPlan, Plan, source_plan
+from ..format.seal import seal_if_complete, unfinished_shards
+from ..format.writer import Record, write_shard
+from ..sources.images import Anchors
+
+MAX_CANDIDATES = 256
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def open_npy(path: Path, anchors: Anchors) -> np.ndarray:
+    """A read-only memory map of the candidates `(N, K, H, W, 3)` uint8 in `path`, in the order of the anchors.
+
+    Raises:
+        InputError: not an .npy file, cut short, of another type or shape, or not of these anchors.
+    """
+    shape, dtype, start = _read_header(path)
+    count, size = len(anchors), anchors.size
+    expected = f"expected ({count}, K, {size}, {size}, 3) uint8 with K at most {MAX_CANDIDATES}"
+    if dtype.hasobject:
+        raise InputError(f"{path}: an array of Python objects, {expected}; save it with allow_pickle=False")
+    if dtype != np.uint8:
+        raise InputError(f"{path}: an array of {dtype}, {expected}; convert it to bytes 0…255 before")
+    if len(shape) != 5 or shape[4] != 3:
+        raise InputError(f"{path}: shape {shape}, {expected}; transpose it before")
+    if shape[0] != count:
+        raise InputError(f"{path}: candidates of {shape[0]} anchors, {expected}; check the recipe's [anchors]")
+    if shape[2:4] != (size, size):
+        raise InputError(f"{path}: images of {shape[2]}x{shape[3]}, {expected}; set anchors.size or give another file")
+    if not 1 <= shape[1] <= MAX_CANDIDATES:
+        raise InputError(f"{path}: {shape[1]} candidates per anchor, {expected}; cut the array before")
+    found, needed = path.stat().st_size, start + math.prod(shape)
+    if found < needed:
+        raise InputError(f"{path}: {found} bytes, expected {needed} for shape {shape}; fetch the file again")
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def import_plan(path: Path, array_NKHWC: np.ndarray, anchors: Anchors, shards: ShardsConfig) -> Plan:
+    """The plan of a set of imported candidates: the file's SHA-256 stands for the diffusion model."""
+    return Plan(
+        source=source_plan(anchors),
+        diffusion=DiffusionPlan(origin=f"imported from {path.name}", digest=sha256_file(path)),
+        sampler={"imported": path.name},
+        shards=shards.model_copy(update={"candidates": array_NKHWC.shape[1]}),
+    )
+
+
+def import_npy(root: Path, plan: Plan, anchors: Anchors, array_NKHWC: np.ndarray, report: Report | None = None) -> str:
+    """Write the unfinished shards of the set at `root`, whose plan is already there, and seal it.
+
+    Args:
+        report: called with (anchors done, anchors that were left).
+
+    Returns:
+        The set ID.
+
+    Raises:
+        WorkError: the set is sealed but damaged, or a shard was damaged meanwhile.
+    """
+    todo = unfinished_shards(root, plan, 0, range(plan.shard_count))
+    total, done = sum(len(plan.shard_range(shard)) for shard in todo), 0
+    for shard in todo:
+        if read_commit(root, plan, 0, shard) is None:  # else another writer has made it since
+            write_shard(root, plan, 0, shard, _records(plan, anchors, array_NKHWC, shard), lambda: _facts(plan))
+        done += len(plan.shard_range(shard))
+        if report:
+            report(done, total)
+    set_id = seal_if_complete(root, plan)
+    if set_id is None:
+        raise WorkError(f"{root}: a finished shard has changed meanwhile; run the same command again")
+    return set_id
+
+
+def _records(plan: Plan, anchors: Anchors, array_NKHWC: np.ndarray, shard: int) -> Iterator[Record]:
+    return (Record(anchors[index], np.asarray(array_NKHWC[index])) for index in plan.shard_range(shard))
+
+
+def _facts(plan: Plan) -> Mapping[str, object]:
+    return {"imported": plan.sampler["imported"], **run_stamp("clsp", "numpy", "pillow")}
+
+
+def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, type and start of the data of an .npy file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected an .npy file of candidates")
+    try:
+        with path.open("rb") as file:
+            shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
+            return shape, dtype, file.tell()
+    except (ValueError, KeyError, EOFError, SyntaxError, TokenError) as error:  # numpy parses it as Python
+        raise InputError(f"{path} does not begin as an .npy file ({error}); expected what numpy.save writes") from error

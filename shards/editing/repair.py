@@ -1,0 +1,106 @@
+"""Putting damaged files of a set right: only bytes that the manifest records ever take a file's place."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ...core import InputError, WorkError, remove_temporaries, replacing, sha256_file
+from ..format.index import write_index_file
+from ..format.layout import DESCRIPTIONS, index_path, parse_shard
+from ..format.manifest import Manifest, read_manifest
+from ..format.plan import Plan, read_plan
+from ..format.seal import descriptions
+from ..format.writer import Record, write_tar
+from ..remote.filesystem import Remote
+from ..remote.verified_copy import receive, retrying
+from .verify import file_faults
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Damaged files by what brings them back: `tars` the model, `derived` the sound rest of the set, `lost` a copy."""
+
+    tars: list[str]
+    derived: list[str]
+    lost: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, those first that others are made from."""
+        return [*self.lost, *self.tars, *self.derived]
+
+
+def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) -> Damage:
+    """The files of the manifest that are missing or have other bytes than it records.
+
+    Raises:
+        InputError: no sealed set there; or a file's name leads out of the set.
+    """
+    manifest = read_manifest(root)
+    damage, indexes = Damage([], [], []), _indexes(manifest)
+    for done, (name, entry) in enumerate(sorted(manifest.files.items()), start=1):
+        faults = list(file_faults(root, name, entry, deep=True))
+        if any("leaves the set's folder" in fault for fault in faults):
+            raise InputError(f"{root}: {faults[0]}")
+        if faults:
+            is_derived = name in indexes or name in DESCRIPTIONS
+            (damage.tars if parse_shard(name) else damage.derived if is_derived else damage.lost).append(name)
+        if report:
+            report(done, len(manifest.files))
+    return damage
+
+
+def refetch(root: Path, names: list[str], url: str) -> None:
+    """Fetch these files from a copy of the set.
+
+    Raises:
+        WorkError: the copy does not have the recorded bytes either; the file stays as it was.
+    """
+    source, manifest = Remote(url), read_manifest(root)
+    remove_temporaries(root)
+    for name in names:
+        retrying(lambda name=name: receive(source, name, manifest.files[name], root / name), source.where(name))
+
+
+def replace_shard(root: Path, name: str, plan: Plan, shard: int, records: Iterator[Record]) -> None:
+    """Put a regenerated tar in the place of a damaged one if it has the recorded bytes.
+
+    Raises:
+        WorkError: it has others; the file stays as it was.
+    """
+    _replace(root, name, read_manifest(root), lambda file: write_tar(file, plan, shard, records))
+
+
+def rebuild(root: Path, names: list[str]) -> None:
+    """Make the derived files among a set's (`Damage.derived`) again, from sound tars and plans.
+
+    Raises:
+        WorkError: what was made has not the recorded bytes (another version of a library wrote it).
+    """
+    manifest = read_manifest(root)
+    plans = [read_plan(root, number) for number in range(len(manifest.layers))]
+    for name in names:
+        if name in DESCRIPTIONS:
+            content = descriptions(plans, manifest.files)[name]
+            _replace(root, name, manifest, lambda file, content=content: file.write(content))
+        else:
+            layer = _indexes(manifest).index(name)
+            _replace(root, name, manifest, lambda file, n=layer: write_index_file(file, root, plans[n], n))
+
+
+def _indexes(manifest: Manifest) -> list[str]:
+    return [index_path(Path(), layer).as_posix() for layer in range(len(manifest.layers))]
+
+
+def _replace(root: Path, name: str, manifest: Manifest, write: Callable[[BinaryIO], object]) -> None:
+    expected = manifest.files[name].sha256
+    with replacing(root / name) as file:
+        write(file)
+        file.flush()
+        found = sha256_file(Path(file.name))
+        if found != expected:
+            raise WorkError(
+                f"{name}: made again it has other bytes (SHA-256 {found[:16]}…, recorded {expected[:16]}…): another "
+                "device, dtype or library version than the commit record's; fetch it: clsp shards repair --from URL"
+            )

@@ -1,0 +1,20 @@
+"""The recipe sections `[anchors]` and `[shards]`, and the base class of all sections."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ...core import Section
+
+
+class ShardsConfig(Section):
+    """How the shard set is cut and coded."""
+
+    candidates: int = Field(default=8, ge=1, le=256)
+    """K, the number of synthetic positives per anchor."""
+    records: int = Field(default=1024, ge=1)
+    """Anchors per shard: the unit of work and of retry."""
+    codec: Literal["webp", "png"] = "webp"
+    """Both are lossless; WebP is a third smaller and decodes as fast."""
+    include_anchors: bool = True
+    """False writes candidates only, for sources that may not be passed on."""

@@ -1,0 +1,196 @@
+"""The plan of a layer: everything that determines its content, and nothing else."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+
+from ...core import InputError, canonical_json, differences, owner_of, write_file
+from ...core.json import first_fault
+from ..sources.images import Anchors
+from .config import ShardsConfig
+from .layout import MAX_SHARDS, PLAN, image_fields, plan_path
+from .metadata import FORMAT, SCHEMA_VERSION, Frozen, parse_metadata, read_json
+
+MAX_CANDIDATES, MAX_RECORDS, MAX_SIZE = 1000, 1 << 20, 1 << 14
+
+
+class SourcePlan(Frozen):
+    """The anchors: the name and split of the source, the geometry, and the digest of what it held."""
+
+    name: str
+    split: str
+    licence: str
+    count: int = Field(ge=1)
+    size: int = Field(ge=1, le=MAX_SIZE)
+    resize: str
+    digest: str
+
+
+class DiffusionPlan(Frozen):
+    """The diffusion model: where it came from and the digest of its configuration and weights."""
+
+    origin: str
+    digest: str
+
+
+class Selection(Frozen):
+    """A part of the source's anchors: how many, and the 128-bit BLAKE2b over their indices (int64, little-endian)."""
+
+    count: int = Field(ge=1)
+    digest: str
+
+
+class Derived(Frozen):
+    """How a layer was made from other sets: the command, its settings, and the provenance of every parent."""
+
+    operation: str
+    settings: dict[str, JsonValue]
+    parents: list[dict[str, JsonValue]]
+
+
+class Plan(Frozen):
+    """`plan.json` of layer 0, `layer-001.json` … of added ones: no time, no host.
+
+    Its digest (SHA-256 of the file) names the plan. `first` is the layer's first candidate.
+    """
+
+    format: Literal["clsp-shard-set"] = FORMAT
+    schema_version: str = SCHEMA_VERSION
+    source: SourcePlan
+    diffusion: DiffusionPlan
+    sampler: dict[str, JsonValue]
+    shards: ShardsConfig
+    first: int | None = Field(default=None, ge=1)
+    selection: Selection | None = None
+    derived: Derived | None = None
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        if self.shard_count > MAX_SHARDS or self.shards.records > MAX_RECORDS:
+            raise ValueError(f"{self.shard_count} shards of {self.shards.records}, at most {MAX_SHARDS}, {MAX_RECORDS}")
+        if self.end > MAX_CANDIDATES:
+            raise ValueError(f"{self.end} candidates, at most {MAX_CANDIDATES}")
+        _ = self.digest  # what JSON reads but cannot write (NaN, lone surrogates) is refused here
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the plan's file."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @property
+    def count(self) -> int:
+        """The number of anchors in the set."""
+        return self.selection.count if self.selection else self.source.count
+
+    @property
+    def start(self) -> int:
+        """The layer's first candidate."""
+        return self.first or 0
+
+    @property
+    def end(self) -> int:
+        """One past the layer's last candidate."""
+        return self.start + self.shards.candidates
+
+    @property
+    def shard_count(self) -> int:
+        """The number of shards per layer."""
+        return -(-self.count // self.shards.records)
+
+    def shard_range(self, shard: int) -> range:
+        """The positions (rows of the index) of a shard."""
+        first = shard * self.shards.records
+        return range(first, min(first + self.shards.records, self.count))
+
+    @cached_property
+    def image_fields(self) -> list[str]:
+        """Member endings of the images of a record, in tar order."""
+        return image_fields(self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors)
+
+    @property
+    def sampler_text(self) -> str:
+        """The sampler's settings, for people."""
+        return ", ".join(f"{key} {value}" for key, value in sorted(self.sampler.items()))
+
+    def revised(self, **changes: Any) -> "Plan":
+        """This plan with other values of some fields; a plain copy would keep the cached digest.
+
+        Raises:
+            InputError: a value is out of bounds.
+        """
+        fields = {name: getattr(self, name) for name in type(self).model_fields} | changes
+        plain = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in fields.items()}
+        try:
+            return Plan.model_validate(plain)
+        except ValidationError as error:
+            raise InputError(f"no plan of a shard set: {first_fault(error)}; choose other settings") from error
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the plan's file; optional fields that say nothing are left out."""
+        return canonical_json({key: value for key, value in self.model_dump(mode="json").items() if value is not None})
+
+
+def indices_digest(indices_N: np.ndarray) -> str:
+    """128-bit BLAKE2b of source indices as 64-bit little-endian integers: what names a selection."""
+    return hashlib.blake2b(np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16).hexdigest()
+
+
+def source_selection(anchors: Anchors) -> Selection | None:
+    """What names the anchors that were kept, None where none was left out."""
+    if len(anchors) == anchors.source_count:
+        return None
+    return Selection(count=len(anchors), digest=indices_digest(anchors.indices_N))
+
+
+def source_plan(anchors: Anchors) -> SourcePlan:
+    """The description of opened anchors; reads every image's bytes once for the digest."""
+    return SourcePlan(
+        name=anchors.source.name,
+        split=anchors.config.split,
+        licence=anchors.source.licence,
+        count=anchors.source_count,
+        size=anchors.size,
+        resize=anchors.config.resize,
+        digest=anchors.digest,
+    )
+
+
+def read_plan(root: Path, layer: int = 0) -> Plan:
+    """The plan of a layer of the set at `root`.
+
+    Raises:
+        InputError: no set there, another schema version, or not a plan.
+    """
+    path = plan_path(root, layer)
+    return parse_metadata(Plan, read_json(path), str(path))
+
+
+def check_plan(root: Path, plan: Plan) -> bool:
+    """True if `root` already holds a set of this plan, False if it is free.
+
+    Raises:
+        InputError: another plan is there (naming what differs), or the folder holds something else.
+    """
+    found = owner_of(root, PLAN, "shard set")
+    if found is not None and found != plan.to_bytes():
+        differences = ", ".join(differing_fields(read_plan(root), plan)) or "the file's formatting"
+        raise InputError(
+            f"{root} was made by another plan ({differences}); choose another --out or restore those settings"
+        )
+    return found is not None
+
+
+def write_plan(root: Path, plan: Plan) -> None:
+    """Start or resume the set at `root`; raises as `check_plan`, and then touches nothing."""
+    if not check_plan(root, plan):
+        write_file(root / PLAN, plan.to_bytes())
+
+
+def differing_fields(old: Plan, new: Plan) -> list[str]:
+    """`section.key: old there, new here` for every field in which two plans differ."""
+    return differences(old.model_dump(mode="json"), new.model_dump(mode="json"))

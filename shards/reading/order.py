@@ -1,0 +1,91 @@
+"""The reading order: a pure function of (plan digest, seed, epoch), the same for any number of processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...core import permutation
+
+WINDOW = 16
+"""Shards whose records are shuffled together: what a process keeps in the page cache."""
+
+
+class EpochOrder:
+    """The positions of all records in the order of an epoch: each exactly once, made a window at a time.
+
+    Shards are permuted, then the records of every `window` consecutive ones are shuffled together.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int], plan_digest: str, seed: int, epoch: int, window: int = WINDOW):
+        sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self.window, self._stream = window, (plan_digest, seed, epoch)
+        self._firsts = np.concatenate([[0], np.cumsum(sizes)])
+        self._shards = permutation(len(sizes), *self._stream, "shards")
+        ends = np.cumsum(sizes[self._shards])
+        self._starts = np.concatenate([[0], ends[window - 1 : -1 : window], ends[-1:]])
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def positions(self, start: int, stop: int) -> np.ndarray:
+        """Places `start` … `stop - 1` of the epoch's order, int64."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        parts = []
+        for number in range(first, len(self._starts) - 1):
+            begin, end = int(self._starts[number]), int(self._starts[number + 1])
+            if begin >= stop:
+                break
+            parts.append(self._window(number)[max(start - begin, 0) : min(stop, end) - begin])
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _window(self, number: int) -> np.ndarray:
+        if self._cached[0] != number:
+            chosen = self._shards[number * self.window : (number + 1) * self.window]
+            ranges = [np.arange(int(self._firsts[shard]), int(self._firsts[shard + 1])) for shard in chosen]
+            positions = np.concatenate(ranges)
+            self._cached = (number, positions[permutation(len(positions), *self._stream, "records", number)])
+        return self._cached[1]
+
+
+def epoch_order(
+    shard_sizes: Sequence[int], plan_digest: str, seed: int, epoch: int, window: int = WINDOW
+) -> np.ndarray:
+    """The whole order of an epoch, `(N,)` int64."""
+    return EpochOrder(shard_sizes, plan_digest, seed, epoch, window).positions(0, sum(shard_sizes))
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """The global batches of a run and each rank's slice of them; the last short batch of an epoch is dropped.
+
+    Args:
+        batch_size: samples per global batch; divisible by `world_size`.
+    """
+
+    shard_sizes: Sequence[int]
+    plan_digest: str
+    seed: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    _samples: int = field(init=False, repr=False, default=0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_samples", sum(self.shard_sizes))
+        if self.batch_size % self.world_size:
+            raise ValueError(f"batch of {self.batch_size} is not divisible by {self.world_size} processes")
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches in an epoch, equal on every rank."""
+        return self._samples // self.batch_size
+
+    def batches(self, first: int, last: int) -> Iterator[list[tuple[int, int]]]:
+        """This rank's part `[(epoch, position), …]` of the global batches `first` … `last - 1`, counted over epochs."""
+        local = self.batch_size // self.world_size
+        order, order_epoch = None, -1
+        for batch in range(first, last):
+            epoch, number = divmod(batch, self.batches_per_epoch)
+            if order is None or epoch != order_epoch:
+                order, order_epoch = EpochOrder(self.shard_sizes, self.plan_digest, self.seed, epoch), epoch
+            start = number * self.batch_size + self.rank * local
+            yield [(epoch, position) for position in order.positions(start, start + local).tolist()]

@@ -1,0 +1,199 @@
+"""A torch Dataset of pairs (anchor, candidate), and its loader. The only module of `shards` that imports torch."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode  # and registers the operators below
+
+from ...core import InputError, WorkError, differences, leave_stopping_to_the_main_process
+from ..format.codec import check_header
+from .candidates import CandidateChoice
+from .order import BatchOrder
+from .shard_set import LayerReader, ShardSet
+
+DECODERS: dict[str, Any] = {"webp": torch.ops.image.decode_webp.default, "png": torch.ops.image.decode_png.default}
+"""The operators that torchvision's functions of those names call after 12 µs of checks and warnings, a quarter of a
+decode."""
+RGB = ImageReadMode.UNCHANGED.value  # nothing to convert: `check_header` lets RGB alone through
+
+
+def decode_image(content: bytes, codec: str, size: int, encoded: torch.Tensor | None = None) -> torch.Tensor:
+    """Decode an image to `(3, size, size)` uint8, in memory channels last.
+
+    Args:
+        encoded: the same bytes as a tensor, where there is one already.
+
+    Raises:
+        WorkError: another codec or size, found before memory is allocated for it.
+        RuntimeError: the decoder's own.
+    """
+    check_header(content, codec, size)
+    if encoded is None:
+        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return DECODERS[codec](encoded, RGB)
+
+
+@dataclass
+class PairBatch:
+    """Anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for.
+
+    `weights_B` are the candidates' weights: 1 but where scores say otherwise.
+    """
+
+    anchors_BCHW: torch.Tensor
+    candidates_BCHW: torch.Tensor | None
+    labels_B: torch.Tensor
+    weights_B: torch.Tensor
+    keys: list[str]
+
+    def pin_memory(self) -> "PairBatch":
+        """The batch in page-locked memory, for asynchronous copies to a device."""
+        candidates = None if self.candidates_BCHW is None else self.candidates_BCHW.pin_memory()
+        labels, weights = self.labels_B.pin_memory(), self.weights_B.pin_memory()
+        return PairBatch(self.anchors_BCHW.pin_memory(), candidates, labels, weights, self.keys)
+
+
+class PairDataset(Dataset[PairBatch]):
+    """Batches of pairs by `[(epoch, position), …]`; the candidate drawn depends on (seed, epoch, key) alone.
+
+    Args:
+        shards: the set.
+        seed: of the draw.
+        with_candidates: False reads no candidate at all.
+        choice: among the candidates; uniform by default.
+
+    Labels are -1 where the set has none.
+    """
+
+    def __init__(
+        self, shards: ShardSet, seed: int, with_candidates: bool = True, choice: CandidateChoice | None = None
+    ):
+        self.shards, self.seed, self.with_candidates = shards, seed, with_candidates
+        self.choice = choice or CandidateChoice(seed)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, item: tuple[int, int]) -> PairBatch:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> PairBatch:
+        positions = [position for _, position in items]
+        found = [self.shards.key_and_label(position) for position in positions]
+        keys = [key for key, _ in found]
+        candidates, weights = self._candidates(items, keys) if self.with_candidates else (None, [1.0] * len(keys))
+        labels = torch.tensor([-1 if label is None else label for _, label in found])
+        return PairBatch(self._anchors(positions), candidates, labels, torch.tensor(weights), keys)
+
+    def _anchors(self, positions: Sequence[int]) -> torch.Tensor:
+        if not self.shards.plan.shards.include_anchors:
+            anchors = [torch.from_numpy(self.shards.anchor(position).copy()) for position in positions]
+            return torch.stack(anchors).permute(0, 3, 1, 2)
+        layer = self.shards.layers[0]
+        return self._decode([(layer, position, 0) for position in positions])
+
+    def _candidates(self, items: Sequence[tuple[int, int]], keys: Sequence[str]) -> tuple[torch.Tensor, list[float]]:
+        members, weights = [], []
+        for (epoch, position), key in zip(items, keys, strict=True):
+            drawn, weight = self.choice.draw(epoch, position, key, self.shards.candidates)
+            layer, member = self.shards.candidate_member(drawn)
+            members.append((layer, position, member))
+            weights.append(weight)
+        return self._decode(members), weights
+
+    def _decode(self, members: Sequence[tuple[LayerReader, int, int]]) -> torch.Tensor:
+        """The images of members (layer, position, place in the record), `(B, 3, H, W)`, in memory channels last."""
+        contents = [self.shards.member_bytes(*member) for member in members]
+        joined = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
+        images, size = [], self.shards.size
+        try:
+            for content, encoded, member in zip(contents, joined.split([*map(len, contents)]), members, strict=True):
+                image = decode_image(content, member[0].plan.shards.codec, size, encoded)
+                images.append(image.permute(1, 2, 0))  # as decoded, so stacking copies straight
+        except (RuntimeError, WorkError) as error:
+            where = f"{self.shards.root}: record {self.shards.key(members[len(images)][1])}"
+            raise WorkError(f"{where} does not decode ({error})") from error
+        return torch.stack(images).permute(0, 3, 1, 2)
+
+
+class PairLoader:
+    """This rank's parts of the global batches up to `last`, from `first` on or from a saved state; iterate it.
+
+    Never pass it through `accelerator.prepare()`: it already holds this rank's slices only.
+
+    Args:
+        last: one past the last global batch, counted over epochs.
+        first: the first one.
+        workers: decoding processes; they change nothing but the speed.
+
+    `waited` are the seconds that the loop had to wait for batches.
+    """
+
+    def __init__(self, dataset: PairDataset, order: BatchOrder, last: int, first: int = 0, workers: int = 0):
+        self.dataset, self.order, self.last, self.workers = dataset, order, last, workers
+        self.batch, self.waited = first, 0.0
+
+    def __len__(self) -> int:
+        return self.last - self.batch
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        loader: DataLoader[PairBatch] = DataLoader(
+            self.dataset,
+            batch_sampler=_BatchSampler(self.order, self.batch, self.last),
+            collate_fn=_already_batched,
+            num_workers=self.workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
+            pin_memory=torch.cuda.is_available(),
+        )
+        batches = iter(loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            self.batch += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reading stands after the batches handed out so far, for any number of processes."""
+        epoch, batch = divmod(self.batch, self.order.batches_per_epoch)
+        seen = batch * self.order.batch_size
+        return {**self.dataset.shards.identity, "seed": self.dataset.seed, "epoch": epoch, "samples_seen": seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batches of `state`.
+
+        Raises:
+            InputError: the state is of another plan, of layers with another content, or of another seed; or it lies
+                inside a batch of this size.
+        """
+        here = {**self.dataset.shards.identity, "seed": self.dataset.seed}
+        faults = differences({key: state.get(key) for key in here}, here)
+        if faults:
+            raise InputError(f"the data is not what the run was reading ({'; '.join(faults)}); give it the same set")
+        batch, rest = divmod(int(state["samples_seen"]), self.order.batch_size)
+        if rest:
+            raise InputError(f"{state['samples_seen']} samples were seen, no multiple of {self.order.batch_size}")
+        self.batch = int(state["epoch"]) * self.order.batches_per_epoch + batch
+
+
+def _already_batched(batch: Any) -> PairBatch:
+    return batch
+
+
+class _BatchSampler:
+    """The batches of `order`, made one by one: an epoch of millions is never held as Python objects."""
+
+    def __init__(self, order: BatchOrder, first: int, last: int):
+        self.order, self.first, self.last = order, first, last
+
+    def __iter__(self):
+        return self.order.batches(self.first, self.last)
+
+    def __len__(self) -> int:
+        return self.last - self.first

@@ -1,0 +1,104 @@
+"""Scores of candidates, added to a sealed set: `scores/NAME.parquet`, a row per anchor and candidate."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...core import InputError, WorkError, canonical_json, replacing
+from ..format.layout import scores_path
+from ..format.manifest import read_manifest
+from ..format.plan import MAX_CANDIDATES
+from ..format.seal import add_scores_entry
+
+if TYPE_CHECKING:
+    from .shard_set import ShardSet
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def check_name(root: Path, name: str) -> Path:
+    """The file for scores of that name.
+
+    Raises:
+        InputError: the name is taken or not usable.
+    """
+    path = scores_path(root, name)
+    if not NAME.fullmatch(name):
+        raise InputError(f"scores name {name!r}: expected letters, digits, - and _")
+    sealed = path.relative_to(root).as_posix() in read_manifest(root).files
+    if path.exists() and sealed:  # an unsealed file is what a killed writer left
+        raise InputError(f"{path} exists; scores are never changed, choose another name")
+    return path
+
+
+def add_scores(
+    root: Path, name: str, keys: Iterable[str], scores: dict[str, np.ndarray], made: Mapping[str, Any] | None = None
+) -> str:
+    """Add scores to the sealed set at `root` and seal it anew; returns the new set ID.
+
+    Args:
+        name: of letters, digits, `-` and `_`; new.
+        keys: the keys of all anchors in order.
+        scores: measure → `(N, K)` float32.
+        made: what made them (encoder, digests, …), kept as JSON in the file's metadata under `clsp`.
+
+    Raises:
+        InputError: the name is taken or not usable.
+    """
+    path = check_name(root, name)
+    candidates = next(iter(scores.values())).shape[1]
+    all_keys = list(keys)
+    columns: dict[str, pa.Array] = {
+        "key": pa.array(np.repeat(np.array(all_keys, dtype=object), candidates), pa.string()),
+        "candidate": pa.array(np.tile(np.arange(candidates, dtype=np.int32), len(all_keys))),
+    }
+    for measure, values_NK in scores.items():
+        columns[measure] = pa.array(np.asarray(values_NK, np.float32).reshape(-1))
+    with replacing(path) as file:
+        table = pa.table(columns).replace_schema_metadata({"clsp": canonical_json(dict(made))} if made else None)
+        pq.write_table(table, file, compression="zstd", write_statistics=False)
+    return add_scores_entry(root, name)
+
+
+def read_scores(path: Path, anchors: int) -> dict[str, np.ndarray]:
+    """Scores as measure → `(N, K)` float32, K the candidates that were there when they were made.
+
+    Raises:
+        WorkError: not a readable table of scores for that many anchors.
+    """
+    table = _read_table(path, anchors)
+    return {measure: table[measure].to_numpy().reshape(anchors, -1) for measure in table.schema.names[2:]}
+
+
+def _read_table(path: Path, anchors: int) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            measures = [field.name for field in schema if field.type == pa.float32()]
+            expected = [pa.field("key", pa.string()), pa.field("candidate", pa.int32())]
+            fits = list(schema)[:2] == expected and schema.names[2:] == measures != []
+            if not fits or rows % anchors or not 0 < rows <= anchors * MAX_CANDIDATES:
+                raise WorkError(f"{path}: columns {schema.names}, {rows} rows; expected key, candidate, scores")
+            table = file.read()
+            table.validate(full=True)
+            return table
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise WorkError(f"{path}: not readable scores ({error})") from error
+
+
+def check_scores(path: Path, shards: "ShardSet") -> None:
+    """Raise WorkError unless the scores at `path` fit the set: a row per anchor and candidate, in order."""
+    table = _read_table(path, len(shards))
+    candidates = table.num_rows // len(shards)
+    own = shards.layers[0].index.column("key").combine_chunks()
+    keys = own.take(pa.array(np.repeat(np.arange(len(shards)), candidates)))
+    if not table["key"].combine_chunks().equals(keys):
+        raise WorkError(f"{path}: its keys are not those of the set")
+    numbers = pa.array(np.tile(np.arange(candidates, dtype=np.int32), len(shards)))
+    if candidates > shards.candidates or not table["candidate"].combine_chunks().equals(numbers):
+        raise WorkError(f"{path}: its candidates are not those of the set")

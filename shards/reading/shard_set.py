@@ -1,0 +1,252 @@
+"""Reading a sealed shard set: records by position, through the index and memory maps."""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core import InputError, WorkError
+from ..format.codec import decode
+from ..format.index import LayerIndex, ShardRows
+from ..format.layout import index_path, layer_name, plan_path, shard_path
+from ..format.manifest import Manifest
+from ..format.metadata import parse_metadata, read_json
+from ..format.plan import Plan
+from ..remote.cache import open_store
+from ..sources.images import Anchor, Anchors
+
+OPEN_SHARDS = 64
+HERE = Path()
+
+
+@dataclass(frozen=True)
+class LayerReader:
+    """An opened layer: its number, plan and index."""
+
+    number: int
+    plan: Plan
+    index: LayerIndex
+
+
+class ShardSet:
+    """A sealed shard set, map-style: position `i` is its i-th anchor.
+
+    Args:
+        location: the folder that holds `manifest.json`, or the URL of one (fsspec's; a shard at a time is fetched
+            into a bounded local cache and checked).
+        anchors: the source, needed only for sets written with `shards.include_anchors = false`.
+        layers: names of the layers to use, which must be the first ones; None uses all.
+        cache: folder of the cache for a URL.
+
+    Raises:
+        InputError: no sealed set there, another schema version, or a plan that the manifest does not know.
+        WorkError: the index is damaged.
+    """
+
+    def __init__(
+        self,
+        location: str | Path,
+        anchors: Anchors | None = None,
+        layers: Sequence[str] | None = None,
+        cache: Path | None = None,
+    ):
+        self.store = open_store(location, cache)
+        self.root: Path = self.store.root
+        self.manifest: Manifest = self.store.manifest
+        self.set_id = self.manifest.set_id
+        used = [layer.name for layer in self.manifest.layers] if layers is None else list(layers)
+        if not used or used != [layer.name for layer in self.manifest.layers][: len(used)]:
+            raise InputError(f"{location} has {len(self.manifest.layers)} layers, asked for {', '.join(used)}")
+        self.layers: list[LayerReader] = []
+        for number in range(len(used)):
+            self.layers.append(self._open_layer(number, self.layers))
+        self.plan: Plan = self.layers[0].plan
+        if self.manifest.plan != self.plan.digest:
+            raise InputError(f"{location}: plan.json is not the manifest's; run: clsp shards verify {location}")
+        self._members = [
+            (layer, member)
+            for layer in self.layers
+            for member, field in enumerate(layer.plan.image_fields)
+            if not field.startswith("anchor")
+        ]
+        self._records, self._count = self.plan.shards.records, self.plan.count
+        self._anchors = self._check_source(anchors)
+        self._opened: dict[tuple[int, int], tuple[ShardRows, mmap.mmap]] = {}
+
+    def _open_layer(self, number: int, layers: list[LayerReader]) -> LayerReader:
+        path = self.store.path(plan_path(HERE, number).as_posix())
+        plan = parse_metadata(Plan, read_json(path), str(path))
+        declared = self.manifest.layers[number]
+        first = plan if number == 0 else layers[0].plan
+        if (plan.start, plan.shards.candidates, plan.count, plan.shards.records) != (
+            declared.first,
+            declared.candidates,
+            first.count,
+            first.shards.records,
+        ):
+            raise InputError(f"{path}: not the plan of the manifest's {declared.name}; run: clsp shards verify")
+        index = index_path(HERE, number).as_posix()
+        if index not in self.manifest.files:
+            raise InputError(f"{self.root}: the manifest does not seal {index}; fetch the set again")
+        return LayerReader(number, plan, LayerIndex(self.store.path(index), plan))
+
+    def __len__(self) -> int:
+        return self.plan.count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}}  # workers map the shards anew
+
+    @property
+    def candidates(self) -> int:
+        """K, the number of candidates per anchor."""
+        return len(self._members)
+
+    @property
+    def size(self) -> int:
+        """The side length of every image in pixels."""
+        return self.plan.source.size
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Anchors per shard."""
+        return [len(self.plan.shard_range(shard)) for shard in range(self.plan.shard_count)]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the content read is: the plan's digest, and the digest of the index of every layer used."""
+        indexes = {layer_name(layer.number): index_path(HERE, layer.number).as_posix() for layer in self.layers}
+        digests = {name: self.manifest.files[index].sha256 for name, index in indexes.items()}
+        return {"plan": self.plan.digest, "layers": digests}
+
+    def key(self, position: int) -> str:
+        """The key of an anchor."""
+        rows, row = self._locate(self.layers[0], position)
+        return rows.keys[row]
+
+    def source_index(self, position: int) -> int:
+        """The index of an anchor in its source."""
+        rows, row = self._locate(self.layers[0], position)
+        return rows.indices[row]
+
+    def source_indices(self) -> np.ndarray:
+        """The index in the source of every anchor, `(N,)` int64, ascending."""
+        return self.layers[0].index.column("index").to_numpy()
+
+    def key_and_label(self, position: int) -> tuple[str, int | None]:
+        """The key of an anchor and its label, which is None without one."""
+        rows, row = self._locate(self.layers[0], position)
+        return rows.keys[row], rows.labels[row]
+
+    def label(self, position: int) -> int | None:
+        """The label of an anchor, or None without one."""
+        rows, row = self._locate(self.layers[0], position)
+        return rows.labels[row]
+
+    def labels(self) -> np.ndarray:
+        """All labels `(N,)` int64, in order.
+
+        Raises:
+            InputError: the set was made from a source without labels.
+        """
+        labels = self.layers[0].index.column("label")
+        if labels.null_count:
+            raise InputError(f"{self.root} has no labels; expected a set made from a labelled source")
+        return labels.to_numpy()
+
+    def anchor_bytes(self, position: int) -> bytes | None:
+        """The encoded anchor, or None in a set without anchors."""
+        return self.member_bytes(self.layers[0], position, 0) if self.plan.shards.include_anchors else None
+
+    def candidate_bytes(self, position: int, candidate: int) -> bytes:
+        """Encoded candidate `candidate` (0 … K-1) of an anchor."""
+        if not 0 <= candidate < self.candidates:
+            raise IndexError(f"candidate {candidate}, the set has {self.candidates}")
+        layer, member = self._members[candidate]
+        return self.member_bytes(layer, position, member)
+
+    def anchor(self, position: int) -> np.ndarray:
+        """The anchor `(H, W, 3)` uint8 RGB, from the set or, joined by key and digest, from the source."""
+        content = self.anchor_bytes(position)
+        if content is not None:
+            return self._decode(content, position, self.layers[0])
+        if self._anchors is None:
+            raise InputError(
+                f"{self.root} holds no anchors (shards.include_anchors = false); give its source (--recipe)"
+            )
+        return self._join(position, self._anchors).image
+
+    def candidate(self, position: int, candidate: int) -> np.ndarray:
+        """Candidate `candidate` of an anchor, `(H, W, 3)` uint8 RGB."""
+        content = self.candidate_bytes(position, candidate)
+        return self._decode(content, position, self._members[candidate][0])
+
+    def anchor_record(self, position: int) -> Anchor:
+        """The anchor with its index, key, label and digest, as the source gave it."""
+        row = self.layers[0].index.table(position // self._records)[position % self._records]
+        return Anchor(row["index"], row["key"], self.anchor(position), row["label"], row["anchor"].hex())
+
+    def member_bytes(self, layer: LayerReader, position: int, member: int) -> bytes:
+        """The bytes of a record's member in a layer."""
+        if not 0 <= position < self._count:
+            raise IndexError(position)
+        shard, row = divmod(position, self._records)
+        rows, mapped = self._opened.get((layer.number, shard)) or self._open_shard(layer, shard)
+        size, start = rows.sizes_NM.item(row, member), rows.offsets_NM.item(row, member)
+        content = mapped[start : start + size]
+        if len(content) != size:
+            raise WorkError(
+                f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}"
+            )
+        return content
+
+    def candidate_member(self, candidate: int) -> tuple[LayerReader, int]:
+        """The layer that holds a candidate, and its place among the members of a record."""
+        return self._members[candidate]
+
+    def _locate(self, layer: LayerReader, position: int):
+        if not 0 <= position < self._count:
+            raise IndexError(position)
+        shard, row = divmod(position, self._records)
+        return layer.index.rows(shard), row
+
+    def _join(self, position: int, anchors: Anchors) -> Anchor:
+        shard, row = divmod(position, self._records)
+        expected = self.layers[0].index.table(shard)[row]
+        anchor = anchors[expected["index"]]
+        if (anchor.key, bytes.fromhex(anchor.digest)) != (expected["key"], expected["anchor"]):
+            raise WorkError(f"anchor {anchor.key} of {anchors.config.path} is not the image the set was made from")
+        return anchor
+
+    def _check_source(self, anchors: Anchors | None) -> Anchors | None:
+        source = self.plan.source
+        wanted = (source.split, source.count, source.size, source.resize)
+        if anchors is not None:
+            found = (anchors.config.split, len(anchors), anchors.size, anchors.config.resize)
+            if found != wanted:
+                raise InputError(
+                    f"{self.root} was made from anchors with (split, count, size, resize) = {wanted}, the source given "
+                    f"has {found}; check the recipe's [anchors]"
+                )
+        return anchors
+
+    def _decode(self, content: bytes, position: int, layer: LayerReader) -> np.ndarray:
+        try:
+            return decode(content, layer.plan.shards.codec, self.size)
+        except WorkError as error:
+            raise WorkError(f"{self.root}: record {self.key(position)}: {error}") from error
+
+    def _open_shard(self, layer: LayerReader, shard: int) -> tuple[ShardRows, mmap.mmap]:
+        name = shard_path(HERE, layer.number, shard).as_posix()
+        try:
+            with self.store.path(name).open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            path = self.root / name
+            raise WorkError(f"{path} cannot be read ({error}); run: clsp shards verify {self.root}") from error
+        if len(self._opened) >= OPEN_SHARDS:
+            self._opened.pop(next(iter(self._opened)))
+        opened = self._opened[layer.number, shard] = layer.index.rows(shard), mapped
+        return opened

@@ -1,0 +1,1 @@
+"""Shard sets in other places: copies that are checked, buckets, the hub, the cache."""

@@ -1,0 +1,42 @@
+"""The embedded default source: scikit-learn's 1 797 handwritten digits, 8x8, grey."""
+
+import numpy as np
+
+from ...core import InputError
+
+TEST_EVERY = 5
+
+
+class DigitsSource:
+    """One split of the digits: every fifth image is `test`, the others are `train`.
+
+    The source's 17 grey levels (0…16) are spread over 0…255 and replicated to three channels.
+    """
+
+    name = "digits"
+    licence = "cc-by-4.0"
+    fingerprint = ""
+
+    def __init__(self, split: str):
+        if split not in ("train", "test"):
+            raise InputError(f"anchors.split: digits has the splits train and test, found {split!r}")
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise InputError("anchors.path: digits needs scikit-learn; run: pip install 'clsp[all]'") from error
+        grey, labels = map(np.asarray, load_digits(return_X_y=True))
+        images = np.rint(grey.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
+        is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
+        chosen = is_test if split == "test" else ~is_test
+        self._images, self._labels = images[chosen], labels[chosen]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def content(self, index: int) -> np.ndarray:
+        """The image `(8, 8, 3)` uint8."""
+        return self._images[index]
+
+    def label(self, index: int) -> int:
+        """The digit, 0…9."""
+        return int(self._labels[index])

@@ -1,0 +1,65 @@
+"""Anchors that do not decode: found before the work, listed, and left out (`anchors.on_error = "skip"`)."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ...core import InputError, Report, write_file
+from .images import Anchors
+
+CHUNK = 4096
+
+
+def screened(anchors: Anchors, listing: Path | None = None, report: Report | None = None) -> Anchors:
+    """Those of the anchors that decode, in their order and with their own keys; all of them, unread, on `fail`.
+
+    Args:
+        listing: file that names what is skipped and why; one that is there already saves looking at every image again.
+        report: called with (images looked at, images).
+
+    Raises:
+        InputError: none decodes.
+    """
+    if anchors.config.on_error == "fail":
+        return anchors
+    skipped = _listed(anchors, listing)
+    if skipped is None:
+        skipped = unreadable(anchors, report)
+        if listing:
+            rows = [{"key": anchors.key(index), "index": index, "reason": why} for index, why in skipped.items()]
+            content = {**_source(anchors), "skipped": rows}
+            write_file(listing, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    return anchors.without(skipped)
+
+
+def unreadable(anchors: Anchors, report: Report | None = None) -> dict[int, str]:
+    """Index → reason of every anchor that does not decode; Pillow decodes outside Python's lock, so in threads."""
+    found = {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(anchors), CHUNK):
+            places = range(start, min(start + CHUNK, len(anchors)))
+            reasons = threads.map(anchors.why_unreadable, places)
+            found.update({place: why for place, why in zip(places, reasons, strict=True) if why})
+            if report:
+                report(places.stop, len(anchors))
+    return found
+
+
+def _source(anchors: Anchors) -> dict[str, Any]:
+    return {"source": anchors.source.name, "split": anchors.config.split, "count": len(anchors)}
+
+
+def _listed(anchors: Anchors, listing: Path | None) -> dict[int, str] | None:
+    """What an earlier listing of this source skips, if all of it still does not decode."""
+    if listing is None or not listing.exists():
+        return None
+    try:
+        content = json.loads(listing.read_text())
+        skipped = {int(row["index"]): str(row["reason"]) for row in content["skipped"]}
+        same = {key: content[key] for key in _source(anchors)} == _source(anchors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{listing} is no list of skipped anchors; remove it") from error
+    same = same and all(0 <= index < len(anchors) and anchors.why_unreadable(index) for index in skipped)
+    return skipped if same else None

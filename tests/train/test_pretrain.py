@@ -1,0 +1,173 @@
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from clsp.core import InputError, StopRequested, WorkError, sha256_file
+from clsp.shards import ShardSet, merge_sets
+from clsp.train import METHODS, PretrainConfig, layers_used, pretrain
+from clsp.train.step import Stepper
+from conftest import SMALL_METHOD
+
+BASE = {**SMALL_METHOD, "epochs": 3, "batch_size": 16, "queue_size": 32, "warmup_epochs": 1, "workers": 0}
+BASE["checkpoint_epochs"] = 2
+
+
+def config(**changes) -> PretrainConfig:
+    return PretrainConfig(**{**BASE, **changes})
+
+
+@pytest.fixture(scope="module")
+def shards(shard_set):
+    return ShardSet(shard_set)
+
+
+def weights(out) -> str:
+    return sha256_file(out / "backbone" / "model.safetensors")
+
+
+def losses(out) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "waited")} for row in rows]
+
+
+def stop_at(step_to_stop: int, monkeypatch, kill: bool = False) -> None:
+    """Send SIGTERM during a step, or end it as a crash would."""
+    original = Stepper.run
+
+    def run(self, step, batch):
+        if step == step_to_stop:
+            if kill:
+                raise CrashError
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, step, batch)
+
+    monkeypatch.setattr(Stepper, "run", run)
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_norm": "joint", "optimizer": "lars", "synthetic": {"probability": 0.5, "warmup": 2}},
+        {"optimizer": "adamw", "synthetic": {"source": "inflation"}, "accumulation": 2},
+    ],
+    ids=["sgd-per-view", "lars-joint", "adamw-inflation-accumulation"],
+)
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "crashed"])
+def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(shards, tmp_path, monkeypatch, method, changes, kill):
+    chosen = config(method=method, **changes)
+    pretrain(shards, chosen, tmp_path / "whole")
+    stop_at(2, monkeypatch, kill)  # in the middle of the second of three epochs
+    with pytest.raises(CrashError if kill else StopRequested):
+        pretrain(shards, chosen, tmp_path / "parts")
+    monkeypatch.undo()
+    assert not (tmp_path / "parts" / "backbone").exists()
+    steps = [] if kill else ["step-000000003.safetensors"]
+    assert [path.name for path in (tmp_path / "parts").glob("checkpoints/*")] == steps
+    pretrain(shards, chosen, tmp_path / "parts")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_lambda_zero_and_no_source_are_the_baseline(shards, tmp_path):
+    found = {}
+    for name, synthetic in {"none": {"source": "none"}, "zero": {"weight": 0.0}, "on": {"weight": 1.0}}.items():
+        chosen = config(epochs=1, synthetic=synthetic)
+        pretrain(shards, chosen, tmp_path / name)
+        found[name] = (weights(tmp_path / name), chosen.run_name)
+    assert found["none"] == found["zero"] != found["on"]
+    assert [name for _, name in found.values()] == ["simclr", "simclr", "simclr+shards"]
+
+
+def test_running_statistics_come_from_real_views_only(shards, tmp_path):
+    """Candidates of another brightness must not show in the kept statistics of the first layer."""
+    from clsp.train import build_method
+
+    torch.manual_seed(0)
+    real, bright = torch.randn(16, 3, 8, 8), torch.randn(16, 3, 8, 8) + 100
+    states = []
+    for third in (None, bright):
+        torch.manual_seed(1)
+        method = build_method(config()).train()
+        method([real, real], third, None, -torch.ones(16))
+        states.append(method.backbone.bn1.running_mean.clone())
+    assert torch.equal(*states)
+    torch.manual_seed(1)
+    joint = build_method(config(batch_norm="joint")).train()
+    joint([real, real], bright, None, -torch.ones(16))
+    assert not torch.allclose(joint.backbone.bn1.running_mean, states[0], atol=1e-2)
+
+
+def test_only_the_last_checkpoints_stay(shards, tmp_path):
+    pretrain(shards, config(keep_checkpoints=2), tmp_path / "run")
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
+        "step-000000004.safetensors",
+        "step-000000006.safetensors",
+    ]
+
+
+def test_the_folder_of_another_run_is_refused(shards, tmp_path):
+    pretrain(shards, config(epochs=1), tmp_path / "run")
+    before = weights(tmp_path / "run")
+    with pytest.raises(InputError, match=r"seed: 0 there, 1 here"):
+        pretrain(shards, config(epochs=1, seed=1), tmp_path / "run")
+    with pytest.raises(InputError, match="lr: 0.5 there, 0.1 here"):
+        pretrain(shards, config(epochs=1, lr=0.1), tmp_path / "run")
+    pretrain(shards, config(epochs=1, workers=1), tmp_path / "run")
+    assert weights(tmp_path / "run") == before
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_keys(shards, tmp_path):
+    pretrain(shards, config(epochs=1), tmp_path / "good")
+    with pytest.raises(WorkError, match=r"at step \d+ \(anchors train_.*last good checkpoint is none"):
+        pretrain(shards, config(lr=1e30, warmup_epochs=0), tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 64}, "batch_size is 64, the set .* has 40 anchors"),
+        ({"method": "simclrr"}, "no method 'simclrr'"),
+    ],
+)
+def test_bad_settings_are_refused(shards, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        pretrain(shards, config(**changes), tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path, monkeypatch):
+    stop_at(4, monkeypatch)
+    for name, width in (("a", 8), ("b", 16)):
+        with pytest.raises(StopRequested):
+            pretrain(shards, config(projector_out=width), tmp_path / name)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
+    with pytest.raises(InputError, match="does not fit this run"):
+        pretrain(shards, config(projector_out=16), tmp_path / "b")
+
+
+def test_a_run_goes_on_reading_its_layers_when_the_set_has_grown(make_set, tmp_path, monkeypatch):
+    root = make_set(tmp_path / "set", candidates=2)
+    other = make_set(tmp_path / "other", {"seed": 5}, candidates=2)
+    pretrain(ShardSet(root), config(), tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(StopRequested):
+            pretrain(ShardSet(root), config(), tmp_path / "run")
+    merge_sets(ShardSet(root), ShardSet(other), tmp_path / "grown")
+    grown = ShardSet(tmp_path / "grown", layers=layers_used(tmp_path / "run"))
+    assert ShardSet(tmp_path / "grown").candidates == 4 and grown.candidates == 2
+    pretrain(grown, config(), tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
+    with pytest.raises(InputError, match=r"another run \(data\.plan"):
+        pretrain(ShardSet(other), config(), tmp_path / "run")

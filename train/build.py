@@ -1,0 +1,79 @@
+"""What a run is built of: its order of batches, loader, method and optimizer."""
+
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from ..core import InputError
+from ..shards import BatchOrder, PairDataset, PairLoader, ShardSet
+from ..shards.reading.candidates import choice_by_scores
+from .config import PretrainConfig
+from .methods import Method, build_method, method_class
+
+LARS_TRUST = 0.02
+"""η of LARS, with its rate clipped at the learning rate, as in solo-learn."""
+
+
+def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_size: int = 1) -> BatchOrder:
+    """The run's order of batches.
+
+    Raises:
+        InputError: the batch is larger than the set or not divisible by the number of processes.
+    """
+    if config.batch_size > len(shards):
+        raise InputError(f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors")
+    parts = world_size * config.accumulation
+    if config.batch_size % parts:
+        found = f"the {world_size} processes times accumulation = {config.accumulation}"
+        raise InputError(f"pretrain.batch_size is {config.batch_size}, not divisible by {found}")
+    return BatchOrder(shards.shard_sizes, shards.plan.digest, config.seed, config.batch_size, rank, world_size)
+
+
+def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> PairLoader:
+    """The run's batches.
+
+    Raises:
+        InputError: the set lacks the candidates, labels or scores that the method and its settings need.
+    """
+    needs_candidates, synthetic = config.extra in ("shards", "inflation"), config.synthetic
+    if needs_candidates and shards.candidates == 0:
+        raise InputError(f"{shards.root} has no candidates; make some, or set pretrain.synthetic.source=none")
+    if method_class(config).needs_labels and (shards.labels() < 0).any():
+        raise InputError(f"pretrain.method = {config.method} needs labels, and {shards.root} has anchors without one")
+    choice = None
+    if needs_candidates and synthetic.scores:
+        rule = (synthetic.scores, synthetic.measure, synthetic.minimum, synthetic.weighted)
+        choice = choice_by_scores(shards, config.seed, *rule)
+    dataset = PairDataset(shards, config.seed, needs_candidates, choice)
+    return PairLoader(dataset, order, order.batches_per_epoch * config.epochs, workers=config.workers)
+
+
+def prepared_method(config: PretrainConfig, device: torch.device) -> Method:
+    """The recipe's method on its device, channels-last, with synchronised batch norms and compiled if asked for."""
+    method: Any = build_method(config).to(device).to(memory_format=torch.channels_last)
+    if config.sync_batch_norm:
+        if device.type == "cpu":
+            raise InputError("pretrain.sync_batch_norm works on GPUs only; set it to false, or batch_norm to joint")
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    if config.compile:
+        method.backbone.compile()
+    return method
+
+
+def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; LARS leaves 1-D parameters without decay and without adaptation."""
+    kwargs: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
+    if config.optimizer == "sgd":
+        kwargs["nesterov"] = False
+    elif config.optimizer == "lars":
+        kwargs |= {"trust_coeff": LARS_TRUST, "trust_clip": True}
+    return timm.optim.create_optimizer_v2(
+        method,
+        opt=config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        filter_bias_and_bn=config.optimizer != "sgd",
+        **kwargs,
+    )

@@ -1,0 +1,82 @@
+"""The folder of a run: whose it is, its log, and the backbone that comes out of it."""
+
+import importlib.util
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core import InputError, canonical_json, differences, owner_of, write_file
+from ..shards import ShardSet
+from .backbone import save_backbone
+from .config import PretrainConfig
+from .methods import Method
+
+RUN, LOG, BACKBONE = "run.json", "log.jsonl", "backbone"
+UNESSENTIAL = {"workers", "trackers", "knn_epochs", "checkpoint_epochs", "keep_checkpoints"}
+"""Settings that do not make a run another one."""
+
+
+def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
+    """True if `out` holds the finished run of these settings on this set, False if it can start or go on there.
+
+    Raises:
+        InputError: it holds another run (naming what differs) or something else.
+    """
+    _check_trackers(config)
+    content = owner_of(out, RUN, "run of clsp pretrain")
+    if content is None:
+        return False
+    found, run = json.loads(content), _identity(shards, config)
+    different = differences({key: found.get(key) for key in run}, run)
+    if different:
+        raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
+    return (out / BACKBONE).exists()
+
+
+def layers_used(out: Path) -> list[str] | None:
+    """The layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
+    if not (out / RUN).exists():
+        return None
+    return sorted(json.loads((out / RUN).read_text()).get("data", {}).get("layers", {})) or None
+
+
+def _check_trackers(config: PretrainConfig) -> None:
+    absent = [name for name in config.trackers if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError(f"pretrain.trackers: {', '.join(absent)} is not installed; pip install it or leave it out")
+
+
+def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    return {
+        "name": config.run_name,
+        "seed": config.seed,
+        "data": shards.identity,
+        "pretrain": config.recorded(leave_out=UNESSENTIAL),
+    }
+
+
+def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> None:
+    """Write down whose the folder is, unless that is there already."""
+    versions = {name: version(name) for name in ("clsp", "torch", "timm", "kornia", "accelerate")}
+    if not (out / RUN).exists():
+        facts = {"set": shards.set_id, "versions": versions}
+        write_file(out / RUN, canonical_json({**_identity(shards, config), **facts}))
+
+
+def read_rows(out: Path, step: int) -> list[dict[str, Any]]:
+    """The log's rows up to `step`: a resumed run writes the later ones again."""
+    if not (out / LOG).exists():
+        return []
+    rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    return [row for row in rows if row["step"] <= step]
+
+
+def export_backbone(method: Method, config: PretrainConfig, size: int, out: Path) -> None:
+    """Save the backbone in timm's form; the folder's presence means «finished»."""
+    staging = out / f".{BACKBONE}.tmp"
+    save_backbone(method.backbone.to(memory_format=torch.contiguous_format), config, size, staging)
+    staging.rename(out / BACKBONE)
