@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from clsp.cli.recipe import load_recipe
 from clsp.generate import Sampler, SamplerConfig, load_diffusion, sampler
-from clsp.shards import Anchors
+from clsp.shards import ImageSource
 from diffusers import UniPCMultistepScheduler
 from sklearn.svm import SVC
 
@@ -59,12 +59,12 @@ def main() -> None:
 
     # The judge
     recipe = load_recipe(arguments.recipe)
-    anchors = Anchors(recipe.anchors)
+    anchors = ImageSource(recipe.anchors)
     images_NHWC = np.stack([anchor.image for anchor in anchors])
     labels_N = np.asarray(anchors.labels())
     judge = SVC(C=10).fit(grey(images_NHWC), labels_N)
 
-    test = Anchors(recipe.anchors.model_copy(update={"split": "test"}))
+    test = ImageSource(recipe.anchors.model_copy(update={"split": "test"}))
     test_images = np.stack([anchor.image for anchor in test])
     known = judge.score(grey(test_images), test.labels())
     print(f"the judge knows {100 * known:.1f} % of the test images")

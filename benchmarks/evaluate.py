@@ -20,7 +20,7 @@ import torch
 from clsp.core import computes_bf16
 from clsp.evaluate import Encoder, Features, LinearEvalConfig, TransferConfig, extract, fit_path
 from clsp.evaluate.probes.sweep import train_heads
-from clsp.shards import Anchors, AnchorsConfig
+from clsp.shards import AnchorsConfig, ImageSource
 from made_sets import SIZE, EncodedImages, png, seconds, verdict
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
@@ -45,7 +45,7 @@ def usual_loop(model: Any, contents: list[bytes]) -> torch.Tensor:
         return torch.cat([model(batch) for batch in loader])
 
 
-def measure_extraction(images: Anchors, rounds: int) -> dict[str, Any]:
+def measure_extraction(images: ImageSource, rounds: int) -> dict[str, Any]:
     """Images per second of both sides, and how far their features are apart."""
     contents: list[Any] = [images.source.content(index) for index in range(len(images))]
     if isinstance(contents[0], np.ndarray):
@@ -150,7 +150,7 @@ def main() -> None:
     rate = None
     if "extraction" in options.only:
         found["extraction"] = measure_extraction(
-            Anchors(AnchorsConfig(path=options.images, limit=options.count, size=SIZE)), options.rounds
+            ImageSource(AnchorsConfig(path=options.images, limit=options.count, size=SIZE)), options.rounds
         )
         rate = print_extraction(found["extraction"])
     if "sweep" in options.only:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from clsp.core import computes_bf16
 from clsp.generate import DiffusionConfig, DiffusionModel, Sampler, SamplerConfig, build_unet, make_plan, make_shards
-from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
+from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, write_plan
 from made_sets import CANDIDATES, SIZE, load_images, matrix_rate, seconds, verdict
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,7 +68,7 @@ def measure_factors(images_BHWC: np.ndarray, options: argparse.Namespace, device
 def measure_overhead(images: str, options: argparse.Namespace, device: str) -> dict[str, float]:
     """Percent of `make_shards`' time that is not a U-Net pass, with so few steps that it is overestimated."""
     settings = {**PAPER, **SHARED, **SOLVER, "steps": options.steps, "micro_batch": options.micro_batch}
-    anchors = Anchors(AnchorsConfig(path=images, limit=2 * options.micro_batch, size=SIZE))
+    anchors = ImageSource(AnchorsConfig(path=images, limit=2 * options.micro_batch, size=SIZE))
     sampler = Sampler(build_model(), SamplerConfig(**settings, threads=options.threads), device)
     passes: list[float] = []
 
@@ -110,7 +110,7 @@ def measure_memory(images: str) -> dict[str, float]:
 
 def print_peak(images: str, count: int) -> None:
     model = build_model(DiffusionConfig(channels=(32, 32), attention=(False, False), blocks=1))
-    anchors = Anchors(AnchorsConfig(path=images, limit=count, size=SIZE))
+    anchors = ImageSource(AnchorsConfig(path=images, limit=count, size=SIZE))
     sampler = Sampler(model, SamplerConfig(steps=1, eta=0, micro_batch=64))
     # Random weights make flat images now and then; their size in memory is that of any others.
     plan = make_plan(anchors, model, sampler.config, ShardsConfig(candidates=1, records=250))

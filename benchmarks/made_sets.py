@@ -12,9 +12,9 @@ import torch
 from clsp.core import pixel_digest
 from clsp.shards import (
     Anchor,
-    Anchors,
     AnchorsConfig,
     DiffusionPlan,
+    ImageSource,
     Plan,
     Record,
     ShardsConfig,
@@ -32,7 +32,7 @@ SIZE, CANDIDATES, BATCH, SEED = 32, 8, 256, 0
 def load_images(path: str | None, count: int) -> np.ndarray:
     """`(count, 32, 32, 3)` uint8: the first images at `path`, or smooth random ones."""
     if path:
-        anchors = Anchors(AnchorsConfig(path=path, limit=count, size=SIZE))
+        anchors = ImageSource(AnchorsConfig(path=path, limit=count, size=SIZE))
         return np.stack([anchor.image for anchor in anchors])
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)

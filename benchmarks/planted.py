@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from clsp.cli.recipe import load_recipe
-from clsp.shards import Anchors
+from clsp.shards import ImageSource
 
 
 def plant(images_NHWC: np.ndarray, labels_N: np.ndarray, candidates: int, share: float, seed: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
 
     recipe = load_recipe(options.recipe, options.overrides)
-    anchors = Anchors(recipe.anchors)
+    anchors = ImageSource(recipe.anchors)
     images_NHWC = np.stack([anchor.image for anchor in anchors])
     planted = plant(images_NHWC, anchors.labels(), recipe.shards.candidates, options.share, options.seed)
     np.save(options.out, planted)

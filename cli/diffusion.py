@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..core import computes_bf16
-from ..shards import Anchors
+from ..shards import ImageSource
 from .options import check_option, out_option, recipe_options
 from .progress import ProgressReport, is_first_rank, say, say_if_emulated
 from .recipe import load_recipe
@@ -22,7 +22,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     if recipe.diffusion.path:
         say(f"nothing to train: recipe {recipe_name} uses the diffusion model {recipe.diffusion.path}")
         return
-    anchors = readable_anchors(Anchors(recipe.anchors), out)
+    anchors = readable_anchors(ImageSource(recipe.anchors), out)
     from ..generate import begun_precision, build_unet, check_out, train_diffusion  # torch, after what needs none
 
     begun = begun_precision(out)

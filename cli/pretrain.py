@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..shards import Anchors, ShardSet
+from ..shards import ImageSource, ShardSet
 from .options import check_option, expand, out_option, recipe_options
 from .progress import ProgressReport, is_first_rank, say, say_if_emulated, say_unfinished
 from .recipe import Recipe, load_recipe
@@ -38,7 +38,7 @@ def pretrain(
 
     shards = ShardSet(root, layers=layers_used(out))
     if not shards.plan.shards.include_anchors:
-        shards = ShardSet(root, Anchors(recipe.anchors), layers_used(out))
+        shards = ShardSet(root, ImageSource(recipe.anchors), layers_used(out))
 
     say_unfinished(shards.root, shards.manifest)
     pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..shards import Anchors, Plan
+from ..shards import ImageSource, Plan
 from ..shards.format.codec import encode
 from .pixels import to_model_range
 from .sampler import Sampler
@@ -24,7 +24,7 @@ class Estimate:
     device: str
 
 
-def estimate(plan: Plan, anchors: Anchors, sampler: Sampler, seconds: float = 10.0) -> Estimate:
+def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float = 10.0) -> Estimate:
     """Cost of a plan; candidates are taken to compress like anchors, and U-Net calls to be all of the time.
 
     Args:
@@ -42,7 +42,7 @@ def estimate(plan: Plan, anchors: Anchors, sampler: Sampler, seconds: float = 10
     return Estimate(per_record * plan.count, batches * sampler.config.steps * step, device)
 
 
-def _seconds_per_pass(anchors: Anchors, sampler: Sampler, seconds: float) -> tuple[float, float]:
+def _seconds_per_pass(anchors: ImageSource, sampler: Sampler, seconds: float) -> tuple[float, float]:
     """Seconds of the two halves of the U-Net for a micro-batch."""
     batch = [anchors[index % len(anchors)].image for index in range(sampler.config.micro_batch)]
     x_BCHW = to_model_range(np.stack(batch)).to(sampler.device, sampler.dtype)

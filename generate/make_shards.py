@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..core import InputError, WorkError, run_stamp
-from ..shards import Anchors, DiffusionPlan, Plan, Record, ShardsConfig, seal_if_complete, write_shard
+from ..shards import DiffusionPlan, ImageSource, Plan, Record, ShardsConfig, seal_if_complete, write_shard
 from ..shards.format.commits import read_commit
 from ..shards.format.event_log import log_event
 from ..shards.format.plan import source_plan, source_selection
@@ -24,7 +24,7 @@ from .sampler import Sampler
 Report = Callable[[int, int], None]
 
 
-def make_plan(anchors: Anchors, model: DiffusionModel, sampler: SamplerConfig, shards: ShardsConfig) -> Plan:
+def make_plan(anchors: ImageSource, model: DiffusionModel, sampler: SamplerConfig, shards: ShardsConfig) -> Plan:
     """The plan of a shard set: everything that determines its content."""
     return Plan(
         source=source_plan(anchors),

@@ -27,7 +27,7 @@ from ..core import (
     stream_seed,
     write_file,
 )
-from ..shards import Anchors
+from ..shards import ImageSource
 from .config import DiffusionConfig
 from .model import NOISE_SCHEDULE, build_unet
 from .pixels import to_uint8
@@ -42,7 +42,7 @@ Probe = Callable[[Iterator[np.ndarray]], dict[str, float]]
 
 
 def train_diffusion(
-    anchors: Anchors,
+    anchors: ImageSource,
     config: DiffusionConfig,
     out: Path,
     report: Report | None = None,
@@ -97,7 +97,7 @@ class _Training:
     def __init__(
         self,
         accelerator: Accelerator,
-        anchors: Anchors,
+        anchors: ImageSource,
         config: DiffusionConfig,
         out: Path,
         probe: Probe | None,
@@ -218,7 +218,7 @@ class _Training:
         (out / CHECKPOINT).unlink(missing_ok=True)
 
 
-def check_out(anchors: Anchors, config: DiffusionConfig, out: Path) -> bool:
+def check_out(anchors: ImageSource, config: DiffusionConfig, out: Path) -> bool:
     """True if `out` holds the finished model of these settings and images, False if it can start or go on there.
 
     Raises:
@@ -236,7 +236,7 @@ def begun_precision(out: Path) -> str | None:
     return json.loads(path.read_text()).get("precision") if path.exists() else None
 
 
-def _identity(anchors: Anchors, config: DiffusionConfig) -> bytes:
+def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
     settings = config.recorded(leave_out=UNESSENTIAL)
     if len(anchors) < anchors.source_count:
         settings["anchors_used"] = len(anchors)

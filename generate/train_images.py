@@ -7,13 +7,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..core import leave_stopping_to_the_main_process, permutation
-from ..shards import Anchors
+from ..shards import ImageSource
 from .config import DiffusionConfig
 from .pixels import to_model_range
 
 
 class _Images(Dataset[torch.Tensor]):
-    def __init__(self, anchors: Anchors):
+    def __init__(self, anchors: ImageSource):
         self.anchors = anchors
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class ImageOrder:
 
 
 def image_batches(
-    anchors: Anchors, config: DiffusionConfig, first: int, rank: int, world_size: int
+    anchors: ImageSource, config: DiffusionConfig, first: int, rank: int, world_size: int
 ) -> Iterator[torch.Tensor]:
     """This rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1`."""
     order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..core import InputError
-from ..shards import Anchors
+from ..shards import ImageSource
 from .model import DiffusionModel
 from .pixels import to_model_range
 from .unconditional import draw_images
@@ -14,7 +14,7 @@ ANCHORS = 256
 
 
 def check_statistics(
-    model: DiffusionModel, anchors: Anchors, device: torch.device | str = "cpu", clip: bool = True
+    model: DiffusionModel, anchors: ImageSource, device: torch.device | str = "cpu", clip: bool = True
 ) -> None:
     """Refuse a model whose own images are not in [-1, 1] but in [0, 1], in [0, 255], or standardised.
 

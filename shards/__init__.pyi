@@ -27,5 +27,5 @@ from .remote.push_pull import pull as pull
 from .remote.push_pull import push as push
 from .sources.config import AnchorsConfig as AnchorsConfig
 from .sources.images import Anchor as Anchor
-from .sources.images import Anchors as Anchors
+from .sources.images import ImageSource as ImageSource
 from .sources.screening import screened as screened

@@ -32,7 +32,7 @@ from clsp.generate import (
     make_shards,
     train_diffusion,
 )
-from clsp.shards import Anchors, AnchorsConfig, ShardsConfig, write_plan
+from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, write_plan
 from clsp.shards.remote import verified_copy as arrival
 from diffusers import DDPMPipeline, DDPMScheduler
 from places import WebServer
@@ -119,13 +119,13 @@ def trained_model(tmp_path_factory):
     """A small model trained for seconds: its images are digits of a sort, with the values of real ones."""
     settings = {"steps": 300, "batch_size": 32, "warmup_steps": 20, "lr": 5e-3, "lr_schedule": "cosine", "snr_gamma": 5}
     config = TINY.model_copy(update={**settings, "ema_decay": 0.98, "attention": (False, False)})
-    folder = train_diffusion(Anchors(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model")
+    folder = train_diffusion(ImageSource(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model")
     return load_diffusion(str(folder), 8)
 
 
 @pytest.fixture(scope="session")
-def digits() -> Anchors:
-    return Anchors(AnchorsConfig(limit=40))
+def digits() -> ImageSource:
+    return ImageSource(AnchorsConfig(limit=40))
 
 
 @pytest.fixture(scope="session")

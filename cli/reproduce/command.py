@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ...core import InputError, owner_of, write_file
-from ...shards import Anchors
+from ...shards import ImageSource
 from ..options import out_option, recipe_options
 from ..progress import say
 from ..recipe import Recipe, load_recipe
@@ -79,7 +79,7 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
         if begun and begun != recipe.model_copy(update={"reproduce": begun.reproduce}):  # runs and seeds may join it
             raise InputError(f"{out} holds the work of another recipe ({path}); choose another --out")
     anchors = next(iter(recipes.values())).anchors
-    Anchors(anchors)  # a missing data set is found here, before anything is written
+    ImageSource(anchors)  # a missing data set is found here, before anything is written
     write_file(out / STATE, json.dumps(state).encode())
     for path, recipe in recipes.items():
         recipe.save(path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...core import InputError
-from ...shards import Anchor, Anchors, AnchorsConfig, Plan, ShardSet, read_manifest
+from ...shards import Anchor, AnchorsConfig, ImageSource, Plan, ShardSet, read_manifest
 from ...shards.editing.extend import extension_plan, start_layer
 from ...shards.editing.repair import Damage, damaged_files, rebuild, refetch, replace_shard
 from ...shards.format.layout import parse_shard
@@ -43,25 +43,25 @@ class SetAnchors:
 class SourceAnchors:
     """The anchors of a set whose own cannot be trusted, from its source, by the indices of its index."""
 
-    def __init__(self, shards: ShardSet, anchors: Anchors):
+    def __init__(self, shards: ShardSet, anchors: ImageSource):
         self.shards, self.anchors = shards, anchors
 
     def __getitem__(self, index: int) -> Anchor:
         return self.anchors[self.shards.source_index(index)]
 
 
-def open_source(plan: Plan, recipe_name: str | None) -> Anchors:
+def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
     """The source a set was made from: the recipe's, else the one that the plan names."""
     if recipe_name:
         from ..recipe import load_recipe
 
-        return Anchors(load_recipe(recipe_name).anchors)
+        return ImageSource(load_recipe(recipe_name).anchors)
     source = plan.source
     resize: Any = source.resize
     skip: Any = "skip" if plan.selection else "fail"
     geometry: Any = {"size": source.size, "resize": resize}
     config = AnchorsConfig(path=source.name, split=source.split, limit=source.count, on_error=skip, **geometry)
-    return Anchors(config)
+    return ImageSource(config)
 
 
 def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":

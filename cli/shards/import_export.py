@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ...core import InputError, remove_temporaries
-from ...shards import Anchors, ShardSet, write_plan
+from ...shards import ImageSource, ShardSet, write_plan
 from ...shards.format.plan import check_plan
 from ..options import PATH, check_option, out_option, recipe_options, set_argument
 from ..progress import ProgressReport, say, say_unfinished
@@ -22,7 +22,7 @@ def import_npy(path: Path, recipe_name: str, overrides: tuple[str, ...], out: Pa
     from ..recipe import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
-    anchors = Anchors(recipe.anchors)
+    anchors = ImageSource(recipe.anchors)
     array_NKHWC = open_npy(path, anchors)
     plan = import_plan(path, array_NKHWC, anchors, recipe.shards)
     check_plan(out, plan)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...core import InputError, computes_bf16, remove_temporaries
-from ...shards import Anchors, Plan, screened
+from ...shards import ImageSource, Plan, screened
 from ...shards.format.layout import PLAN
 from ...shards.format.plan import read_plan
 from ...shards.sources.digest_cache import remember_digest
@@ -43,7 +43,7 @@ def listing_path(out: Path) -> Path:
     return out.absolute().with_name(f"{out.absolute().name}.skipped.json")
 
 
-def readable_anchors(anchors: Anchors, out: Path | None = None) -> Anchors:
+def readable_anchors(anchors: ImageSource, out: Path | None = None) -> ImageSource:
     """The anchors; with `anchors.on_error = "skip"` without those that do not decode, which are listed."""
     with ProgressReport("looking for anchors that do not decode", "anchors") as report:
         readable = screened(anchors, listing_path(out) if out else None, report)
@@ -74,7 +74,7 @@ def plan(
     """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
     recipe = load_recipe(recipe_name, overrides)
     path = diffusion_path(recipe, diffusion, out)
-    anchors, config = readable_anchors(Anchors(recipe.anchors), out), resolved_sampler(recipe, out)
+    anchors, config = readable_anchors(ImageSource(recipe.anchors), out), resolved_sampler(recipe, out)
     from ...generate import Sampler, estimate, load_diffusion, make_plan
     from ...shards.format.plan import check_plan
 
@@ -106,7 +106,7 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
     recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
     path = diffusion_path(recipe, diffusion, out)
-    anchors = Anchors(recipe.anchors)
+    anchors = ImageSource(recipe.anchors)
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     from ...generate import Sampler, load_diffusion, make_shards
@@ -136,7 +136,7 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
         say(f"part {part} of {out} is done; the last part to finish seals the set")
 
 
-def _new_plan(recipe: Recipe, anchors: Anchors, model: "DiffusionModel", out: Path) -> Plan:
+def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out: Path) -> Plan:
     """The plan that the recipe's settings make, with the model checked against the anchors where none is there yet."""
     from ...generate import check_statistics, make_plan
 

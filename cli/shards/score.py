@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ...core import InputError, canonical_json, run_stamp, write_file
-from ...shards import Anchors, ShardSet, read_manifest
+from ...shards import ImageSource, ShardSet, read_manifest
 from ...shards.format.layout import scores_path
 from ...shards.reading.scores import add_scores, check_name
 from ..options import PATH, set_argument, set_option
@@ -52,7 +52,7 @@ def score(
         return
     check_name(root, name)
     if not shards.plan.shards.include_anchors:
-        shards = ShardSet(root, Anchors(recipe.anchors) if recipe else None)
+        shards = ShardSet(root, ImageSource(recipe.anchors) if recipe else None)
     test = _test_images(recipe, shards.size) if recipe else None
     with ProgressReport(f"score {name}", "anchors") as report:
         quality = measure_quality(shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report)
@@ -75,7 +75,7 @@ def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
         return False
 
 
-def _test_images(recipe: Recipe, size: int) -> Anchors | None:
+def _test_images(recipe: Recipe, size: int) -> ImageSource | None:
     """The recipe's test images, or None (with a line that says so) where they cannot be had."""
     from ...evaluate import labelled_sets
 

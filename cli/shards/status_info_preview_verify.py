@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ...core import InputError
-from ...shards import Anchors, Plan, ShardSet, contact_sheet, read_manifest, read_scores, verify_set
+from ...shards import ImageSource, Plan, ShardSet, contact_sheet, read_manifest, read_scores, verify_set
 from ...shards.format.commits import commit_records
 from ...shards.format.event_log import Pace, measure_pace, read_log
 from ...shards.format.layout import layer_name, plan_path, scores_path
@@ -88,7 +88,7 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
     if recipe_name:
         from ..recipe import load_recipe
 
-        anchors = Anchors(load_recipe(recipe_name).anchors)
+        anchors = ImageSource(load_recipe(recipe_name).anchors)
     out.parent.mkdir(parents=True, exist_ok=True)
     shards = ShardSet(root, anchors)
     sheet = contact_sheet(shards, rows, seed)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...core import InputError, Report, permutation
-from ...shards import Anchors, AnchorsConfig, screened
+from ...shards import AnchorsConfig, ImageSource, screened
 from ..config import LinearEvalConfig
 from .encoder import Encoder
 
@@ -36,13 +36,13 @@ class Features:
         return Features(self.plain_NF[chosen_N], flipped, self.labels_N[chosen_N])
 
 
-def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -> tuple[Anchors, Anchors]:
+def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -> tuple[ImageSource, ImageSource]:
     """The training images (the anchors' source) and the test images, at the backbone's image size."""
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
     train_split = config.train_split or anchors.split
     chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
-    train = screened(Anchors(anchors.model_copy(update=chosen)))
+    train = screened(ImageSource(anchors.model_copy(update=chosen)))
     if (test_path, config.test_split) == (anchors.path, train_split):
         raise InputError(f"{test_path} split {train_split} is the training split too; set linear_eval.test_split")
     # A test image that does not decode is an error: accuracy on the rest would be another figure.
@@ -53,7 +53,7 @@ def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -
         "limit": config.test_limit,
         "size": geometry,
     }
-    return train, Anchors(anchors.model_copy(update=update))
+    return train, ImageSource(anchors.model_copy(update=update))
 
 
 def _test_path(path: str, split: str) -> str:
@@ -113,7 +113,7 @@ def draw_per_class(labels_N: np.ndarray, count: Callable[[int], int], *stream: o
     return chosen
 
 
-def extract(encoder: Encoder, images: Anchors, flips: bool = False, report: Report | None = None) -> Features:
+def extract(encoder: Encoder, images: ImageSource, flips: bool = False, report: Report | None = None) -> Features:
     """Features of all images, extracted once; the next batch is decoded while the encoder works.
 
     Args:
@@ -131,7 +131,7 @@ def extract(encoder: Encoder, images: Anchors, flips: bool = False, report: Repo
     return Features(torch.cat(plain), torch.cat(flipped) if flips else None, labels)
 
 
-def decoded(images: Anchors, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+def decoded(images: ImageSource, batch: int) -> Iterator[tuple[int, np.ndarray]]:
     """(place, images `(B, H, W, 3)`) batch by batch; Pillow decodes outside Python's lock, so in several threads."""
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(images), batch):

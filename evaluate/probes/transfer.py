@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...core import InputError
-from ...shards import Anchors, AnchorsConfig
+from ...shards import AnchorsConfig, ImageSource
 from ..config import TransferConfig, TransferSet
 from ..features.encoder import Encoder
 from ..features.extract import Features, check_labels, draw_per_class, extract, hold_out
@@ -28,9 +28,9 @@ VALIDATION = 0.2
 class Splits:
     """A data set's images; validation is None where a part of train is held out for it."""
 
-    train: Anchors
-    validation: Anchors | None
-    test: Anchors | None
+    train: ImageSource
+    validation: ImageSource | None
+    test: ImageSource | None
 
 
 def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Splits:
@@ -40,10 +40,10 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
         InputError: the set or one of its splits cannot be read.
     """
 
-    def split(which: str) -> Anchors:
+    def split(which: str) -> ImageSource:
         anchors = AnchorsConfig(path=config.path, split=which, label=config.label, limit=limit, size=size)
         try:
-            return Anchors(anchors)
+            return ImageSource(anchors)
         except InputError as error:
             told = str(error).replace("anchors.path", f"transfer.sets.{name}.path")
             raise InputError(f"{told} (transfer set {name}, split {which!r} as its recipe says)") from error

@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...shards import Anchors
+from ...shards import ImageSource
 from ..features.encoder import Encoder
 from ..features.shard_features import image_features
 from .distances import Moments, frechet_distance
 
 
-def frechet_probe(encoder: Encoder, anchors: Anchors, limit: int) -> Callable[[Iterator[np.ndarray]], dict[str, float]]:
+def frechet_probe(
+    encoder: Encoder, anchors: ImageSource, limit: int
+) -> Callable[[Iterator[np.ndarray]], dict[str, float]]:
     """Measures batches of images `(B, H, W, 3)` uint8 by their Fréchet distance to up to `limit` anchors."""
     chosen = anchors.spread(limit)
 

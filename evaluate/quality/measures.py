@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ...core import InputError, permutation
 from ...core.report import Report
-from ...shards import Anchors, ShardSet
+from ...shards import ImageSource, ShardSet
 from ...train import PretrainConfig, Views
 from ..features.encoder import Encoder
 from ..features.extract import ahead, decoded, hold_out
@@ -55,7 +55,7 @@ def measure_quality(
     shards: ShardSet,
     encoder: Encoder,
     pretrain: PretrainConfig,
-    test: Anchors | None = None,
+    test: ImageSource | None = None,
     report: Report | None = None,
 ) -> Quality:
     """Measure every candidate of a set.
@@ -212,7 +212,7 @@ def _histogram(cosines: dict[str, np.ndarray]) -> dict[str, list[float]]:
     }
 
 
-def _suspicious(shards: ShardSet, found: _Found, test: Anchors | None) -> dict[str, list[dict[str, Any]]]:
+def _suspicious(shards: ShardSet, found: _Found, test: ImageSource | None) -> dict[str, list[dict[str, Any]]]:
     """The candidates nearest to another training image and to a test image, the nearest first."""
     names: dict[str, Callable[[int], str]] = {"nearest_train": shards.key}
     if test is not None:

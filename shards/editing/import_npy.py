@@ -16,13 +16,13 @@ from ..format.config import ShardsConfig
 from ..format.plan import DiffusionPlan, Plan, source_plan
 from ..format.seal import seal_if_complete, unfinished_shards
 from ..format.writer import Record, write_shard
-from ..sources.images import Anchors
+from ..sources.images import ImageSource
 
 MAX_CANDIDATES = 256
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def open_npy(path: Path, anchors: Anchors) -> np.ndarray:
+def open_npy(path: Path, anchors: ImageSource) -> np.ndarray:
     """A read-only memory map of the candidates `(N, K, H, W, 3)` uint8 in `path`, in the order of the anchors.
 
     Raises:
@@ -49,7 +49,7 @@ def open_npy(path: Path, anchors: Anchors) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="r")
 
 
-def import_plan(path: Path, array_NKHWC: np.ndarray, anchors: Anchors, shards: ShardsConfig) -> Plan:
+def import_plan(path: Path, array_NKHWC: np.ndarray, anchors: ImageSource, shards: ShardsConfig) -> Plan:
     """The plan of a set of imported candidates: the file's SHA-256 stands for the diffusion model."""
     return Plan(
         source=source_plan(anchors),
@@ -59,7 +59,9 @@ def import_plan(path: Path, array_NKHWC: np.ndarray, anchors: Anchors, shards: S
     )
 
 
-def import_npy(root: Path, plan: Plan, anchors: Anchors, array_NKHWC: np.ndarray, report: Report | None = None) -> str:
+def import_npy(
+    root: Path, plan: Plan, anchors: ImageSource, array_NKHWC: np.ndarray, report: Report | None = None
+) -> str:
     """Write the unfinished shards of the set at `root`, whose plan is already there, and seal it.
 
     Args:
@@ -85,7 +87,7 @@ def import_npy(root: Path, plan: Plan, anchors: Anchors, array_NKHWC: np.ndarray
     return set_id
 
 
-def _records(plan: Plan, anchors: Anchors, array_NKHWC: np.ndarray, shard: int) -> Iterator[Record]:
+def _records(plan: Plan, anchors: ImageSource, array_NKHWC: np.ndarray, shard: int) -> Iterator[Record]:
     return (Record(anchors[index], np.asarray(array_NKHWC[index])) for index in plan.shard_range(shard))
 
 

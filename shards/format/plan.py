@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 
 from ...core import InputError, canonical_json, differences, owner_of, write_file
 from ...core.json import first_fault
-from ..sources.images import Anchors
+from ..sources.images import ImageSource
 from .config import ShardsConfig
 from .layout import MAX_SHARDS, PLAN, image_fields, plan_path
 from .metadata import FORMAT, SCHEMA_VERSION, Frozen, parse_metadata, read_json
@@ -140,14 +140,14 @@ def indices_digest(indices_N: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16).hexdigest()
 
 
-def source_selection(anchors: Anchors) -> Selection | None:
+def source_selection(anchors: ImageSource) -> Selection | None:
     """What names the anchors that were kept, None where none was left out."""
     if len(anchors) == anchors.source_count:
         return None
     return Selection(count=len(anchors), digest=indices_digest(anchors.indices_N))
 
 
-def source_plan(anchors: Anchors) -> SourcePlan:
+def source_plan(anchors: ImageSource) -> SourcePlan:
     """The description of opened anchors; reads every image's bytes once for the digest."""
     return SourcePlan(
         name=anchors.source.name,

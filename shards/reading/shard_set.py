@@ -16,7 +16,7 @@ from ..format.manifest import Manifest
 from ..format.metadata import parse_metadata, read_json
 from ..format.plan import Plan
 from ..remote.cache import open_store
-from ..sources.images import Anchor, Anchors
+from ..sources.images import Anchor, ImageSource
 
 OPEN_SHARDS = 64
 HERE = Path()
@@ -49,7 +49,7 @@ class ShardSet:
     def __init__(
         self,
         location: str | Path,
-        anchors: Anchors | None = None,
+        anchors: ImageSource | None = None,
         layers: Sequence[str] | None = None,
         cache: Path | None = None,
     ):
@@ -212,7 +212,7 @@ class ShardSet:
         shard, row = divmod(position, self._records)
         return layer.index.rows(shard), row
 
-    def _join(self, position: int, anchors: Anchors) -> Anchor:
+    def _join(self, position: int, anchors: ImageSource) -> Anchor:
         shard, row = divmod(position, self._records)
         expected = self.layers[0].index.table(shard)[row]
         anchor = anchors[expected["index"]]
@@ -220,7 +220,7 @@ class ShardSet:
             raise WorkError(f"anchor {anchor.key} of {anchors.config.path} is not the image the set was made from")
         return anchor
 
-    def _check_source(self, anchors: Anchors | None) -> Anchors | None:
+    def _check_source(self, anchors: ImageSource | None) -> ImageSource | None:
         source = self.plan.source
         wanted = (source.split, source.count, source.size, source.resize)
         if anchors is not None:

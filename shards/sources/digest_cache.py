@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from ...core import write_file
-from .images import Anchors
+from .images import ImageSource
 
 
-def remember_digest(anchors: Anchors, path: Path) -> None:
+def remember_digest(anchors: ImageSource, path: Path) -> None:
     """Give the anchors their digest from the file at `path`, if it is of this very source; else compute and keep it.
 
     A source is the same while its fingerprint is: `datasets` takes it from the files' names, sizes and times, or from
@@ -24,5 +24,5 @@ def remember_digest(anchors: Anchors, path: Path) -> None:
         write_file(path, json.dumps({**source, "digest": anchors.digest}).encode())
 
 
-def _reading(anchors: Anchors) -> list[str]:
+def _reading(anchors: ImageSource) -> list[str]:
     return [anchors.config.path, anchors.config.split, anchors.config.on_error]

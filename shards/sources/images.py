@@ -62,7 +62,7 @@ class Source(Protocol):
         ...
 
 
-class Anchors(Sequence[Anchor]):
+class ImageSource(Sequence[Anchor]):
     """The anchors of a recipe in source order, decoded one at a time.
 
     Keys are `{split}_{index:08d}`. `digest` is over the identities of all anchors, so it names the source; it and
@@ -86,7 +86,7 @@ class Anchors(Sequence[Anchor]):
         self.indices_N = np.arange(self.source_count)
         self.size: int = config.size or self._first_size()
 
-    def without(self, skipped: Collection[int]) -> "Anchors":
+    def without(self, skipped: Collection[int]) -> "ImageSource":
         """These anchors but for those with the source indices `skipped`; the others keep their keys.
 
         Raises:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...core import InputError, Report, write_file
-from .images import Anchors
+from .images import ImageSource
 
 CHUNK = 4096
 
 
-def screened(anchors: Anchors, listing: Path | None = None, report: Report | None = None) -> Anchors:
+def screened(anchors: ImageSource, listing: Path | None = None, report: Report | None = None) -> ImageSource:
     """Those of the anchors that decode, in their order and with their own keys; all of them, unread, on `fail`.
 
     Args:
@@ -34,7 +34,7 @@ def screened(anchors: Anchors, listing: Path | None = None, report: Report | Non
     return anchors.without(skipped)
 
 
-def unreadable(anchors: Anchors, report: Report | None = None) -> dict[int, str]:
+def unreadable(anchors: ImageSource, report: Report | None = None) -> dict[int, str]:
     """Index → reason of every anchor that does not decode; Pillow decodes outside Python's lock, so in threads."""
     found = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -47,11 +47,11 @@ def unreadable(anchors: Anchors, report: Report | None = None) -> dict[int, str]
     return found
 
 
-def _source(anchors: Anchors) -> dict[str, Any]:
+def _source(anchors: ImageSource) -> dict[str, Any]:
     return {"source": anchors.source.name, "split": anchors.config.split, "count": len(anchors)}
 
 
-def _listed(anchors: Anchors, listing: Path | None) -> dict[int, str] | None:
+def _listed(anchors: ImageSource, listing: Path | None) -> dict[int, str] | None:
     """What an earlier listing of this source skips, if all of it still does not decode."""
     if listing is None or not listing.exists():
         return None

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from clsp.core import write_file
 from clsp.shards import (
-    Anchors,
     AnchorsConfig,
+    ImageSource,
     Record,
     ShardsConfig,
     ShardSet,
@@ -95,7 +95,7 @@ class DiskFile:
 @pytest.fixture(scope="module")
 def plan(shard_set):
     base = read_plan(shard_set)
-    source = source_plan(Anchors(AnchorsConfig(limit=ANCHORS)))
+    source = source_plan(ImageSource(AnchorsConfig(limit=ANCHORS)))
     return base.revised(shards=ShardsConfig(records=8, candidates=2), source=source)
 
 
@@ -135,9 +135,7 @@ def jobs(plan, digits, tmp_path_factory):
     shutil.copytree(folder / "make", folder / "extend")
     extend(folder / "extend")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "clsp.core.stamp.time", SimpleNamespace(strftime=lambda form, now: "now", gmtime=lambda: None)
-        )
+        patch.setattr("clsp.core.stamp.time", SimpleNamespace(strftime=lambda form, now: "now", gmtime=lambda: None))
         subset(folder / "subset")
         starts = {"make": None, "extend": folder / "make", "subset": None}
         yield {name: (starts[name], do, folder / name) for name, do in locals().items() if name in starts}

@@ -351,7 +351,8 @@ def test_pairs_refuse_huge_images_before_decoding(make_set, tmp_path, codec, mon
     good = shards.candidate_bytes(16, 0)
     put_member(root / TAR, 1, claiming(good, codec, 16000, 16000))
     monkeypatch.setattr(
-        "clsp.shards.reading.pairs.DECODERS", {codec: lambda data: pytest.fail("decoded") if len(data) == len(good) else None}
+        "clsp.shards.reading.pairs.DECODERS",
+        {codec: lambda data: pytest.fail("decoded") if len(data) == len(good) else None},
     )
     shards = ShardSet(root)
     dataset = PairDataset(shards, 0)

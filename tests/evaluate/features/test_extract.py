@@ -4,7 +4,7 @@ import torch
 from clsp.core import InputError
 from clsp.evaluate import check_labels, extract, labelled_sets, load_encoder
 from clsp.evaluate.config import LinearEvalConfig
-from clsp.shards import Anchors, AnchorsConfig
+from clsp.shards import AnchorsConfig, ImageSource
 from clsp.train import PretrainConfig, build_backbone
 from clsp.train.backbone import save_backbone
 
@@ -33,7 +33,7 @@ def test_features_are_the_backbones_in_eval_mode_on_normalised_images(tmp_path, 
 def test_training_images_are_the_anchors_and_test_images_the_other_split():
     train, test = labelled_sets(AnchorsConfig(limit=5), LinearEvalConfig(), 8)
     assert (len(train), len(test)) == (1438, 359)  # anchors.limit bounds the shard set, not the evaluation
-    assert len(Anchors(AnchorsConfig(limit=5))) == 5
+    assert len(ImageSource(AnchorsConfig(limit=5))) == 5
 
 
 def test_one_file_has_no_test_split(tmp_path):

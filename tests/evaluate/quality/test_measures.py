@@ -9,9 +9,9 @@ import torch
 from clsp.evaluate import measure_quality, quality_path
 from clsp.evaluate.features.encoder import Encoder
 from clsp.shards import (
-    Anchors,
     AnchorsConfig,
     DiffusionPlan,
+    ImageSource,
     Plan,
     Record,
     ShardsConfig,
@@ -30,12 +30,12 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def anchors():
-    return Anchors(AnchorsConfig(limit=COUNT))
+    return ImageSource(AnchorsConfig(limit=COUNT))
 
 
 @pytest.fixture(scope="module")
 def held_out():
-    return Anchors(AnchorsConfig(split="test", limit=30))
+    return ImageSource(AnchorsConfig(split="test", limit=30))
 
 
 def candidates(anchors, held_out, index):

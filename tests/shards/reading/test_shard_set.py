@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from clsp.core import InputError, WorkError
-from clsp.shards import Anchors, AnchorsConfig, ShardSet
+from clsp.shards import AnchorsConfig, ImageSource, ShardSet
 
 
 def test_anchors_labels_and_keys_are_the_sources(shard_set, digits):
@@ -31,10 +31,10 @@ def test_without_anchors_they_are_joined_from_the_source(make_set, tmp_path, dig
     assert np.array_equal(joined.anchor(17), digits[17].image)
     assert np.array_equal(joined.candidate(17, 1), ShardSet(shard_set).candidate(17, 1))
     with pytest.raises(InputError, match="40, 8, 'crop'"):
-        ShardSet(root, Anchors(AnchorsConfig(limit=39)))
+        ShardSet(root, ImageSource(AnchorsConfig(limit=39)))
     with pytest.raises(WorkError, match="not the image the set was made from"):
-        other = Anchors(AnchorsConfig(limit=40))
-        other.source = Anchors(AnchorsConfig(split="test")).source
+        other = ImageSource(AnchorsConfig(limit=40))
+        other.source = ImageSource(AnchorsConfig(split="test")).source
         ShardSet(root, other).anchor(0)
 
 

@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 from clsp.core import InputError
-from clsp.shards import Anchors, AnchorsConfig
+from clsp.shards import AnchorsConfig, ImageSource
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -29,7 +29,7 @@ def random_images(count: int, size: tuple[int, ...] = (12, 12, 3)) -> list[np.nd
 
 
 def test_digits_split_and_levels():
-    train, test = Anchors(AnchorsConfig()), Anchors(AnchorsConfig(split="test"))
+    train, test = ImageSource(AnchorsConfig()), ImageSource(AnchorsConfig(split="test"))
     grey, labels = load_digits(return_X_y=True)
     assert (len(train), len(test)) == (1438, 359)
     assert np.array_equal(test.labels(), labels[4::5])
@@ -41,7 +41,7 @@ def test_digits_split_and_levels():
 def test_parquet_of_encoded_images(tmp_path):
     images = random_images(5)
     path = parquet(tmp_path / "x.parquet", [encoded(image) for image in images], [4, 3, 2, 1, 0])
-    anchors = Anchors(AnchorsConfig(path=str(path), limit=4))
+    anchors = ImageSource(AnchorsConfig(path=str(path), limit=4))
     assert len(anchors) == 4 and anchors.labels().tolist() == [4, 3, 2, 1]
     assert all(np.array_equal(anchor.image, image) for anchor, image in zip(anchors, images, strict=False))
 
@@ -52,12 +52,14 @@ def test_folder_of_images_and_folder_of_parquet_splits(tmp_path):
         folder = tmp_path / "photos" / "train" / f"class{number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{number}.png")
-    anchors = Anchors(AnchorsConfig(path=str(tmp_path / "photos")))
+    anchors = ImageSource(AnchorsConfig(path=str(tmp_path / "photos")))
     assert sorted(anchors.labels().tolist()) == [0, 0, 1, 1]
     (tmp_path / "both").mkdir()
     for split, count in (("train", 3), ("test", 2)):
         parquet(tmp_path / "both" / f"{split}.parquet", [encoded(image) for image in images[:count]])
-    assert [len(Anchors(AnchorsConfig(path=str(tmp_path / "both"), split=split))) for split in ("train", "test")] == [
+    assert [
+        len(ImageSource(AnchorsConfig(path=str(tmp_path / "both"), split=split))) for split in ("train", "test")
+    ] == [
         3,
         2,
     ]
@@ -67,12 +69,12 @@ def test_grey_is_replicated_and_geometry_is_fixed(tmp_path):
     wide = np.zeros((10, 20), np.uint8)
     wide[:, 5:15] = 200
     path = str(parquet(tmp_path / "x.parquet", [encoded(wide)]))
-    cropped = Anchors(AnchorsConfig(path=path, size=10))[0].image
+    cropped = ImageSource(AnchorsConfig(path=path, size=10))[0].image
     assert cropped.shape == (10, 10, 3) and (cropped == 200).all()
-    squashed = Anchors(AnchorsConfig(path=path, size=10, resize="squash"))[0].image
+    squashed = ImageSource(AnchorsConfig(path=path, size=10, resize="squash"))[0].image
     assert squashed[:, 0].max() < 100
     with pytest.raises(InputError, match=r"set anchors\.size"):
-        Anchors(AnchorsConfig(path=path))
+        ImageSource(AnchorsConfig(path=path))
 
 
 def test_digest_names_the_encoded_bytes_and_their_order(tmp_path):
@@ -80,7 +82,7 @@ def test_digest_names_the_encoded_bytes_and_their_order(tmp_path):
     first = parquet(tmp_path / "a.parquet", contents)
     renamed = parquet(tmp_path / "b.parquet", contents, [1, 2, 3])
     reordered = parquet(tmp_path / "c.parquet", contents[::-1])
-    digests = [Anchors(AnchorsConfig(path=str(path))).digest for path in (first, renamed, reordered)]
+    digests = [ImageSource(AnchorsConfig(path=str(path))).digest for path in (first, renamed, reordered)]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -93,17 +95,17 @@ def test_bad_sources_are_named(tmp_path):
     }
     for message, config in cases.items():
         with pytest.raises(InputError, match=message):
-            Anchors(config)
+            ImageSource(config)
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "text.parquet")
     with pytest.raises(InputError, match="columns text; expected one that holds images"):
-        Anchors(AnchorsConfig(path=str(tmp_path / "text.parquet")))
+        ImageSource(AnchorsConfig(path=str(tmp_path / "text.parquet")))
 
 
 def test_an_image_that_does_not_decode_is_named(tmp_path):
     good = encoded(random_images(1)[0])
     path = str(parquet(tmp_path / "x.parquet", [good, good[:40], good]))
     with pytest.raises(InputError, match="train_00000001.*does not decode"):
-        Anchors(AnchorsConfig(path=path))[1]
+        ImageSource(AnchorsConfig(path=path))[1]
 
 
 def test_16_bit_grey_keeps_its_upper_8_bits(tmp_path):
@@ -111,13 +113,13 @@ def test_16_bit_grey_keeps_its_upper_8_bits(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, "PNG")
     path = parquet(tmp_path / "x.parquet", [buffer.getvalue()])
-    assert np.array_equal(Anchors(AnchorsConfig(path=str(path)))[0].image[..., 0], grey >> 8)
+    assert np.array_equal(ImageSource(AnchorsConfig(path=str(path)))[0].image[..., 0], grey >> 8)
 
 
 def test_labels_that_are_no_class_numbers_are_no_labels(tmp_path):
     cells = {"img": [{"bytes": encoded(random_images(1)[0]), "path": None}], "label": ["cat"]}
     datasets.Dataset.from_dict(cells).to_parquet(tmp_path / "x.parquet")
-    anchors = Anchors(AnchorsConfig(path=str(tmp_path / "x.parquet")))
+    anchors = ImageSource(AnchorsConfig(path=str(tmp_path / "x.parquet")))
     assert anchors[0].label is None
     with pytest.raises(InputError, match="without a label"):
         anchors.labels()

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 from clsp.core import InputError
-from clsp.shards import Anchors, AnchorsConfig, ShardSet, screened, verify_set
+from clsp.shards import AnchorsConfig, ImageSource, ShardSet, screened, verify_set
 from clsp.shards.format.plan import indices_digest
 from clsp.shards.sources.digest_cache import remember_digest
 from PIL import Image
@@ -27,8 +27,8 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-def opened(folder, on_error="skip", **settings) -> Anchors:
-    return Anchors(AnchorsConfig(path=str(folder), on_error=on_error, **settings))
+def opened(folder, on_error="skip", **settings) -> ImageSource:
+    return ImageSource(AnchorsConfig(path=str(folder), on_error=on_error, **settings))
 
 
 def test_what_does_not_decode_is_left_out_and_the_rest_keeps_its_keys(folder, tmp_path):
@@ -47,8 +47,8 @@ def test_a_listing_is_used_only_while_it_is_true(folder, tmp_path, monkeypatch):
     listing = tmp_path / "skipped.json"
     screened(opened(folder), listing)
     looked_at = []
-    original = Anchors.why_unreadable
-    monkeypatch.setattr(Anchors, "why_unreadable", lambda self, n: (looked_at.append(n), original(self, n))[1])
+    original = ImageSource.why_unreadable
+    monkeypatch.setattr(ImageSource, "why_unreadable", lambda self, n: (looked_at.append(n), original(self, n))[1])
     assert len(screened(opened(folder, size=8), listing)) == 7 and set(looked_at) == set(DAMAGED)
     (folder / "train" / "03.png").write_bytes((folder / "train" / "04.png").read_bytes())
     assert len(screened(opened(folder), listing)) == 8
@@ -74,8 +74,8 @@ def test_a_file_that_is_gone_is_named_or_skipped(folder):
 
 def test_the_digest_is_read_once_while_the_source_stays(folder, tmp_path, monkeypatch):
     path, read = tmp_path / "set.source.json", []
-    original = Anchors._content
-    monkeypatch.setattr(Anchors, "_content", lambda self, index: (read.append(index), original(self, index))[1])
+    original = ImageSource._content
+    monkeypatch.setattr(ImageSource, "_content", lambda self, index: (read.append(index), original(self, index))[1])
 
     def digest() -> str:
         anchors = opened(folder, size=8)
