@@ -22,7 +22,12 @@ COLOURED = 48
 """Grey values between a pixel's channels from which a pixel of a grey image counts as coloured."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "DDIM-100, η = 0.1, the paper's": {"scheduler": "ddim", "steps": 100, "eta": 0.1, "share_anchor": False},
+    "DDIM-100, η = 0.1, the paper's": {
+        "scheduler": "ddim",
+        "steps": 100,
+        "eta": 0.1,
+        "share_anchor": False,
+    },
     "DDIM-20, η = 1": {"scheduler": "ddim", "steps": 20, "eta": 1.0},
     "DDIM-20, η = 0": {"scheduler": "ddim", "steps": 20},
     "UniPC-16": {"scheduler": "unipc", "steps": 16},
@@ -30,7 +35,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def thresholding_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> UniPCMultistepScheduler:
+def thresholding_scheduler(
+    config: SamplerConfig, noise_schedule: dict[str, Any]
+) -> UniPCMultistepScheduler:
     """Make diffusers' UniPC with its own clamp of x0, corrector and all."""
     scheduler = UniPCMultistepScheduler(
         **noise_schedule,
@@ -50,7 +57,9 @@ def grey(images_NHWC: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--diffusion", type=Path, required=True)
     parser.add_argument("--anchors", type=int, default=256)
@@ -80,6 +89,7 @@ def main() -> None:
         for start in range(0, len(keys), config.micro_batch):
             batch = slice(start, start + config.micro_batch)
             parts.append(make(images_NHWC[: len(keys)][batch], keys[batch], arguments.candidates))
+
         made_NHWC = np.concatenate(parts).reshape(-1, *images_NHWC.shape[1:])
 
         agreement = 100 * (judge.predict(grey(made_NHWC)) == labels).mean()
@@ -92,7 +102,8 @@ def main() -> None:
             config = SamplerConfig(**{"clip": clip, "threads": 2, **settings})
             measure(f"{name}, {'clipped' if clip else 'not clipped'}", config)
 
-    own, sampler.make_scheduler = sampler.make_scheduler, thresholding_scheduler
+    own = sampler.make_scheduler
+    sampler.make_scheduler = thresholding_scheduler
     measure("UniPC-16, diffusers' thresholding", SamplerConfig(clip=False, threads=2))
     sampler.make_scheduler = own
 

@@ -19,18 +19,28 @@ CODECS = ("webp", "png", "raw")
 def decoders(codec: str) -> dict[str, Callable[[bytes], Any]]:
     """Decoders at hand from bytes to an image, by name."""
     if codec == "raw":
-        return {"NumPy": lambda content: np.frombuffer(content, np.uint8).reshape(SIZE, SIZE, 3).copy()}
+        return {
+            "NumPy": lambda content: np.frombuffer(content, np.uint8).reshape(SIZE, SIZE, 3).copy()
+        }
+
     public: Any = {"webp": torchvision.io.decode_webp, "png": torchvision.io.decode_png}[codec]
-    operator: Any = {"webp": torch.ops.image.decode_webp.default, "png": torch.ops.image.decode_png.default}[codec]
+    operator: Any = {
+        "webp": torch.ops.image.decode_webp.default,
+        "png": torch.ops.image.decode_png.default,
+    }[codec]
     found: dict[str, Callable[[bytes], Any]] = {
         "Pillow": lambda content: decode(content, codec, SIZE),
         "torchvision": lambda content: public(torch.frombuffer(content, dtype=torch.uint8)),
         "torch.ops": lambda content: operator(torch.frombuffer(content, dtype=torch.uint8), 0),
     }
+
     if importlib.util.find_spec("cv2"):
         import cv2
 
-        found["OpenCV"] = lambda content: cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        found["OpenCV"] = lambda content: cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR
+        )
+
     return found
 
 
@@ -51,18 +61,22 @@ def measure_codecs(images_NHWC: np.ndarray, rounds: int) -> dict[str, dict[str, 
     contents = {codec: [encoder(codec)(image) for image in images] for codec in CODECS}
     encoding: dict[str, list[float]] = {codec: [] for codec in CODECS}
     decoding = {codec: {name: [] for name in decoders(codec)} for codec in CODECS}
+
     for _ in range(rounds):
         for codec in CODECS:
             encoding[codec].append(rate(encoder(codec), images))
         for codec in CODECS:
             for name, decoder in decoders(codec).items():
                 decoding[codec][name].append(rate(decoder, contents[codec]))
+
     return {
         codec: {
             "bytes": statistics.mean(map(len, contents[codec])),
             "tar_bytes_per_record": tar_bytes(contents[codec]),
             "encode_per_s": statistics.median(encoding[codec]),
-            "decode_per_s": {name: statistics.median(rates) for name, rates in decoding[codec].items()},
+            "decode_per_s": {
+                name: statistics.median(rates) for name, rates in decoding[codec].items()
+            },
         }
         for codec in CODECS
     }
@@ -70,7 +84,10 @@ def measure_codecs(images_NHWC: np.ndarray, rounds: int) -> dict[str, dict[str, 
 
 def tar_bytes(contents: list[bytes]) -> float:
     """Bytes of a record of such images and its JSON in a tar."""
-    facts = len(json.dumps(dict.fromkeys(("anchor", *map(str, range(CANDIDATES))), "0" * 32), indent=2)) + 200
+    facts = (
+        len(json.dumps(dict.fromkeys(("anchor", *map(str, range(CANDIDATES))), "0" * 32), indent=2))
+        + 200
+    )
     member = statistics.mean(512 + -(-len(content) // 512) * 512 for content in contents)
     return (1 + CANDIDATES) * member + 512 + -(-facts // 512) * 512
 
@@ -83,5 +100,6 @@ def print_codecs(found: dict[str, dict[str, Any]]) -> None:
     print("\ncodec  bytes/image  tar bytes/record  encode/s  decode/s")
     for codec, row in found.items():
         rates = ", ".join(f"{name} {value:,.0f}" for name, value in row["decode_per_s"].items())
-        tar, encoding = row["tar_bytes_per_record"], row["encode_per_s"]
+        tar = row["tar_bytes_per_record"]
+        encoding = row["encode_per_s"]
         print(f"{codec:5}  {row['bytes']:11,.0f}  {tar:16,.0f}  {encoding:8,.0f}  {rates}")

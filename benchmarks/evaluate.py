@@ -26,7 +26,8 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
 WIDTH, CLASSES, TRAIN, TEST = 512, 10, 50_000, 10_000
 TARGETS = {"extraction": 1.5, "sweep": 1.3, "logistic": 180.0}
 
@@ -50,18 +51,25 @@ def measure_extraction(images: ImageSource, rounds: int) -> dict[str, Any]:
     contents: list[Any] = [images.source.content(index) for index in range(len(images))]
     if isinstance(contents[0], np.ndarray):
         contents = [png(anchor.image) for anchor in images]  # at the size that ours gets
+
     model = build_model()
     config = {"input_size": (3, SIZE, SIZE), "mean": MEAN, "std": STD}
     sides = {"ours, float32": Encoder(build_model(), config)}
+
     if computes_bf16():
         sides["ours, bf16"] = Encoder(build_model(), config, "bf16")
+
     expected = usual_loop(model, contents[:256])
     found = sides["ours, float32"](np.stack([anchor.image for anchor in images[:256]]))
     rates: dict[str, list[float]] = {"usual loop": [], **{name: [] for name in sides}}
+
     for _ in range(rounds):
         rates["usual loop"].append(len(images) / seconds(lambda: usual_loop(model, contents)))
         for name, encoder in sides.items():
-            rates[name].append(len(images) / seconds(lambda encoder=encoder: extract(encoder, images)))
+            rates[name].append(
+                len(images) / seconds(lambda encoder=encoder: extract(encoder, images))
+            )
+
     difference = float((expected - found).abs().max() / expected.abs().max())
     return {"rates": rates, "relative difference": difference}
 
@@ -72,7 +80,9 @@ def backbone_like(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
     centres, mixing = (torch.randn(rows, WIDTH, generator=generator) for rows in (CLASSES, 64))
     spread = 0.9 * torch.randn(count, 64, generator=generator) @ mixing
-    return torch.relu(0.5 * centres[labels] + spread + 3 * torch.randn(count, WIDTH, generator=generator)), labels
+    return torch.relu(
+        0.5 * centres[labels] + spread + 3 * torch.randn(count, WIDTH, generator=generator)
+    ), labels
 
 
 def measure_sweep(rounds: int, epochs: int = 2) -> dict[str, list[float]]:
@@ -82,9 +92,13 @@ def measure_sweep(rounds: int, epochs: int = 2) -> dict[str, list[float]]:
     config = LinearEvalConfig(epochs=epochs, flip=False)
     grid = [(lr, decay) for lr in config.sweep_lr for decay in config.sweep_weight_decay]
     found: dict[str, list[float]] = {"one head": [], f"{len(grid)} heads": []}
+
     for _ in range(rounds):
         for settings, label in zip((grid[:1], grid), found, strict=True):
-            found[label].append(seconds(lambda s=settings: train_heads(train, CLASSES, s, config)) / epochs)
+            found[label].append(
+                seconds(lambda s=settings: train_heads(train, CLASSES, s, config)) / epochs
+            )
+
     return found
 
 
@@ -96,6 +110,7 @@ def measure_logistic() -> dict[str, float]:
     middle = strengths[len(strengths) // 2]
     alone = seconds(lambda: list(fit_path(features, labels, CLASSES, [middle])))
     reference = LogisticRegression(C=1 / middle, max_iter=1000)
+
     return {
         "45 strengths": whole,
         "one": alone,
@@ -111,7 +126,10 @@ def print_extraction(found: dict[str, Any]) -> float:
         reached = "" if name != "ours, float32" else f", target {TARGETS['extraction']}: "
         reached += verdict(ratio >= TARGETS["extraction"]) if reached else ""
         print(f"  {name:14} {statistics.median(values):7.1f}/s   {ratio:.2f} x{reached}")
-    print(f"  float32 features differ from the loop's by {found['relative difference']:.1e} of the largest")
+
+    print(
+        f"  float32 features differ from the loop's by {found['relative difference']:.1e} of the largest"
+    )
     return statistics.median(rates["ours, float32"])
 
 
@@ -120,6 +138,7 @@ def print_sweep(found: dict[str, list[float]], rate: float | None) -> None:
     names = list(found)
     print(f"\nheads on 50 000 x {WIDTH} features, {CLASSES} classes, seconds per epoch")
     print(f"  {names[0]} {one:.2f}, {names[1]} {many:.2f}: {many / one:.2f} x")
+
     if rate:
         # An evaluation of 100 epochs; the sweep trains its heads on nine tenths and then the chosen one on all.
         extraction = (2 * TRAIN + TEST) / rate
@@ -133,32 +152,45 @@ def print_sweep(found: dict[str, list[float]], rate: float | None) -> None:
 def print_logistic(found: dict[str, float]) -> None:
     whole = found["45 strengths"]
     print(f"\nlogistic regression on 50 000 x {WIDTH}, {CLASSES} classes")
-    print(f"  45 strengths {whole:.0f} s, target {TARGETS['logistic']:.0f}: {verdict(whole <= TARGETS['logistic'])}")
+    print(
+        f"  45 strengths {whole:.0f} s, target {TARGETS['logistic']:.0f}: {verdict(whole <= TARGETS['logistic'])}"
+    )
     print(f"  one {found['one']:.1f} s, scikit-learn's {found['scikit-learn, one']:.1f} s")
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", default="digits", help="a source of images that clsp reads")
     parser.add_argument("--count", type=int, default=1024, help="images to extract features of")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": platform.platform(), "torch": torch.__version__, "images": options.images}
+    found: dict[str, Any] = {
+        "machine": platform.platform(),
+        "torch": torch.__version__,
+        "images": options.images,
+    }
     rate = None
+
     if "extraction" in options.only:
         found["extraction"] = measure_extraction(
-            ImageSource(AnchorsConfig(path=options.images, limit=options.count, size=SIZE)), options.rounds
+            ImageSource(AnchorsConfig(path=options.images, limit=options.count, size=SIZE)),
+            options.rounds,
         )
         rate = print_extraction(found["extraction"])
+
     if "sweep" in options.only:
         found["sweep"] = measure_sweep(options.rounds)
         print_sweep(found["sweep"], rate)
+
     if "logistic" in options.only:
         found["logistic"] = measure_logistic()
         print_logistic(found["logistic"])
+
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
 

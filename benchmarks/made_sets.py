@@ -34,17 +34,28 @@ def load_images(path: str | None, count: int) -> np.ndarray:
     if path:
         anchors = ImageSource(AnchorsConfig(path=path, limit=count, size=SIZE))
         return np.stack([anchor.image for anchor in anchors])
+
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
-    smooth = [np.asarray(Image.fromarray(one).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for one in coarse]
+    smooth = [
+        np.asarray(Image.fromarray(one).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        for one in coarse
+    ]
     noise = generator.normal(0, 4, (count, SIZE, SIZE, 3))
+
     return np.clip(np.stack(smooth) + noise, 0, 255).astype(np.uint8)
 
 
 def make_plan(count: int, records: int, codec: Any = "webp") -> Plan:
     return Plan(
         source=SourcePlan(
-            name="benchmark", split="train", licence="none", count=count, size=SIZE, resize="crop", digest="0" * 32
+            name="benchmark",
+            split="train",
+            licence="none",
+            count=count,
+            size=SIZE,
+            resize="crop",
+            digest="0" * 32,
         ),
         diffusion=DiffusionPlan(origin="none", digest="0" * 64),
         sampler={},
@@ -56,7 +67,9 @@ def make_record(images_NHWC: np.ndarray, index: int) -> Record:
     """Anchor `index`, and K other images in the place of its candidates."""
     image = images_NHWC[index % len(images_NHWC)]
     others = images_NHWC[(index + 1 + 37 * np.arange(CANDIDATES)) % len(images_NHWC)]
-    return Record(Anchor(index, f"train_{index:08d}", image, index % 10, pixel_digest(image)), others)
+    return Record(
+        Anchor(index, f"train_{index:08d}", image, index % 10, pixel_digest(image)), others
+    )
 
 
 def make_set(root: Path, plan: Plan, images_NHWC: np.ndarray) -> Path:
@@ -76,7 +89,8 @@ class EncodedImages(Dataset[Any]):
     """Images as a folder holds them: decoded and transformed one at a time, as torchvision's data sets do."""
 
     def __init__(self, contents: Sequence[bytes], transform: Callable[[Image.Image], Any]):
-        self.contents, self.transform = contents, transform
+        self.contents = contents
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.contents)

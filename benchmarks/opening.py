@@ -44,7 +44,9 @@ def write_large_index(root: Path, plan: Plan) -> None:
     """An index of the real schema: the rows of one real shard with other keys, indices and shard numbers."""
     schema = index_schema(len(plan.image_fields))
     first = pa.Table.from_pylist(read_tar_rows(shard_path(root, 0, 0), plan, 0), schema)
-    with pq.ParquetWriter(index_path(root, 0), schema, compression="zstd", write_statistics=False) as writer:
+    with pq.ParquetWriter(
+        index_path(root, 0), schema, compression="zstd", write_statistics=False
+    ) as writer:
         for shard in range(plan.shard_count):
             positions = plan.shard_range(shard)
             table = first.slice(0, len(positions))
@@ -53,9 +55,13 @@ def write_large_index(root: Path, plan: Plan) -> None:
                 "index": positions,
                 "shard": [shard] * len(positions),
             }
+
             for name, values in columns.items():
                 place = schema.get_field_index(name)
-                table = table.set_column(place, schema.field(name), pa.array(values, schema.field(name).type))
+                table = table.set_column(
+                    place, schema.field(name), pa.array(values, schema.field(name).type)
+                )
+
             writer.write_table(table, row_group_size=len(positions))
 
 
@@ -67,39 +73,61 @@ def make_large_set(root: Path, plan: Plan, images_NHWC: np.ndarray) -> Path:
     write_large_index(root, plan)
     sizes = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
     touched = EpochOrder(sizes, plan.digest, SEED, 0).positions(0, BATCH) // plan.shards.records
+
     for shard in sorted(set(touched.tolist()) - {0}):
         shutil.copyfile(shard_path(root, 0, 0), shard_path(root, 0, shard))
+
     sizes_of = {path: path.stat().st_size for path in (index_path(root, 0), root / "plan.json")}
-    tar, commit = shard_path(root, 0, 0).stat().st_size, commit_path(root, 0, 0).stat().st_size
+    tar = shard_path(root, 0, 0).stat().st_size
+    commit = commit_path(root, 0, 0).stat().st_size
     files = {}
+
     for path in layer_files(root, 0, plan.shard_count):
         size = sizes_of.get(path, tar if path.suffix == ".tar" else commit)
         files[relative(root, path)] = FileEntry(bytes=size, sha256="0" * 64)
+
     layers = [Layer(name="layer-000", first=0, candidates=CANDIDATES)]
     manifest = Manifest(plan=plan.digest, provenance={}, layers=layers, files=files)
     (root / "manifest.json").write_bytes(manifest.to_bytes())
+
     return root
 
 
-def measure_opening(folder: Path, images_NHWC: np.ndarray, anchors: int, rounds: int) -> dict[str, Any]:
-    root, plan = folder / "large", make_plan(anchors, 1000)
+def measure_opening(
+    folder: Path, images_NHWC: np.ndarray, anchors: int, rounds: int
+) -> dict[str, Any]:
+    root = folder / "large"
+    plan = make_plan(anchors, 1000)
     start = time.perf_counter()
     make_large_set(root, plan, images_NHWC)
     made = time.perf_counter() - start
     command = [sys.executable, "-W", "ignore", "-c", OPENING, str(root)]
-    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(rounds)]
+    runs = [
+        json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        for _ in range(rounds)
+    ]
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     index = index_path(root, 0).stat().st_size
     shutil.rmtree(root)
-    return {"shards": plan.shard_count, "anchors": anchors, "made_s": made, "index_bytes": index, **medians}
+
+    return {
+        "shards": plan.shard_count,
+        "anchors": anchors,
+        "made_s": made,
+        "index_bytes": index,
+        **medians,
+    }
 
 
 def print_opening(found: dict[str, Any]) -> None:
-    seconds, memory = found["open_s"] + found["first_batch_s"], found["more_bytes"]
+    seconds = found["open_s"] + found["first_batch_s"]
+    memory = found["more_bytes"]
     print(f"\nopening {found['anchors']:,} anchors in {found['shards']:,} shards")
     print(f"  made in {found['made_s']:.0f} s, the index has {found['index_bytes'] / 1e6:,.0f} MB")
     print(
         f"  open {found['open_s']:.2f} s, first batch {found['first_batch_s']:.2f} s, target 3: {verdict(seconds < 3)}"
     )
     imports = found["imports_bytes"] / 1e6
-    print(f"  {memory / 1e6:,.0f} MB over the {imports:,.0f} of the imports, target 1 000: {verdict(memory < 1e9)}")
+    print(
+        f"  {memory / 1e6:,.0f} MB over the {imports:,.0f} of the imports, target 1 000: {verdict(memory < 1e9)}"
+    )

@@ -25,7 +25,16 @@ import webdataset as wds
 from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet, write_plan, write_shard
 from clsp.shards.format.codec import encode
 from codec_rates import measure_codecs, print_codecs
-from made_sets import BATCH, CANDIDATES, SEED, load_images, make_plan, make_record, make_set, verdict
+from made_sets import (
+    BATCH,
+    CANDIDATES,
+    SEED,
+    load_images,
+    make_plan,
+    make_record,
+    make_set,
+    verdict,
+)
 from opening import measure_opening, print_opening
 
 WARM = 4
@@ -38,8 +47,12 @@ def ours(root: Path, batches: int, workers: int) -> Iterator[Any]:
     return iter(PairLoader(PairDataset(shards, SEED), order, batches, workers=workers))
 
 
-def stack_pairs(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.stack([anchor for anchor, _ in pairs]), torch.stack([candidate for _, candidate in pairs])
+def stack_pairs(
+    pairs: list[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.stack([anchor for anchor, _ in pairs]), torch.stack(
+        [candidate for _, candidate in pairs]
+    )
 
 
 def pick_decoded(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +62,12 @@ def pick_decoded(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 def documented(root: Path, batches: int, workers: int) -> Iterator[Any]:
     """As webdataset's documentation writes it: shuffle, decode, pick, batch."""
     urls = sorted(map(str, root.glob("layer-000/*.tar")))
-    dataset = wds.WebDataset(urls, shardshuffle=len(urls), seed=SEED).repeat().shuffle(1000).decode("torchrgb8")
+    dataset = (
+        wds.WebDataset(urls, shardshuffle=len(urls), seed=SEED)
+        .repeat()
+        .shuffle(1000)
+        .decode("torchrgb8")
+    )
     dataset = dataset.map(pick_decoded).batched(BATCH, collation_fn=stack_pairs)
     return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
 
@@ -58,13 +76,15 @@ class Picker:
     """Lets the anchor and one candidate of each record out of the tar."""
 
     def __init__(self):
-        self.key, self.wanted = "", ""
+        self.key = ""
+        self.wanted = ""
 
     def __call__(self, name: str) -> bool:
         """True for the members that are wanted."""
         key, ending = name.split(".", 1)
         if key != self.key:
-            self.key, self.wanted = key, f"c{random.randrange(CANDIDATES):03d}.webp"
+            self.key = key
+            self.wanted = f"c{random.randrange(CANDIDATES):03d}.webp"
         return ending == "anchor.webp" or ending == self.wanted
 
 
@@ -74,15 +94,23 @@ def fastest_decode(content: torch.Tensor) -> torch.Tensor:
 
 def decode_picked(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     contents = [value for name, value in sample.items() if name.endswith(".webp")]
-    anchor, candidate = (fastest_decode(torch.frombuffer(content, dtype=torch.uint8)) for content in contents)
+    anchor, candidate = (
+        fastest_decode(torch.frombuffer(content, dtype=torch.uint8)) for content in contents
+    )
     return anchor, candidate
 
 
 def leanest(root: Path, batches: int, workers: int) -> Iterator[Any]:
     """The least work that webdataset allows: other members are not even extracted, and its decoders not used."""
     urls = sorted(map(str, root.glob("layer-000/*.tar")))
-    stages = [wds.ResampledShards(urls, seed=SEED), wds.tarfile_to_samples(select_files=Picker()), wds.shuffle(1000)]
-    dataset = wds.DataPipeline(*stages, wds.map(decode_picked), wds.batched(BATCH, collation_fn=stack_pairs))
+    stages = [
+        wds.ResampledShards(urls, seed=SEED),
+        wds.tarfile_to_samples(select_files=Picker()),
+        wds.shuffle(1000),
+    ]
+    dataset = wds.DataPipeline(
+        *stages, wds.map(decode_picked), wds.batched(BATCH, collation_fn=stack_pairs)
+    )
     return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
 
 
@@ -90,7 +118,9 @@ READERS = {"ours": (ours, 48), "documented": (documented, 6), "leanest": (leanes
 """The pipelines and how many batches are timed, an even number: two workers deliver in step."""
 
 
-def read_rate(reader: Callable[..., Iterator[Any]], root: Path, batches: int, workers: int) -> float:
+def read_rate(
+    reader: Callable[..., Iterator[Any]], root: Path, batches: int, workers: int
+) -> float:
     """Pairs per second of a pipeline that has warmed up."""
     loader = reader(root, WARM + batches, workers)
     for _ in range(WARM):
@@ -105,9 +135,15 @@ def contents_of(root: Path, count: int) -> list[tuple[torch.Tensor, torch.Tensor
     shards = ShardSet(root)
     pairs = []
     for position in range(min(count, len(shards))):
-        contents = shards.anchor_bytes(position), shards.candidate_bytes(position, position % CANDIDATES)
-        anchor, candidate = (torch.frombuffer(bytearray(one or b""), dtype=torch.uint8) for one in contents)
+        contents = (
+            shards.anchor_bytes(position),
+            shards.candidate_bytes(position, position % CANDIDATES),
+        )
+        anchor, candidate = (
+            torch.frombuffer(bytearray(one or b""), dtype=torch.uint8) for one in contents
+        )
         pairs.append((anchor, candidate))
+
     return pairs
 
 
@@ -133,14 +169,22 @@ def decode_alone_by(processes: int, pairs: list[tuple[torch.Tensor, torch.Tensor
     """The same with several processes at once, summed."""
     if processes == 0:
         return decode_alone(pairs)
+
     context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(processes), context.Queue()
-    running = [context.Process(target=_decode_in_step, args=(pairs, barrier, results)) for _ in range(processes)]
+    barrier = context.Barrier(processes)
+    results = context.Queue()
+    running = [
+        context.Process(target=_decode_in_step, args=(pairs, barrier, results))
+        for _ in range(processes)
+    ]
+
     for process in running:
         process.start()
+
     rates = [results.get() for _ in running]
     for process in running:
         process.join()
+
     return sum(rates)
 
 
@@ -154,12 +198,17 @@ def measure_reading(root: Path, rounds: int, workers: int) -> dict[str, list[flo
     return found
 
 
-def measure_writing(folder: Path, images_NHWC: np.ndarray, rounds: int, count: int = 512) -> dict[str, list[float]]:
+def measure_writing(
+    folder: Path, images_NHWC: np.ndarray, rounds: int, count: int = 512
+) -> dict[str, list[float]]:
     """Images per second: `write_shard`, and `encode` alone over the same images."""
     plan = make_plan(count, count)
     records = [make_record(images_NHWC, index) for index in range(count)]
-    images = [image for record in records for image in (record.anchor.image, *record.candidates_KHWC)]
+    images = [
+        image for record in records for image in (record.anchor.image, *record.candidates_KHWC)
+    ]
     found: dict[str, list[float]] = {"write_shard": [], "encode alone": []}
+
     for number in range(rounds):
         root = folder / f"written-{number}"
         write_plan(root, plan)
@@ -167,10 +216,13 @@ def measure_writing(folder: Path, images_NHWC: np.ndarray, rounds: int, count: i
         write_shard(root, plan, 0, 0, records, dict)
         found["write_shard"].append(len(images) / (time.perf_counter() - start))
         start = time.perf_counter()
+
         for image in images:
             encode(image, "webp")
+
         found["encode alone"].append(len(images) / (time.perf_counter() - start))
         shutil.rmtree(root)
+
     return found
 
 
@@ -194,13 +246,20 @@ def print_rates(title: str, found: dict[str, list[float]], own: str) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", help="a source of images that clsp reads; smooth random ones without")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", help="a source of images that clsp reads; smooth random ones without"
+    )
     parser.add_argument("--records", type=int, default=2048, help="of the set that is read")
-    parser.add_argument("--anchors", type=int, default=10_000_000, help="of the set that is opened; 0 leaves it out")
+    parser.add_argument(
+        "--anchors", type=int, default=10_000_000, help="of the set that is opened; 0 leaves it out"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, help="file for the figures")
+
     return parser.parse_args()
 
 
@@ -209,22 +268,33 @@ PARTS = ["read", "write", "open", "codecs"]
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     images = load_images(options.images, options.records)
-    found: dict[str, Any] = {"machine": platform.platform(), "torch": torch.__version__, "images": options.images}
+    found: dict[str, Any] = {
+        "machine": platform.platform(),
+        "torch": torch.__version__,
+        "images": options.images,
+    }
+
     if "codecs" in options.only:
         found["codecs"] = measure_codecs(images, options.rounds)
         print_codecs(found["codecs"])
+
     if "read" in options.only:
-        root = make_set(folder / "set", make_plan(options.records, max(1, options.records // 8)), images)
+        root = make_set(
+            folder / "set", make_plan(options.records, max(1, options.records // 8)), images
+        )
         for workers in (0, 2):
             name = f"pairs per second, {workers} workers"
             rates = found[name] = measure_reading(root, options.rounds, workers)
             print_rates(name, rates, "ours")
+
     if "write" in options.only:
         found["writing"] = measure_writing(folder, images, options.rounds)
         print_rates("images written per second, one thread", found["writing"], "write_shard")
+
     if "open" in options.only and options.anchors:
         found["opening"] = measure_opening(folder, images, options.anchors, min(3, options.rounds))
         print_opening(found["opening"])
+
     return found
 
 

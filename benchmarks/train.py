@@ -26,7 +26,17 @@ from clsp.shards import ShardSet
 from clsp.train import PretrainConfig, Views, batch_order, build_method
 from clsp.train.build import build_optimizer, pair_loader, prepared_method
 from clsp.train.step import Stepper
-from made_sets import SIZE, EncodedImages, load_images, make_plan, make_set, matrix_rate, png, seconds, verdict
+from made_sets import (
+    SIZE,
+    EncodedImages,
+    load_images,
+    make_plan,
+    make_set,
+    matrix_rate,
+    png,
+    seconds,
+    verdict,
+)
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,14 +75,20 @@ class Ours:
     """Steps as `clsp pretrain` does them, on a shard set."""
 
     def __init__(self, root: Path, config: PretrainConfig):
-        AcceleratorState._reset_state(reset_partial_state=True)  # the precision belongs to the process
-        accelerator, shards = Accelerator(mixed_precision=config.precision), ShardSet(root)
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # the precision belongs to the process
+        accelerator = Accelerator(mixed_precision=config.precision)
+        shards = ShardSet(root)
         order = batch_order(shards, config)
         method = prepared_method(config, accelerator.device)
         model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
         views = Views(config, SIZE, accelerator.device)
-        self.stepper = Stepper(accelerator, method, model, optimizer, config, order, views, shards.candidates)
-        self.loader, self.step = pair_loader(shards, config, order), 0
+        self.stepper = Stepper(
+            accelerator, method, model, optimizer, config, order, views, shards.candidates
+        )
+        self.loader = pair_loader(shards, config, order)
+        self.step = 0
         self.batches = iter(self.loader)
         model.train()
 
@@ -86,16 +102,23 @@ class Usual:
 
     def __init__(self, images: np.ndarray, config: PretrainConfig, precision: str):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.method, self.precision = build_method(config).to(self.device).train(), precision
+        self.method = build_method(config).to(self.device).train()
+        self.precision = precision
         self.optimizer = torch.optim.SGD(self.method.parameters(), lr=0.1, momentum=0.9)
         views = 2 if config.third_view == "none" else 3
         transform = usual_transform()
         contents = [png(image) for image in images]
         self.data = EncodedImages(contents, lambda image: [transform(image) for _ in range(views)])
-        self.batch, self.batches = config.batch_size, self._forever()
+        self.batch = config.batch_size
+        self.batches = self._forever()
 
     def _forever(self) -> Iterator[Any]:
-        options: Any = {"shuffle": True, "drop_last": True, "num_workers": 2, "persistent_workers": True}
+        options: Any = {
+            "shuffle": True,
+            "drop_last": True,
+            "num_workers": 2,
+            "persistent_workers": True,
+        }
         loader = DataLoader(self.data, self.batch, **options)
         while True:
             yield from loader
@@ -120,9 +143,13 @@ class Lightly(Usual):
 
         super().__init__(images, config, precision)
         self.backbone = self.method.backbone
-        self.head = SimCLRProjectionHead(512, config.projector_hidden, config.projector_out).to(self.device)
+        self.head = SimCLRProjectionHead(512, config.projector_hidden, config.projector_out).to(
+            self.device
+        )
         self.criterion = NTXentLoss(temperature=config.temperature)
-        self.optimizer = torch.optim.SGD([*self.backbone.parameters(), *self.head.parameters()], lr=0.1, momentum=0.9)
+        self.optimizer = torch.optim.SGD(
+            [*self.backbone.parameters(), *self.head.parameters()], lr=0.1, momentum=0.9
+        )
         self.data.transform = SimCLRTransform(input_size=SIZE, gaussian_blur=0.0)
 
     def __call__(self) -> None:
@@ -135,15 +162,20 @@ class Lightly(Usual):
         self.optimizer.step()
 
 
-def measure_steps(images: np.ndarray, root: Path, options: argparse.Namespace, precision: str) -> dict[str, Any]:
+def measure_steps(
+    images: np.ndarray, root: Path, options: argparse.Namespace, precision: str
+) -> dict[str, Any]:
     """Images per second of every side; one precision for all of them."""
     three, two = (config_of(options, source, precision) for source in ("shards", "none"))
     sides: dict[str, Any] = {"ours": Ours(root, three), "usual": Usual(images, three, precision)}
     sides |= {"ours, 2 views": Ours(root, two)}
+
     if options.compile:
         sides["ours, compiled"] = Ours(root, three.model_copy(update={"compile": True}))
+
     if importlib.util.find_spec("lightly"):
         sides["lightly, 2 views"] = Lightly(images, two, precision)
+
     rates: dict[str, list[float]] = {name: [] for name in sides}
     waited = 0.0
     for number in range(options.rounds + 1):
@@ -155,8 +187,13 @@ def measure_steps(images: np.ndarray, root: Path, options: argparse.Namespace, p
             if number:  # the first round warms up
                 rates[name].append(options.batch * options.steps / spent)
                 waited += side.loader.waited - before if name == "ours" else 0.0
+
     spent = sum(options.batch * options.steps / rate for rate in rates["ours"])
-    return {"rates": rates, "waiting": 100 * waited / spent, "matrix": measure_matrix_share(three, rates["ours"])}
+    return {
+        "rates": rates,
+        "waiting": 100 * waited / spent,
+        "matrix": measure_matrix_share(three, rates["ours"]),
+    }
 
 
 def measure_matrix_share(config: PretrainConfig, rates: list[float]) -> dict[str, float]:
@@ -175,15 +212,19 @@ def measure_augmentation(images: np.ndarray, rounds: int) -> dict[str, list[floa
     """Views per second on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    views, transform = Views(PretrainConfig(), SIZE, torch.device("cpu")), usual_transform()
+    views = Views(PretrainConfig(), SIZE, torch.device("cpu"))
+    transform = usual_transform()
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
     pictures = [Image.fromarray(image) for image in images]
     found: dict[str, list[float]] = {"ours": [], "PIL": []}
+
     for number in range(rounds + 1):
-        ours, pil = seconds(lambda: views(batch, 1, 0, 0)), seconds(lambda: [transform(p) for p in pictures])
+        ours = seconds(lambda: views(batch, 1, 0, 0))
+        pil = seconds(lambda: [transform(p) for p in pictures])
         if number:
             found["ours"].append(len(images) / ours)
             found["PIL"].append(len(images) / pil)
+
     torch.set_num_threads(threads)
     return found
 
@@ -197,24 +238,34 @@ def print_steps(found: dict[str, Any], name: str) -> None:
     print(f"training, images per second, {name}")
     for side, values in rates.items():
         print(f"  {side:18} {statistics.median(values):8.2f}/s")
+
     usual = ratio(rates, "ours", "usual")
     print(
         f"  to the usual way {usual:.2f} x, target {TARGETS['usual']} (with bf16): {verdict(usual >= TARGETS['usual'])}"
     )
+
     if "ours, compiled" in rates:
         print(f"  compiled {ratio(rates, 'ours, compiled', 'usual'):.2f} x")
+
     if "lightly, 2 views" in rates:
         other = ratio(rates, "ours, 2 views", "lightly, 2 views")
         reached = verdict(other >= TARGETS["lightly"])
         print(f"  to lightly {other:.2f} x, target {TARGETS['lightly']} (with bf16): {reached}")
+
     limit, percent = found["matrix"].values()
     print(f"  at the rate of a matrix product {limit:.2f}/s: ours is {percent:.0f} %")
-    print(f"  waiting for data {found['waiting']:.2f} %, target 2: {verdict(found['waiting'] <= TARGETS['waiting'])}")
+    print(
+        f"  waiting for data {found['waiting']:.2f} %, target 2: {verdict(found['waiting'] <= TARGETS['waiting'])}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", help="a source of images that clsp reads; default: smooth random ones")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", help="a source of images that clsp reads; default: smooth random ones"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8, help="per round and side")
     parser.add_argument("--rounds", type=int, default=3)
@@ -227,12 +278,16 @@ def main() -> None:
     faster = ratio(found["augmentation"], "ours", "PIL")
     ours, pil = (statistics.median(values) for values in found["augmentation"].values())
     print(f"augmentation on one thread, views per second: ours {ours:.0f}, PIL {pil:.0f}")
-    print(f"  {faster:.2f} x, target {TARGETS['augmentation']}: {verdict(faster >= TARGETS['augmentation'])}")
+    print(
+        f"  {faster:.2f} x, target {TARGETS['augmentation']}: {verdict(faster >= TARGETS['augmentation'])}"
+    )
+
     with tempfile.TemporaryDirectory() as folder:
         root = make_set(Path(folder) / "set", make_plan(len(images), 256), images)
         for precision in ["float32", *(["bf16"] if computes_bf16() else [])]:
             found[precision] = measure_steps(images, root, options, precision)
             print_steps(found[precision], precision)
+
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
 

@@ -14,34 +14,51 @@ from .shards.plan_make import readable_anchors
 
 @click.command(epilog="Example: clsp diffusion train --recipe digits --out runs/digits/diffusion")
 @recipe_options
-@out_option("Folder for the model, in diffusers' format; a run that was interrupted goes on from it.")
+@out_option(
+    "Folder for the model, in diffusers' format; a run that was interrupted goes on from it."
+)
 @check_option
 def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) -> None:
     """Train an unconditional DDPM on the anchors."""
     recipe = load_recipe(recipe_name, overrides)
     if recipe.diffusion.path:
-        say(f"nothing to train: recipe {recipe_name} uses the diffusion model {recipe.diffusion.path}")
+        say(
+            f"nothing to train: recipe {recipe_name} uses the diffusion model {recipe.diffusion.path}"
+        )
         return
+
     anchors = readable_anchors(ImageSource(recipe.anchors), out)
-    from ..generate import begun_precision, build_unet, check_out, train_diffusion  # torch, after what needs none
+    from ..generate import (
+        begun_precision,
+        build_unet,
+        check_out,
+        train_diffusion,
+    )  # torch, after what needs none
 
     begun = begun_precision(out)
     config = recipe.diffusion.decided(begun == "bf16" if begun else computes_bf16())
     recipe = recipe.model_copy(update={"diffusion": config})
     say_if_emulated("diffusion.precision", config.precision == "bf16")
     finished = check_out(anchors, recipe.diffusion, out)
+
     if check:
         build_unet(recipe.diffusion, anchors.size)
         return
+
     if finished:
         say(f"diffusion model: {out} (already trained)")
         return
+
     probe = None
     if recipe.diffusion.probe_images and is_first_rank():
         from ..evaluate import frechet_probe, load_encoder
 
-        probe = frechet_probe(load_encoder(recipe.diffusion.probe_encoder), anchors, recipe.diffusion.probe_images)
+        probe = frechet_probe(
+            load_encoder(recipe.diffusion.probe_encoder), anchors, recipe.diffusion.probe_images
+        )
+
     recipe.save(out / "recipe.toml")
     with ProgressReport("diffusion", "steps") as report:
         train_diffusion(anchors, recipe.diffusion, out, report, probe, recipe.sampler.clip)
+
     say(f"diffusion model: {out}")

@@ -21,11 +21,20 @@ COMMANDS: dict[str, Any] = {
     },
     "shards": {
         "": "Shard sets: make them, look at them, check them.",
-        "plan": (".shards.plan_make:plan", "Dry run: shards, images, bytes and hours on this device."),
+        "plan": (
+            ".shards.plan_make:plan",
+            "Dry run: shards, images, bytes and hours on this device.",
+        ),
         "make": (".shards.plan_make:make", "Make a shard set of anchors and synthetic positives."),
         "status": (".shards.status_info_preview_verify:status", "How far a set is."),
-        "info": (".shards.status_info_preview_verify:info", "What a set is: ID, source, model, sampler."),
-        "preview": (".shards.status_info_preview_verify:preview", "A contact sheet: anchors beside their candidates."),
+        "info": (
+            ".shards.status_info_preview_verify:info",
+            "What a set is: ID, source, model, sampler.",
+        ),
+        "preview": (
+            ".shards.status_info_preview_verify:preview",
+            "A contact sheet: anchors beside their candidates.",
+        ),
         "verify": (".shards.status_info_preview_verify:verify", "Check a set against its seal."),
         "repair": (".shards.extend_repair:repair", "Put damaged files right."),
         "extend": (".shards.extend_repair:extend", "More candidates for a sealed set."),
@@ -33,10 +42,19 @@ COMMANDS: dict[str, Any] = {
         "subset": (".shards.subset_merge_pack:subset", "A new set with some of the anchors."),
         "push": (".shards.push_pull:push", "Copy a sealed set to a URL or folder."),
         "pull": (".shards.push_pull:pull", "Copy a sealed set from a URL or folder."),
-        "import-npy": (".shards.import_export:import_npy", "Make a shard set of candidates made elsewhere."),
-        "export": (".shards.import_export:export", "Write a set as one array or as a folder of images."),
+        "import-npy": (
+            ".shards.import_export:import_npy",
+            "Make a shard set of candidates made elsewhere.",
+        ),
+        "export": (
+            ".shards.import_export:export",
+            "Write a set as one array or as a folder of images.",
+        ),
         "score": (".shards.score:score", "Measure every candidate of a set"),
-        "compare": (".shards.compare:compare", "Whether a set's candidates are as good as another's."),
+        "compare": (
+            ".shards.compare:compare",
+            "Whether a set's candidates are as good as another's.",
+        ),
         "pack": (".shards.subset_merge_pack:pack", "A new set with all layers in one."),
     },
     "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),
@@ -45,7 +63,10 @@ COMMANDS: dict[str, Any] = {
     "transfer": (".probes:transfer", "Transfer of a pretrained backbone to other data sets."),
     "compare": (".report:compare", "Runs to a table: mean ± std over seeds per run name."),
     "report": (".report:report", "One self-contained HTML page of a comparison."),
-    "reproduce": (".reproduce.command:reproduce", "The whole pipeline of a recipe, from images to table."),
+    "reproduce": (
+        ".reproduce.command:reproduce",
+        "The whole pipeline of a recipe, from images to table.",
+    ),
 }
 
 
@@ -72,13 +93,19 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, from the table alone."""
-        rows = [(name, entry[""] if isinstance(entry, dict) else entry[1]) for name, entry in self.table.items()]
+        rows = [
+            (name, entry[""] if isinstance(entry, dict) else entry[1])
+            for name, entry in self.table.items()
+        ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
 
 root = LazyGroup(
-    {"": "Contrastive learning with synthetic positives: shard sets, pretraining, evaluation.", **COMMANDS},
+    {
+        "": "Contrastive learning with synthetic positives: shard sets, pretraining, evaluation.",
+        **COMMANDS,
+    },
     name="clsp",
     epilog="Example: clsp shards make --recipe cifar10 --out runs/cifar10/shards",
 )
@@ -123,13 +150,23 @@ def _foreseen(error: BaseException) -> tuple[str, int] | None:
         case WorkError():
             return str(error), FAILED
         case StopRequested() | click.Abort() | KeyboardInterrupt():
-            return "stopped; what is finished is kept, run the same command again to go on (resumable)", STOPPED
+            return (
+                "stopped; what is finished is kept, run the same command again to go on (resumable)",
+                STOPPED,
+            )
         case NotADirectoryError() | FileExistsError() | IsADirectoryError() | PermissionError():
             return f"{error.filename}: {error.strerror}; give another path", BAD_INPUT
         case OSError(errno=errno.ENOSPC | errno.EROFS | errno.EDQUOT):
-            return f"cannot write {error.filename or 'to the disk'}: {error.strerror}; mend it and run again", FAILED
+            return (
+                f"cannot write {error.filename or 'to the disk'}: {error.strerror}; mend it and run again",
+                FAILED,
+            )
         case ModuleNotFoundError(name=str() as name) if not name.startswith("clsp"):
-            return f"this command needs {name}; install everything with: pip install 'clsp[all]'", BAD_INPUT
+            return (
+                f"this command needs {name}; install everything with: pip install 'clsp[all]'",
+                BAD_INPUT,
+            )
+
     return None
 
 

@@ -9,7 +9,9 @@ import click
 from ..core import InputError
 
 if TYPE_CHECKING:
-    from .recipe import Recipe  # reading a recipe imports every package; a command on a set needs none of them
+    from .recipe import (
+        Recipe,
+    )  # reading a recipe imports every package; a command on a set needs none of them
 
 PATH = click.Path(path_type=Path)
 
@@ -23,9 +25,16 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--recipe` and `--set`; the command takes them as `recipe_name` and `overrides`."""
     for option in (
         set_option,
-        click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="A shipped recipe or a file."),
+        click.option(
+            "--recipe",
+            "recipe_name",
+            required=True,
+            metavar="NAME|FILE",
+            help="A shipped recipe or a file.",
+        ),
     ):
         command = option(command)
+
     return command
 
 
@@ -39,7 +48,9 @@ def set_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("root", metavar="SET", type=PATH)(command)
 
 
-check_option = click.option("--check", is_flag=True, help="Check the input and stop before any work.")
+check_option = click.option(
+    "--check", is_flag=True, help="Check the input and stop before any work."
+)
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -57,4 +68,8 @@ def parse_part(text: str) -> tuple[int, int]:
 def expand(path: Path, recipe: "Recipe") -> Path:
     """Fill `{name}` (`simclr+shards`, …) and `{seed}` of the recipe's run into a path."""
     text = str(path)
-    return Path(text.replace("{name}", recipe.pretrain.run_name).replace("{seed}", str(recipe.pretrain.seed)))
+    return Path(
+        text.replace("{name}", recipe.pretrain.run_name).replace(
+            "{seed}", str(recipe.pretrain.seed)
+        )
+    )

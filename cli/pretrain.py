@@ -16,8 +16,15 @@ from .recipe import Recipe, load_recipe
     epilog="Example: clsp pretrain --recipe digits --shards runs/digits/shards --out 'runs/digits/{name}-s{seed}'"
 )
 @recipe_options
-@click.option("--shards", "root", required=True, help="The shard set: a folder, or a URL that is read through a cache.")
-@out_option("Folder of the run; {name} and {seed} are filled in. A run that was interrupted goes on from it.")
+@click.option(
+    "--shards",
+    "root",
+    required=True,
+    help="The shard set: a folder, or a URL that is read through a cache.",
+)
+@out_option(
+    "Folder of the run; {name} and {seed} are filled in. A run that was interrupted goes on from it."
+)
 @click.option("--method", default=None, help="Instead of the recipe's pretrain.method.")
 @click.option("--seed", default=None, type=int, help="Instead of the recipe's pretrain.seed.")
 @check_option
@@ -32,28 +39,38 @@ def pretrain(
 ) -> None:
     """Pretrain a backbone on a shard set."""
     given = {"pretrain.method": method, "pretrain.seed": seed}
-    recipe = load_recipe(recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None)))
+    recipe = load_recipe(
+        recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None))
+    )
     out = expand(out, recipe)
     from ..train import batch_order, build_method, check_run, layers_used, pair_loader, pretrain
 
     shards = ShardSet(root, layers=layers_used(out))
+
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, ImageSource(recipe.anchors), layers_used(out))
 
     say_unfinished(shards.root, shards.manifest)
     pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
     finished = check_run(shards, recipe.pretrain, out)
+
     if check:
         build_method(recipe.pretrain)
         return
+
     if finished:
         say(f"backbone: {out / 'backbone'} (already trained)")
         return
+
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     recipe.save(out / "recipe.toml")
-    probe = _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs and is_first_rank() else None
+    probe = (
+        _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs and is_first_rank() else None
+    )
+
     with ProgressReport(out.name, "epochs") as report:
         pretrain(shards, recipe.pretrain, out, report, probe)
+
     say(f"backbone: {out / 'backbone'}")
 
 
@@ -63,12 +80,18 @@ def _knn_probe(recipe: Recipe, size: int) -> Any:
 
     train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, size)
     classes = check_labels(train_images.labels(), test_images.labels(), complete=False)
-    config = {"mean": recipe.pretrain.mean, "std": recipe.pretrain.std, "input_size": (3, size, size)}
+    config = {
+        "mean": recipe.pretrain.mean,
+        "std": recipe.pretrain.std,
+        "input_size": (3, size, size),
+    }
     knn = recipe.knn.model_copy(update={"k": recipe.knn.k[:1]})
 
     def probe(backbone: Any) -> dict[str, float]:
         encoder = Encoder(copy.deepcopy(backbone), config, recipe.linear_eval.precision)
-        result = evaluate_knn(extract(encoder, train_images), extract(encoder, test_images), classes, knn)
+        result = evaluate_knn(
+            extract(encoder, train_images), extract(encoder, test_images), classes, knn
+        )
         return {"knn": result[f"k{knn.k[0]}"]}
 
     return probe

@@ -20,18 +20,26 @@ checkpoint_option = click.option(
 )
 
 
-@click.command("linear-eval", epilog="Example: clsp linear-eval --recipe digits --checkpoint RUN --out RUN")
+@click.command(
+    "linear-eval", epilog="Example: clsp linear-eval --recipe digits --checkpoint RUN --out RUN"
+)
 @recipe_options
 @checkpoint_option
 @out_option("Folder for linear.json or, from the protocol sweep, sweep.json.")
-@click.option("--protocol", type=click.Choice(["clsp", "sweep"]), help="Instead of the recipe's linear_eval.protocol.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["clsp", "sweep"]),
+    help="Instead of the recipe's linear_eval.protocol.",
+)
 def linear_eval(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, protocol: str | None
 ) -> None:
     """Linear evaluation of a pretrained backbone (the paper's protocol, or a sweep chosen on a part of train)."""
     from ..evaluate import evaluate_few_labels, evaluate_linear, evaluate_sweep
 
-    recipe = load_recipe(recipe_name, (*overrides, *([f"linear_eval.protocol={protocol}"] if protocol else [])))
+    recipe = load_recipe(
+        recipe_name, (*overrides, *([f"linear_eval.protocol={protocol}"] if protocol else []))
+    )
     config = recipe.linear_eval
     sweeps = config.protocol == "sweep"
     evaluate = evaluate_sweep if sweeps else evaluate_linear
@@ -49,8 +57,14 @@ def linear_eval(
 @recipe_options
 @checkpoint_option
 @out_option("Folder for knn.json.")
-@click.option("--replica", is_flag=True, help="Also the best k on the test images, which the paper's authors report.")
-def knn(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, replica: bool) -> None:
+@click.option(
+    "--replica",
+    is_flag=True,
+    help="Also the best k on the test images, which the paper's authors report.",
+)
+def knn(
+    recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, replica: bool
+) -> None:
     """k-nearest-neighbour evaluation of a pretrained backbone; also a map of the test images' features."""
     from ..evaluate import evaluate_knn, feature_map
 
@@ -62,21 +76,32 @@ def knn(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Pat
     _evaluate(recipe, "knn", checkpoint, out, False, run)
 
 
-def _evaluate(recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: bool, run: Evaluation) -> None:
+def _evaluate(
+    recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: bool, run: Evaluation
+) -> None:
     from ..evaluate import check_labels, extract, labelled_sets, write_result
 
-    checkpoint, out = expand(checkpoint, recipe), expand(out, recipe)
+    checkpoint = expand(checkpoint, recipe)
+    out = expand(out, recipe)
     config = recipe.linear_eval
     say_if_emulated("linear_eval.precision", config.precision == "bf16")
     encoder = load_checkpoint(checkpoint, config.precision)
     train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
-    classes = check_labels(train_images.labels(), test_images.labels(), complete=not config.test_limit)
+    classes = check_labels(
+        train_images.labels(), test_images.labels(), complete=not config.test_limit
+    )
+
     with ProgressReport(f"{checkpoint.name}: features", "images") as report:
-        train, test = extract(encoder, train_images, flips, report), extract(encoder, test_images)
+        train = extract(encoder, train_images, flips, report)
+        test = extract(encoder, test_images)
+
     result = run(train, test, classes)
-    content, seed = recipe.model_dump(mode="json"), recipe.pretrain.seed
+    content = recipe.model_dump(mode="json")
+    seed = recipe.pretrain.seed
     path = write_result(out, task, result, checkpoint, content, seed, precision=encoder.precision)
-    figures = ", ".join(f"{name} {value:.2f}" for name, value in result.items() if isinstance(value, float))
+    figures = ", ".join(
+        f"{name} {value:.2f}" for name, value in result.items() if isinstance(value, float)
+    )
     say(f"{checkpoint.name}: {task} {figures} % ({path})")
 
 
@@ -87,29 +112,38 @@ def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> Any:
     return load_encoder(backbone_folder(checkpoint), precision)
 
 
-@click.command(epilog="Example: clsp transfer --recipe cifar10 --checkpoint RUN --out RUN --set transfer.only=[dtd]")
+@click.command(
+    epilog="Example: clsp transfer --recipe cifar10 --checkpoint RUN --out RUN --set transfer.only=[dtd]"
+)
 @recipe_options
 @checkpoint_option
-@out_option("Folder for transfer.json; sets that it holds for this checkpoint are not evaluated again.")
+@out_option(
+    "Folder for transfer.json; sets that it holds for this checkpoint are not evaluated again."
+)
 def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
     """Transfer of a pretrained backbone to other data sets: logistic regression on frozen features."""
     from ..evaluate import checkpoint_digest, finished_sets, run_transfer, summary, write_result
 
     recipe = load_recipe(recipe_name, overrides)
-    checkpoint, out = expand(checkpoint, recipe), expand(out, recipe)
+    checkpoint = expand(checkpoint, recipe)
+    out = expand(out, recipe)
     say_if_emulated("transfer.precision", recipe.transfer.precision == "bf16")
     encoder = load_checkpoint(checkpoint, recipe.transfer.precision)
     config = recipe.transfer
     found = finished_sets(out / "transfer.json", config, checkpoint_digest(checkpoint))
-    content, seed = recipe.model_dump(mode="json"), recipe.pretrain.seed
+    content = recipe.model_dump(mode="json")
+    seed = recipe.pretrain.seed
 
     def save(sets: dict[str, Any]) -> None:
         facts = {"sets": sets, "precision": encoder.precision}
         write_result(out, "transfer", summary(sets), checkpoint, content, seed, **facts)
         name, value = list(sets.items())[-1]
-        say(f"{name}: {value['metric']} {value[value['metric']]:.2f} %, l2 {value['chosen']['l2']:.2g}")
+        say(
+            f"{name}: {value['metric']} {value[value['metric']]:.2f} %, l2 {value['chosen']['l2']:.2g}"
+        )
 
     sets = run_transfer(encoder, config, found, save)
     if not set(sets) - set(found):
         say("every set was evaluated before")
+
     say(f"{checkpoint.name}: transfer, {len(sets)} sets ({out / 'transfer.json'})")

@@ -39,7 +39,9 @@ def say_unfinished(root: Path, manifest: Manifest) -> None:
     """Say that a sealed set has a layer in the making, which is left out."""
     layer = unfinished_layer(root, manifest)
     if layer:
-        say(f"note: {root} has an unfinished layer ({layer}), which is left out; clsp shards status says how far it is")
+        say(
+            f"note: {root} has an unfinished layer ({layer}), which is left out; clsp shards status says how far it is"
+        )
 
 
 class ProgressReport:
@@ -51,7 +53,8 @@ class ProgressReport:
     """
 
     def __init__(self, title: str, unit: str):
-        self.title, self.unit = title, unit
+        self.title = title
+        self.unit = unit
         self._bar: Progress | None = None
         self._task: Any = None
         self._started = self._last = 0.0
@@ -60,10 +63,18 @@ class ProgressReport:
     def __enter__(self) -> "ProgressReport":
         self._started = self._last = time.monotonic()
         if sys.stderr.isatty() and is_first_rank():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[metrics]}"), console=Console(stderr=True))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[metrics]}"), console=Console(stderr=True)
+            )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=None, metrics="")
+
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -75,13 +86,18 @@ class ProgressReport:
         text = " ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
         if self._first is None:
             self._first = done
+
         if self._bar:
             self._bar.update(self._task, completed=done, total=total, metrics=text)
             return
+
         now = time.monotonic()
         if is_first_rank() and (done == total or now - self._last >= SECONDS_BETWEEN_LINES):
             self._last = now
-            print(f"{self.title}: {done}/{total} {self.unit}{self._eta(done, total, now)} {text}".rstrip(), flush=True)
+            print(
+                f"{self.title}: {done}/{total} {self.unit}{self._eta(done, total, now)} {text}".rstrip(),
+                flush=True,
+            )
 
     def _eta(self, done: int, total: int, now: float) -> str:
         advanced = done - (self._first or 0)

@@ -20,7 +20,9 @@ from ..train import METHODS, PretrainConfig
 class ReproduceConfig(Section):
     """What `clsp reproduce` compares."""
 
-    runs: tuple[str, ...] = Field(default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1)
+    runs: tuple[str, ...] = Field(
+        default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1
+    )
     """Names of runs: a method, or METHOD+SOURCE with `shards`, `augmentation` or `inflation`."""
     seeds: int = Field(default=3, ge=1)
 
@@ -46,7 +48,11 @@ class Recipe(Section):
 def shipped_recipes() -> list[str]:
     """The names of the recipes that come with the package."""
     folder = resources.files("clsp.recipes")
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> Recipe:
@@ -60,22 +66,30 @@ def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> 
         InputError: no such recipe, not TOML, an unknown key (naming the nearest one) or a value out of range.
     """
     values = _read(name)
-    profiles, overrides = values.pop("profiles", {}), list(overrides)
+    profiles = values.pop("profiles", {})
+    overrides = list(overrides)
     _check_tables(name, {"profiles": profiles})
+
     if profile and profile not in profiles:
         there = f"profiles {', '.join(profiles)}" if profiles else "no profiles"
         raise InputError(f"--profile {profile}: recipe {name} has {there}")
+
     _merge(values, profiles.get(profile, {}))
     per_method = values.pop("methods", {})
     _check_tables(name, {**values, "methods": per_method})
     _check_methods(name, per_method)
     default = PretrainConfig().method
-    chosen: dict[str, Any] = {"pretrain": {"method": values.get("pretrain", {}).get("method", default)}}
+    chosen: dict[str, Any] = {
+        "pretrain": {"method": values.get("pretrain", {}).get("method", default)}
+    }
+
     for override in overrides:
         _apply(chosen, override)
+
     _merge(values, {"pretrain": per_method.get(str(chosen["pretrain"]["method"]), {})})
     for override in overrides:
         _apply(values, override)
+
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -88,7 +102,10 @@ def _read(name: str) -> dict[str, Any]:
     elif Path(name).is_file():
         text = Path(name).read_text(errors="replace")
     else:
-        raise InputError(f"--recipe {name}: no such file or shipped recipe; shipped are {', '.join(shipped_recipes())}")
+        raise InputError(
+            f"--recipe {name}: no such file or shipped recipe; shipped are {', '.join(shipped_recipes())}"
+        )
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -106,15 +123,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     sections = key.strip().split(".")
     if not equals or len(sections) < 2 or not all(sections):
-        raise InputError(f"--set {override}: expected SECTION.KEY=VALUE, for example --set sampler.steps=20")
+        raise InputError(
+            f"--set {override}: expected SECTION.KEY=VALUE, for example --set sampler.steps=20"
+        )
+
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = _bare(text.strip())
+
     for section in sections[:-1]:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InputError(f"--set {override}: {section} is a value, expected a section")
+
     values[sections[-1]] = value
 
 
@@ -150,8 +172,13 @@ def _first_fault(error: ValidationError) -> str:
     if fault["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(where, _known_keys(Recipe), n=1, cutoff=0)
         return f"unknown key {where}; the nearest is {nearest[0]}"
+
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where} = {fault['input']!r}: {message}" if fault["type"] != "value_error" else f"{where}: {message}"
+    return (
+        f"{where} = {fault['input']!r}: {message}"
+        if fault["type"] != "value_error"
+        else f"{where}: {message}"
+    )
 
 
 def _known_keys(model: type[Section], prefix: str = "") -> list[str]:

@@ -12,7 +12,11 @@ from .progress import say
 @click.command(epilog="Example: clsp compare runs/digits/pretrain/* --out runs/digits")
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=PATH)
 @out_option("Folder for results.json, results.md, results.csv and curves.png.")
-@click.option("--baseline", metavar="NAME", help="Run name that differences are to; default: the first without a +.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="Run name that differences are to; default: the first without a +.",
+)
 def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     """Runs to a table: mean ± std over seeds per run name, paired differences, published figures."""
     from ..core import write_file
@@ -30,12 +34,17 @@ def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     write_comparison(comparison, out)
     write_file(out / "curves.png", training_curves(folders, "png"))
     _print_table("accuracy in percent, mean ± std over seeds", *table_rows(comparison))
+
     if comparison["differences"]:
         _print_table("differences in points, paired by seed", *difference_rows(comparison))
         say(f"{DIFFERENCES}.")
+
     for note in footnotes(comparison):
         say(note)
-    written = ", ".join(str(out / name) for name in ("results.json", "results.md", "results.csv", "curves.png"))
+
+    written = ", ".join(
+        str(out / name) for name in ("results.json", "results.md", "results.csv", "curves.png")
+    )
     say(f"written: {written}")
 
 
@@ -45,10 +54,13 @@ def _print_table(caption: str, headings: list[str], rows: list[list[str]]) -> No
     from rich.text import Text
 
     table = Table(caption=caption)
+
     for heading in headings:
         table.add_column(heading, no_wrap=True)
+
     for row in rows:
         table.add_row(*map(Text, row))  # as they are: [1] would be markup
+
     width = Console(width=1000).measure(table).maximum
     Console(width=width).print(table)  # never cut a name short, also in a log or a narrow window
 
@@ -62,6 +74,8 @@ def report(folder: Path, out: Path, shards: Path | None) -> None:
     from ..evaluate import write_report
 
     if out.is_dir():
-        raise InputError(f"--out {out} is a folder; give the file to write, for example {out / 'report.html'}")
+        raise InputError(
+            f"--out {out} is a folder; give the file to write, for example {out / 'report.html'}"
+        )
     write_report(folder, out, shards)
     say(f"report: {out}")

@@ -31,6 +31,7 @@ class Section(BaseModel):
                 del record[name]
             elif isinstance(value, Section):
                 record[name] = value.recorded()
+
         return record
 
     @classmethod

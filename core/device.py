@@ -13,9 +13,11 @@ def computes_bf16() -> bool:
     """
     if SWITCH in os.environ:
         return os.environ[SWITCH] == "yes"
+
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
+
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -39,6 +39,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     make_directory(path.parent)
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
+
     try:
         with temporary.open("xb") as file:
             yield file
@@ -48,6 +49,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
     sync_directory(path.parent)
 
 
@@ -59,7 +61,9 @@ def write_file(path: Path, content: bytes) -> None:
 
 def remove_temporaries(root: Path) -> None:
     """Remove below `root` what dead writers of this machine left behind; the living and other machines keep theirs."""
-    mine = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
+    mine = re.compile(
+        rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$"
+    )
     for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
         writer = mine.search(path.name)
         if writer and not _is_alive(int(writer[1])):
@@ -92,4 +96,6 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not release it while a forked child has the file
+            fcntl.flock(
+                file, fcntl.LOCK_UN
+            )  # closing alone would not release it while a forked child has the file

@@ -8,7 +8,9 @@ from pydantic import ValidationError
 
 def canonical_json(value: object) -> bytes:
     """JSON with sorted keys and a final newline: equal values give equal bytes."""
-    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
 
 
 def first_fault(error: ValidationError) -> str:
@@ -21,9 +23,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`section.key: old there, new here` for every value in which two nested mappings differ."""
     rows = []
     for section in sorted(set(old) | set(new), key=[*new, *old].index):
-        before, after = old.get(section), new.get(section)
+        before = old.get(section)
+        after = new.get(section)
         if isinstance(before, dict) and isinstance(after, dict):
             rows += [f"{section}.{row}" for row in differences(before, after)]
         elif before != after:
             rows.append(f"{section}: {before} there, {after} here")
+
     return rows

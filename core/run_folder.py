@@ -19,10 +19,14 @@ def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:
     path = folder / marker
     if path.exists():
         return path.read_bytes()
-    if folder.exists() and (not folder.is_dir() or any(_counts(child) for child in folder.iterdir())):
+
+    if folder.exists() and (
+        not folder.is_dir() or any(_counts(child) for child in folder.iterdir())
+    ):
         if path.exists():  # another process has written it since
             return path.read_bytes()
         raise InputError(f"{folder} exists and is no {kind}; choose an empty or new --out")
+
     return None
 
 

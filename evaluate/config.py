@@ -17,7 +17,9 @@ from pydantic import (
 
 from ..core import Section
 
-Precision = Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value == "auto" else value)]
+Precision = Annotated[
+    Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value == "auto" else value)
+]
 """float32 (`no`) or bfloat16. Resolved recipes of older runs have `auto`, which chose by the machine: now float32."""
 
 
@@ -61,8 +63,12 @@ class LinearEvalConfig(Section):
     number of images per class."""
     label_draws: int = Field(default=5, ge=1)
     """How often few labels are drawn; the mean counts."""
-    sweep_lr: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), min_length=1)
-    sweep_weight_decay: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 1e-6, 1e-5, 1e-4, 1e-3), min_length=1)
+    sweep_lr: tuple[PositiveFloat, ...] = Field(
+        default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), min_length=1
+    )
+    sweep_weight_decay: tuple[NonNegativeFloat, ...] = Field(
+        default=(0.0, 1e-6, 1e-5, 1e-4, 1e-3), min_length=1
+    )
     precision: Precision = "no"
     """Of feature extraction in kNN, linear evaluation and scores: float32, or bf16 where it is asked for."""
 
@@ -94,7 +100,9 @@ class TransferSet(Section):
     @model_validator(mode="after")
     def _has_a_test(self) -> "TransferSet":
         if bool(self.test) == bool(self.per_class) or (self.validation and not self.test):
-            raise ValueError("a set needs either a test split or per_class > 0 (and then no validation split)")
+            raise ValueError(
+                "a set needs either a test split or per_class > 0 (and then no validation split)"
+            )
         splits = [split for split in (self.train, self.validation, self.test) if split]
         if len(set(splits)) < len(splits):
             raise ValueError(f"the splits {', '.join(splits)} must be different ones")
@@ -115,8 +123,17 @@ KNOWN_SETS: dict[str, dict[str, Any]] = {
     },
     "dtd": {"path": "tanganke/dtd"},
     "pets": {"path": "timm/oxford-iiit-pet", "metric": "mean_per_class"},
-    "caltech101": {"path": "flwrlabs/caltech101", "test": "", "per_class": 30, "metric": "mean_per_class"},
-    "flowers102": {"path": "dpdl-benchmark/oxford_flowers102", "validation": "validation", "metric": "mean_per_class"},
+    "caltech101": {
+        "path": "flwrlabs/caltech101",
+        "test": "",
+        "per_class": 30,
+        "metric": "mean_per_class",
+    },
+    "flowers102": {
+        "path": "dpdl-benchmark/oxford_flowers102",
+        "validation": "validation",
+        "metric": "mean_per_class",
+    },
 }
 """The sets that the field compares on: where they lie on the hub, their splits and their metrics."""
 
@@ -146,11 +163,15 @@ class TransferConfig(Section):
                 fault = error.errors()[0]
                 key = ".".join(map(str, ("sets", name, *fault["loc"])))
                 known = f", known keys are {', '.join(TransferSet.model_fields)}"
-                message = f"{key}: {fault['msg']}{known if fault['type'] == 'extra_forbidden' else ''}"
+                message = (
+                    f"{key}: {fault['msg']}{known if fault['type'] == 'extra_forbidden' else ''}"
+                )
                 raise ValueError(message) from error
+
         for name in self.only:
             if name not in self.chosen:
                 raise ValueError(f"only names {name!r}, known are {', '.join(self.chosen)}")
+
         return self
 
     def _set(self, name: str) -> TransferSet:

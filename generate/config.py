@@ -83,9 +83,12 @@ class DiffusionConfig(Section):
                 f"channels has {len(self.channels)} levels, attention {len(self.attention)}; make them equal"
             )
         if self.probe_images and not (self.sample_steps and self.probe_encoder):
-            raise ValueError("probe_images needs sample_steps (how often) and probe_encoder (in whose features)")
+            raise ValueError(
+                "probe_images needs sample_steps (how often) and probe_encoder (in whose features)"
+            )
         if any(channels % self.norm_groups for channels in self.channels):
             raise ValueError(f"channels must be multiples of norm_groups = {self.norm_groups}")
+
         return self
 
 

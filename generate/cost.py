@@ -30,23 +30,30 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
     Args:
         seconds: how long to measure U-Net calls, at least one.
     """
-    sizes = [len(encode(anchors[place].image, plan.shards.codec)) for place in anchors.spread(SAMPLE)]
+    sizes = [
+        len(encode(anchors[place].image, plan.shards.codec)) for place in anchors.spread(SAMPLE)
+    ]
     images = len(plan.image_fields)
     per_record = images * (float(np.mean(sizes)) + TAR_OVERHEAD) + JSON_BYTES + TAR_OVERHEAD
     shards = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
-    batches, candidates = sum(-(-records // sampler.config.micro_batch) for records in shards), plan.shards.candidates
+    batches = sum(-(-records // sampler.config.micro_batch) for records in shards)
+    candidates = plan.shards.candidates
     encoding, decoding = _seconds_per_pass(anchors, sampler, seconds)
     anchor_passes = 1 if sampler.config.share_anchor else candidates
     step = candidates * (encoding + decoding) + anchor_passes * encoding
     device = torch.cuda.get_device_name() if sampler.device.type == "cuda" else "CPU"
+
     return Estimate(per_record * plan.count, batches * sampler.config.steps * step, device)
 
 
-def _seconds_per_pass(anchors: ImageSource, sampler: Sampler, seconds: float) -> tuple[float, float]:
+def _seconds_per_pass(
+    anchors: ImageSource, sampler: Sampler, seconds: float
+) -> tuple[float, float]:
     """Seconds of the two halves of the U-Net for a micro-batch."""
     batch = [anchors[index % len(anchors)].image for index in range(sampler.config.micro_batch)]
     x_BCHW = to_model_range(np.stack(batch)).to(sampler.device, sampler.dtype)
     halves: list[list[float]] = [[], []]
+
     with torch.inference_mode(), sampler.pinned_threads():
         encoded = sampler.encode(x_BCHW, 500)
         sampler.decode(encoded)
@@ -54,6 +61,7 @@ def _seconds_per_pass(anchors: ImageSource, sampler: Sampler, seconds: float) ->
         while len(halves[0]) < 2 or time.perf_counter() - started < seconds:
             halves[0].append(_timed(sampler, lambda: sampler.encode(x_BCHW, 500)))
             halves[1].append(_timed(sampler, lambda: sampler.decode(encoded)))
+
     return float(np.median(halves[0])), float(np.median(halves[1]))
 
 

@@ -25,11 +25,14 @@ def encode(unet: UNet2DModel, x_BCHW: torch.Tensor, timestep: int) -> Encoded:
     embedding = net.time_embedding(net.time_proj(timesteps).to(x_BCHW.dtype))
     hidden = net.conv_in(x_BCHW)
     skips = (hidden,)
+
     for block in net.down_blocks:
         hidden, more = block(hidden_states=hidden, temb=embedding)
         skips += more
+
     if net.mid_block is not None:
         hidden = net.mid_block(hidden, embedding)
+
     return Encoded(hidden, skips, embedding)
 
 
@@ -44,6 +47,7 @@ def decode(unet: UNet2DModel, encoded: Encoded) -> torch.Tensor:
         own = len(block.resnets)
         hidden = block(hidden, skips[-own:], embedding)
         skips = skips[:-own]
+
     return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
 
 

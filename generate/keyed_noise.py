@@ -34,13 +34,17 @@ class Stream(IntEnum):
 
 def noise_key(seed: int, anchor_key: str) -> tuple[int, int]:
     """The two 32-bit key words of an anchor: BLAKE2b-64 of the seed (8 bytes, little-endian) and the key (UTF-8)."""
-    digest = hashlib.blake2b(seed.to_bytes(8, "little") + anchor_key.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        seed.to_bytes(8, "little") + anchor_key.encode(), digest_size=8
+    ).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 def noise_keys(seed: int, anchor_keys: Sequence[str], device: torch.device) -> torch.Tensor:
     """`noise_key` of several anchors, `(B, 2)` int64."""
-    return torch.tensor([noise_key(seed, key) for key in anchor_keys], dtype=torch.int64, device=device)
+    return torch.tensor(
+        [noise_key(seed, key) for key in anchor_keys], dtype=torch.int64, device=device
+    )
 
 
 def philox(counter_4: Sequence[torch.Tensor], key_2: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -49,11 +53,19 @@ def philox(counter_4: Sequence[torch.Tensor], key_2: Sequence[torch.Tensor]) -> 
     k0, k1 = key_2
     for _ in range(ROUNDS):
         # The 64-bit product may wrap to a negative int64; its bits, and so both halves, are those of the unsigned one.
-        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        high0, low0 = (product0 >> 32) & WORD, product0 & WORD
-        high1, low1 = (product1 >> 32) & WORD, product1 & WORD
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + KEY_INCREMENTS[0]) & WORD, (k1 + KEY_INCREMENTS[1]) & WORD
+        product0 = c0 * MULTIPLIERS[0]
+        product1 = c2 * MULTIPLIERS[1]
+        high0 = (product0 >> 32) & WORD
+        low0 = product0 & WORD
+        high1 = (product1 >> 32) & WORD
+        low1 = product1 & WORD
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = (k0 + KEY_INCREMENTS[0]) & WORD
+        k1 = (k1 + KEY_INCREMENTS[1]) & WORD
+
     return [c0, c1, c2, c3]
 
 
@@ -75,6 +87,7 @@ def keyed_normal(
     words = philox(counter, [keys_B2[:, :1], keys_B2[:, 1:]])
     normals = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
     values_BN = torch.stack(normals, dim=-1).flatten(1)[:, :count]
+
     return values_BN.float().reshape(-1, *shape)
 
 

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from ..core import InputError, WorkError, run_stamp
-from ..shards import DiffusionPlan, ImageSource, Plan, Record, ShardsConfig, seal_if_complete, write_shard
+from ..shards import (
+    DiffusionPlan,
+    ImageSource,
+    Plan,
+    Record,
+    ShardsConfig,
+    seal_if_complete,
+    write_shard,
+)
 from ..shards.format.commits import read_commit
 from ..shards.format.event_log import log_event
 from ..shards.format.plan import source_plan, source_selection
@@ -24,7 +32,9 @@ from .sampler import Sampler
 Report = Callable[[int, int], None]
 
 
-def make_plan(anchors: ImageSource, model: DiffusionModel, sampler: SamplerConfig, shards: ShardsConfig) -> Plan:
+def make_plan(
+    anchors: ImageSource, model: DiffusionModel, sampler: SamplerConfig, shards: ShardsConfig
+) -> Plan:
     """The plan of a shard set: everything that determines its content."""
     return Plan(
         source=source_plan(anchors),
@@ -77,20 +87,31 @@ def make_shards(
         if read_commit(root, plan, layer, shard) is not None:  # another writer has made it since
             advance(len(plan.shard_range(shard)))
             continue
+
         started = time.time()
         made = partial(run_facts, sampler, started, world_size)
         records = shard_records(plan, anchors, sampler, shard, advance)
+
         try:
             with explaining_out_of_memory(sampler, plan.source.size):
                 commit = write_shard(root, plan, layer, shard, records, made)
         except (WorkError, InputError, OSError) as error:
             log_event(root, "failed", layer=layer, shard=shard, rank=rank, message=str(error))
             raise
-        spent, images = time.time() - started, commit.records * plan.shards.candidates
+
+        spent = time.time() - started
+        images = commit.records * plan.shards.candidates
         rate = round(images / max(1e-3, spent), 3)
         log_event(
-            root, "shard", layer=layer, shard=shard, rank=rank, seconds=round(spent, 3), candidates_per_second=rate
+            root,
+            "shard",
+            layer=layer,
+            shard=shard,
+            rank=rank,
+            seconds=round(spent, 3),
+            candidates_per_second=rate,
         )
+
     return seal_if_complete(root, plan, layer)
 
 
@@ -98,15 +119,21 @@ def shard_records(
     plan: Plan, anchors: AnchorLookup, sampler: Sampler, shard: int, advance: Callable[[int], None]
 ) -> Iterator[Record]:
     """The records of a shard of the plan's layer, a micro-batch at a time; `advance` is told how many."""
-    indices, constant = plan.shard_range(shard), []
+    indices = plan.shard_range(shard)
+    constant = []
     for start in range(0, len(indices), sampler.config.micro_batch):
         batch = [anchors[index] for index in indices[start : start + sampler.config.micro_batch]]
         images_BHWC = np.stack([anchor.image for anchor in batch])
         keys = [anchor.key for anchor in batch]
         candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start)
-        constant += [key for key, images in zip(keys, candidates_BKHWC, strict=True) if _all_constant(images)]
-        yield from (Record(anchor, images) for anchor, images in zip(batch, candidates_BKHWC, strict=True))
+        constant += [
+            key for key, images in zip(keys, candidates_BKHWC, strict=True) if _all_constant(images)
+        ]
+        yield from (
+            Record(anchor, images) for anchor, images in zip(batch, candidates_BKHWC, strict=True)
+        )
         advance(len(batch))
+
     if 2 * len(constant) > len(indices):
         named = ", ".join(constant[:4])
         raise WorkError(
@@ -123,6 +150,7 @@ def run_facts(sampler: Sampler, started: float, world_size: int) -> dict[str, ob
     """What could change the bits of a shard, and when and how fast it was made; kept in its commit record."""
     device = sampler.device
     on_gpu = device.type == "cuda"
+
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
         "dtype": sampler.config.dtype,

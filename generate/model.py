@@ -12,7 +12,13 @@ from ..core import InputError, canonical_json
 from .config import DiffusionConfig
 from .interpolation import check_unet_config
 
-NOISE_SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+NOISE_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "prediction_type",
+)
 
 
 @dataclass(frozen=True)
@@ -41,21 +47,31 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
             f"diffusion model {path} is for images of {config.get('sample_size')} pixels, the anchors have {size}; "
             "set anchors.size or use another model"
         )
+
     channels = (config.get("in_channels", 3), config.get("out_channels", 3))
     if channels != (3, 3):
-        raise InputError(f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3)")
+        raise InputError(
+            f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3)"
+        )
+
     scheduler = _scheduler_config(path)
     schedule = _noise_schedule(scheduler, path)
     loaded: Any = UNet2DModel.from_pretrained(
         path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
     )
     unet, loading = loaded
-    faults = sorted(f"{kind}: {', '.join(map(str, keys))}" for kind, keys in loading.items() if keys)
+    faults = sorted(
+        f"{kind}: {', '.join(map(str, keys))}" for kind, keys in loading.items() if keys
+    )
     if faults:  # diffusers would go on with random weights in their place
-        raise InputError(f"diffusion model {path}: its weights do not fit its config ({'; '.join(faults)[:200]})")
+        raise InputError(
+            f"diffusion model {path}: its weights do not fit its config ({'; '.join(faults)[:200]})"
+        )
+
     unet = unet.eval().requires_grad_(False)
     origin = Path(path).resolve().name if Path(path).exists() else path
     clip_range = float(scheduler.get("clip_sample_range") or 1.0)
+
     return DiffusionModel(unet, schedule, origin, _digest(config, schedule, unet), clip_range)
 
 
@@ -71,6 +87,7 @@ def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
             f"anchors of {size} pixels cannot be halved {halvings} times as diffusion.channels wants; "
             "use fewer levels or another anchors.size"
         )
+
     return UNet2DModel(
         sample_size=size,
         in_channels=3,
@@ -78,7 +95,9 @@ def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
         layers_per_block=config.blocks,
         block_out_channels=config.channels,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
+        up_block_types=tuple(
+            "AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)
+        ),
         norm_num_groups=config.norm_groups,
         dropout=config.dropout,
         attention_head_dim=None,  # one head, as in DDPM
@@ -87,18 +106,28 @@ def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
 
 def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
     """The U-Net's configuration and the subfolder it lies in: `unet`, or the root as in the oldest hub models."""
-    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in ("unet/config.json", "config.json")):
-        raise InputError(f"diffusion model {path}: no unet/config.json there; train one with: clsp diffusion train")
+    if Path(path).is_dir() and not any(
+        (Path(path) / name).exists() for name in ("unet/config.json", "config.json")
+    ):
+        raise InputError(
+            f"diffusion model {path}: no unet/config.json there; train one with: clsp diffusion train"
+        )
     if path.startswith((".", "/", "~")) and not Path(path).exists():
-        raise InputError(f"diffusion model {path} does not exist; train one with: clsp diffusion train --out {path}")
+        raise InputError(
+            f"diffusion model {path} does not exist; train one with: clsp diffusion train --out {path}"
+        )
+
     for subfolder in ("unet", None):
         try:
             config: Any = UNet2DModel.load_config(path, subfolder=subfolder)
             return subfolder, dict(config)
         except OSError as error:
             last = error
+
     reason = str(last).strip().splitlines()[0]
-    raise InputError(f"diffusion model {path} was found neither as a folder nor on the hub ({reason})") from last
+    raise InputError(
+        f"diffusion model {path} was found neither as a folder nor on the hub ({reason})"
+    ) from last
 
 
 def _scheduler_config(path: str) -> dict[str, Any]:
@@ -108,15 +137,22 @@ def _scheduler_config(path: str) -> dict[str, Any]:
             return dict(config)
         except OSError:
             continue
-    raise InputError(f"diffusion model {path} has no scheduler_config.json; its noise schedule must not be guessed")
+    raise InputError(
+        f"diffusion model {path} has no scheduler_config.json; its noise schedule must not be guessed"
+    )
 
 
 def _noise_schedule(config: dict[str, Any], path: str) -> dict[str, Any]:
     schedule = {key: config.get(key, DDPMScheduler().config[key]) for key in NOISE_SCHEDULE}
     if schedule["prediction_type"] != "epsilon":
-        raise InputError(f"diffusion model {path} predicts {schedule['prediction_type']}, expected epsilon")
+        raise InputError(
+            f"diffusion model {path} predicts {schedule['prediction_type']}, expected epsilon"
+        )
     if config.get("trained_betas") is not None:
-        raise InputError(f"diffusion model {path} has a list of betas of its own, expected a named beta_schedule")
+        raise InputError(
+            f"diffusion model {path} has a list of betas of its own, expected a named beta_schedule"
+        )
+
     return schedule
 
 

@@ -35,9 +35,14 @@ def explaining_out_of_memory(sampler: Sampler, size: int) -> Iterator[None]:
         tried = sampler.config.micro_batch
     else:
         return
+
     # Behind the handler, where the failed call's tensors are no longer held.
     fits = largest_micro_batch(sampler, size, tried // 2)
-    advice = f"set sampler.micro_batch={fits}, the largest that fits" if fits else "not even a micro-batch of 1 fits"
+    advice = (
+        f"set sampler.micro_batch={fits}, the largest that fits"
+        if fits
+        else "not even a micro-batch of 1 fits"
+    )
     raise WorkError(f"out of memory on {sampler.device} with sampler.micro_batch={tried}; {advice}")
 
 
@@ -47,13 +52,17 @@ def largest_micro_batch(sampler: Sampler, size: int, first: int) -> int:
     while micro_batch:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
         config = sampler.config.model_copy(update={"micro_batch": micro_batch, "steps": 1})
         try:
             anchors = np.zeros((micro_batch, size, size, 3), np.uint8)
-            Sampler(sampler.model, config, sampler.device)(anchors, [str(n) for n in range(micro_batch)], 1)
+            Sampler(sampler.model, config, sampler.device)(
+                anchors, [str(n) for n in range(micro_batch)], 1
+            )
             return micro_batch
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             micro_batch //= 2
+
     return 0

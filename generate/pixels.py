@@ -11,4 +11,6 @@ def to_model_range(images_BHWC: np.ndarray) -> torch.Tensor:
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
     """Float `(…, C, H, W)` in [-1, 1] (clipped) to uint8 `(…, H, W, C)`, rounded to the nearest level."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
+    return (
+        ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
+    )

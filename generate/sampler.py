@@ -27,18 +27,28 @@ class Sampler:
     an image depends neither on K nor on which process makes it.
     """
 
-    def __init__(self, model: DiffusionModel, config: SamplerConfig, device: torch.device | str = "cpu"):
-        self.model, self.config = model, config.decided()
-        self.device, self.dtype = torch.device(device), getattr(torch, self.config.dtype)
+    def __init__(
+        self, model: DiffusionModel, config: SamplerConfig, device: torch.device | str = "cpu"
+    ):
+        self.model = model
+        self.config = config.decided()
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, self.config.dtype)
         self.unet: Any = model.unet
-        torch.nn.Module.to(self.unet, self.device, self.dtype)  # diffusers' own `to` warns about a cast that is meant
+        torch.nn.Module.to(
+            self.unet, self.device, self.dtype
+        )  # diffusers' own `to` warns about a cast that is meant
+
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
+
         compiled: Any = torch.compile if config.compile else lambda half: half
         self.encode: Callable[[torch.Tensor, int], Encoded] = partial(compiled(encode), self.unet)
         self.decode: Callable[[Encoded], torch.Tensor] = partial(compiled(decode), self.unet)
 
-    def __call__(self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0) -> np.ndarray:
+    def __call__(
+        self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0
+    ) -> np.ndarray:
         """Candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.
 
         Raises:
@@ -47,36 +57,54 @@ class Sampler:
         padding = self.config.micro_batch - len(keys)
         padded_keys = [*keys, *[keys[-1]] * padding]
         padded = np.concatenate([anchors_BHWC, np.repeat(anchors_BHWC[-1:], padding, axis=0)])
+
         with torch.inference_mode(), self.pinned_threads():
-            x0_KBCHW = self._sample(to_model_range(padded).to(self.device), padded_keys, candidates, first)
+            x0_KBCHW = self._sample(
+                to_model_range(padded).to(self.device), padded_keys, candidates, first
+            )
+
         x0_BKCHW = x0_KBCHW.transpose(0, 1)[: len(keys)].cpu()
         finite = x0_BKCHW.flatten(1).isfinite().all(dim=1)
         if not finite.all():
             broken = [key for key, good in zip(keys, finite.tolist(), strict=True) if not good]
-            raise WorkError(f"the diffusion model gave values that are not finite for the anchors {', '.join(broken)}")
+            raise WorkError(
+                f"the diffusion model gave values that are not finite for the anchors {', '.join(broken)}"
+            )
+
         return to_uint8(x0_BKCHW)
 
-    def _sample(self, anchors_BCHW: torch.Tensor, keys: Sequence[str], candidates: int, first: int) -> torch.Tensor:
-        config, shape = self.config, anchors_BCHW.shape[1:]
+    def _sample(
+        self, anchors_BCHW: torch.Tensor, keys: Sequence[str], candidates: int, first: int
+    ) -> torch.Tensor:
+        config = self.config
+        shape = anchors_BCHW.shape[1:]
         keys_B2 = noise_keys(config.seed, keys, self.device)
         schedulers = [make_scheduler(config, self.model.noise_schedule) for _ in range(candidates)]
-        x_K = [keyed_normal(keys_B2, shape, 0, first + k, Stream.INITIAL) for k in range(candidates)]
+        x_K = [
+            keyed_normal(keys_B2, shape, 0, first + k, Stream.INITIAL) for k in range(candidates)
+        ]
+
         for timestep in schedulers[0].timesteps.tolist():
             alpha_bar = float(schedulers[0].alphas_cumprod[timestep])
             shared = None
             if config.share_anchor:
                 noise = keyed_normal(keys_B2, shape, timestep, 0, Stream.SHARED_ANCHOR)
                 shared = self._bottleneck(noise_to(anchors_BCHW, noise, alpha_bar), timestep)
+
             for k, scheduler in enumerate(schedulers):
                 anchor_bottleneck = shared
                 if anchor_bottleneck is None:
                     noise = keyed_normal(keys_B2, shape, timestep, first + k, Stream.ANCHOR)
-                    anchor_bottleneck = self._bottleneck(noise_to(anchors_BCHW, noise, alpha_bar), timestep)
+                    anchor_bottleneck = self._bottleneck(
+                        noise_to(anchors_BCHW, noise, alpha_bar), timestep
+                    )
+
                 sample = self.encode(x_K[k].to(self.dtype), timestep)
                 mixed = interpolate(sample, anchor_bottleneck, config.weight)
                 epsilon = self.decode(mixed).float()
                 x = clip_predicted_x0(x_K[k], epsilon, alpha_bar) if config.clip else x_K[k]
                 x_K[k] = self._step(scheduler, epsilon, timestep, x, keys_B2, first + k)
+
         return torch.stack(x_K)
 
     @contextlib.contextmanager
@@ -92,10 +120,19 @@ class Sampler:
     def _bottleneck(self, x_BCHW: torch.Tensor, timestep: int) -> torch.Tensor:
         return self.encode(x_BCHW.to(self.dtype), timestep).bottleneck
 
-    def _step(self, scheduler, epsilon, timestep: int, x: torch.Tensor, keys_B2: torch.Tensor, candidate: int):
+    def _step(
+        self,
+        scheduler,
+        epsilon,
+        timestep: int,
+        x: torch.Tensor,
+        keys_B2: torch.Tensor,
+        candidate: int,
+    ):
         if self.config.scheduler != "ddim":
             return scheduler.step(epsilon, timestep, x).prev_sample
-        eta, noise = self.config.eta, None
+        eta = self.config.eta
+        noise = None
         if eta > 0:
             noise = keyed_normal(keys_B2, x.shape[1:], timestep, candidate, Stream.STEP)
         return scheduler.step(epsilon, timestep, x, eta=eta, variance_noise=noise).prev_sample

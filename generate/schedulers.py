@@ -20,9 +20,14 @@ def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any
     elif config.scheduler == "unipc":
         # The corrector goes back to the sample before its clipping, and lets 4 % of the pixels out of range again.
         uncorrected = list(range(config.steps)) if config.clip else []
-        scheduler = UniPCMultistepScheduler(**explicit, final_sigmas_type="zero", disable_corrector=uncorrected)
+        scheduler = UniPCMultistepScheduler(
+            **explicit, final_sigmas_type="zero", disable_corrector=uncorrected
+        )
     else:
-        scheduler = DPMSolverMultistepScheduler(**explicit, algorithm_type="dpmsolver++", final_sigmas_type="zero")
+        scheduler = DPMSolverMultistepScheduler(
+            **explicit, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+        )
+
     scheduler.set_timesteps(config.steps)
     return scheduler
 
@@ -46,4 +51,5 @@ def clip_predicted_x0(x_t: torch.Tensor, epsilon: torch.Tensor, alpha_bar: float
     """
     noise_share = (1 - alpha_bar) ** 0.5
     x0 = (x_t - noise_share * epsilon) / alpha_bar**0.5
+
     return alpha_bar**0.5 * x0.clamp(-1, 1) + noise_share * epsilon

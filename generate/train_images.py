@@ -29,23 +29,39 @@ class ImageOrder:
     A batch sampler that makes one batch at a time and keeps one pass in memory.
     """
 
-    def __init__(self, count: int, config: DiffusionConfig, first: int, last: int, rank: int = 0, world_size: int = 1):
-        self.count, self.seed, self.batch_size = count, config.seed, config.batch_size
-        self.first, self.last, self.rank, self.world_size = first, last, rank, world_size
+    def __init__(
+        self,
+        count: int,
+        config: DiffusionConfig,
+        first: int,
+        last: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.count = count
+        self.seed = config.seed
+        self.batch_size = config.batch_size
+        self.first = first
+        self.last = last
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[int]]:
-        order, order_epoch = np.empty(0, np.int64), -1
+        order = np.empty(0, np.int64)
+        order_epoch = -1
         local = self.batch_size // self.world_size
+
         for step in range(self.first, self.last):
             batch = []
             start = step * self.batch_size + self.rank * local
             for sample in range(start, start + local):
                 epoch, place = divmod(sample, self.count)
                 if epoch != order_epoch:
-                    order, order_epoch = permutation(self.count, self.seed, epoch, "diffusion"), epoch
+                    order = permutation(self.count, self.seed, epoch, "diffusion")
+                    order_epoch = epoch
                 batch.append(int(order[place]))
             yield batch
 

@@ -39,4 +39,5 @@ def draw_images(
                 if clip:
                     x = clip_predicted_x0(x, epsilon, float(scheduler.alphas_cumprod[timestep]))
                 x = scheduler.step(epsilon, timestep, x).prev_sample
+
         yield x

@@ -9,12 +9,16 @@ from .model import DiffusionModel
 from .pixels import to_model_range
 from .unconditional import draw_images
 
-IMAGES, STEPS = 16, 10
+IMAGES = 16
+STEPS = 10
 ANCHORS = 256
 
 
 def check_statistics(
-    model: DiffusionModel, anchors: ImageSource, device: torch.device | str = "cpu", clip: bool = True
+    model: DiffusionModel,
+    anchors: ImageSource,
+    device: torch.device | str = "cpu",
+    clip: bool = True,
 ) -> None:
     """Refuse a model whose own images are not in [-1, 1] but in [0, 1], in [0, 255], or standardised.
 
@@ -29,19 +33,27 @@ def check_statistics(
             f"diffusion model {model.origin} clips to [-{model.clip_range:g}, {model.clip_range:g}] by its scheduler's "
             "configuration, sampler.clip to [-1, 1]; set sampler.clip=false, or use a model of images in [-1, 1]"
         )
+
     real = to_model_range(np.stack([anchors[place].image for place in anchors.spread(ANCHORS)]))
     unet = torch.nn.Module.to(model.unet, device)
     made = (
-        torch.cat(list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False)))
+        torch.cat(
+            list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False))
+        )
         .cpu()
         .flatten()
     )
-    lowest, highest = made.quantile(0.01), made.quantile(0.99)
+    lowest = made.quantile(0.01)
+    highest = made.quantile(0.99)
     found = ""
+
     if real.quantile(0.01) < -0.5 and lowest > -0.2:
         found = "in [0, 1]" if highest < 1.5 else "in [0, 255]"
-    elif abs(made.std() - 1) < 0.1 and abs(made.mean()) < 0.2 and real.std() < 0.8 and highest > 1.2:
+    elif (
+        abs(made.std() - 1) < 0.1 and abs(made.mean()) < 0.2 and real.std() < 0.8 and highest > 1.2
+    ):
         found = "standardised to mean 0 and deviation 1"
+
     if found:
         raise InputError(
             f"diffusion model {model.origin} makes values from {lowest:.2f} to {highest:.2f} (1 and 99 %), as if "

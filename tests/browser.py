@@ -23,9 +23,15 @@ def find_browser() -> str | None:
     """The path of Chromium; Debian's package is installed first where it is absent and that is possible."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None and shutil.which("apt-get") and os.geteuid() == 0:
-        for command in ("apt-get install -qq -y chromium", "apt-get update -qq", "apt-get install -qq -y chromium"):
+        for command in (
+            "apt-get install -qq -y chromium",
+            "apt-get update -qq",
+            "apt-get install -qq -y chromium",
+        ):
             environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            done = subprocess.run(command.split(), env=environment, capture_output=True, timeout=240, check=False)
+            done = subprocess.run(
+                command.split(), env=environment, capture_output=True, timeout=240, check=False
+            )
             if done.returncode == 0 and shutil.which(NAMES[0]):
                 break
         found = shutil.which(NAMES[0])
@@ -72,17 +78,27 @@ class Page:
             self.requests.append(parameters["request"]["url"])
         if message["method"] == "Runtime.exceptionThrown":
             self.errors.append(str(parameters["exceptionDetails"]))
-        if message["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+        if message["method"] == "Log.entryAdded" and parameters["entry"]["level"] in (
+            "error",
+            "warning",
+        ):
             self.errors.append(parameters["entry"]["text"])
-        if message["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
+        if message["method"] == "Runtime.consoleAPICalled" and parameters["type"] in (
+            "error",
+            "warning",
+        ):
             self.errors.append(str(parameters["args"]))
 
     async def value(self, expression: str) -> Any:
-        result = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = await self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         return result["result"].get("value")
 
 
-async def _visit(port: int, address: str, width: int, scheme: str, expressions: dict[str, str], picture: Path):
+async def _visit(
+    port: int, address: str, width: int, scheme: str, expressions: dict[str, str], picture: Path
+):
     async with aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
             target = next(one for one in await response.json() if one["type"] == "page")
@@ -97,14 +113,22 @@ async def _visit(port: int, address: str, width: int, scheme: str, expressions: 
             await page.call("Page.navigate", url=address)
             while await page.value("document.readyState") != "complete":
                 await asyncio.sleep(0.05)
-            values = {name: await page.value(expression) for name, expression in expressions.items()}
+            values = {
+                name: await page.value(expression) for name, expression in expressions.items()
+            }
             shot = await page.call("Page.captureScreenshot", captureBeyondViewport=True)
             picture.write_bytes(base64.b64decode(shot["data"]))
             return page, values
 
 
 def visit(
-    browser: str, profile: Path, address: str, expressions: dict[str, str], picture: Path, width=1200, scheme="light"
+    browser: str,
+    profile: Path,
+    address: str,
+    expressions: dict[str, str],
+    picture: Path,
+    width=1200,
+    scheme="light",
 ):
     """Open a page: (what it did, the values of JavaScript expressions); a picture of it goes to `picture`."""
     with _running(browser, profile) as port:

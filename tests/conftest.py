@@ -4,7 +4,9 @@ import os
 import tempfile
 
 TEMPORARY = "clsp-tests-"
-if TEMPORARY not in os.environ.get("TMPDIR", ""):  # what launchers and libraries leave there goes with it
+if TEMPORARY not in os.environ.get(
+    "TMPDIR", ""
+):  # what launchers and libraries leave there goes with it
     os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=TEMPORARY)
     tempfile.tempdir = None
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
@@ -117,9 +119,18 @@ def model(model_folder):
 @pytest.fixture(scope="session")
 def trained_model(tmp_path_factory):
     """A small model trained for seconds: its images are digits of a sort, with the values of real ones."""
-    settings = {"steps": 300, "batch_size": 32, "warmup_steps": 20, "lr": 5e-3, "lr_schedule": "cosine", "snr_gamma": 5}
+    settings = {
+        "steps": 300,
+        "batch_size": 32,
+        "warmup_steps": 20,
+        "lr": 5e-3,
+        "lr_schedule": "cosine",
+        "snr_gamma": 5,
+    }
     config = TINY.model_copy(update={**settings, "ema_decay": 0.98, "attention": (False, False)})
-    folder = train_diffusion(ImageSource(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model")
+    folder = train_diffusion(
+        ImageSource(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model"
+    )
     return load_diffusion(str(folder), 8)
 
 
@@ -188,7 +199,13 @@ def settings(values: dict) -> list[str]:
 
 def launcher(processes: int) -> list[str]:
     """The beginning of a command line for so many processes; `-m module` or a file follows."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
 
 
 def run_make(*arguments: str, args: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -205,4 +222,6 @@ def run_make(*arguments: str, args: list[str], cwd: Path) -> subprocess.Complete
         f"ARGS={' '.join(args)}",
     ]
     environment = {**os.environ, "MAKEFLAGS": "", "MAKELEVEL": ""}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )

@@ -7,7 +7,11 @@ from accelerate import Accelerator
 from clsp.train import METHODS, PretrainConfig, build_method
 
 NETWORKS = {
-    "backbone_kwargs": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "norm_layer": "groupnorm1"},
+    "backbone_kwargs": {
+        "channels": [8, 8, 8, 8],
+        "layers": [1, 1, 1, 1],
+        "norm_layer": "groupnorm1",
+    },
     "projector_hidden": 16,
     "projector_out": 8,
     "predictor_hidden": 16,
@@ -20,7 +24,9 @@ def gradients_and_queues(accelerator: Accelerator, name: str) -> dict[str, torch
     torch.manual_seed(0)
     method = build_method(PretrainConfig(method=name, batch_size=8, queue_size=16, **NETWORKS))
     for module in method.modules():
-        if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):  # each process would drop others
+        if isinstance(
+            module, torch.nn.Dropout | torch.nn.MultiheadAttention
+        ):  # each process would drop others
             setattr(module, "p" if isinstance(module, torch.nn.Dropout) else "dropout", 0.0)
     method.before_step(0, 1)
     model = accelerator.prepare(method)
@@ -30,7 +36,11 @@ def gradients_and_queues(accelerator: Accelerator, name: str) -> dict[str, torch
     labels = torch.arange(8) % 3
     losses = model([image[own] for image in images[:2]], images[2][own], None, labels[own])
     accelerator.backward(sum(losses.values()))
-    found = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None}
+    found = {
+        name: parameter.grad
+        for name, parameter in method.named_parameters()
+        if parameter.grad is not None
+    }
     return found | {name: buffer for name, buffer in method.named_buffers() if "queue" in name}
 
 

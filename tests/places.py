@@ -13,12 +13,20 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ACCESS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+ACCESS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 def contents(root: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too."""
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
 
 
 class S3Server:
@@ -32,7 +40,9 @@ class S3Server:
         self.environment = {**ACCESS, "AWS_ENDPOINT_URL": self.url}
         command = [Path(sys.executable).parent / "moto_server", "-p", str(port)]
         with log.open("w") as file:
-            self.process = subprocess.Popen(command, stderr=file, stdout=file, env={**os.environ, **ACCESS})
+            self.process = subprocess.Popen(
+                command, stderr=file, stdout=file, env={**os.environ, **ACCESS}
+            )
         for _ in range(200):
             try:
                 urllib.request.urlopen(self.url, timeout=5).close()
@@ -56,7 +66,9 @@ class WebServer:
     def __init__(self, root: Path):
         self.faults: dict[str, list[str]] = {}
         self.served: list[str] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self, directory=str(root)))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(_Handler, self, directory=str(root))
+        )
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()

@@ -20,7 +20,12 @@ from clsp.cli.reproduce.driver import PROCESSES
 class Running:
     """A process that runs a function: what it prints is in files, and its exit code is a command's."""
 
-    def __init__(self, function: Callable[..., object], *arguments: Any, environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        function: Callable[..., object],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+    ):
         self._folder = Path(tempfile.mkdtemp(prefix="process-"))
         job = (function, arguments, dict(environment or os.environ), self._folder)
         self.process = PROCESSES.Process(target=_work, args=job)
@@ -70,7 +75,9 @@ def run_clsp(*arguments: object) -> Running:
     return running
 
 
-def start_ranks(processes: int, function: Callable[..., object], *arguments: Any, threads: int = 1) -> list[Running]:
+def start_ranks(
+    processes: int, function: Callable[..., object], *arguments: Any, threads: int = 1
+) -> list[Running]:
     """Start a function as so many processes of one group, on CPUs, with the environment that a launcher gives."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -82,7 +89,9 @@ def start_ranks(processes: int, function: Callable[..., object], *arguments: Any
     return [Running(function, *arguments, environment=common | rank) for rank in ranks]
 
 
-def run_ranks(processes: int, function: Callable[..., object], *arguments: Any, threads: int = 1) -> list[Running]:
+def run_ranks(
+    processes: int, function: Callable[..., object], *arguments: Any, threads: int = 1
+) -> list[Running]:
     """Run a function as so many processes to their end, which must be a good one."""
     running = start_ranks(processes, function, *arguments, threads=threads)
     for one in running:
@@ -90,13 +99,17 @@ def run_ranks(processes: int, function: Callable[..., object], *arguments: Any, 
     return running
 
 
-def _work(function: Callable[..., object], arguments: tuple, environment: dict[str, str], folder: Path) -> None:
+def _work(
+    function: Callable[..., object], arguments: tuple, environment: dict[str, str], folder: Path
+) -> None:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         with (folder / name).open("wb") as file:
             os.dup2(file.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked in the process that is forked
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGTERM}
+    )  # blocked in the process that is forked
     multiprocessing.set_start_method(None, force=True)  # for DataLoader workers: the default
     import torch
 

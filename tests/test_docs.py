@@ -61,16 +61,29 @@ def measured(name):
 def test_the_tables_of_the_results_are_those_of_their_files():
     page, readme = ((REPOSITORY / path).read_text() for path in ("docs/results.md", "README.md"))
     for row in measured("demo")["summary"]:
-        cells = {name: f"{value['mean']:.2f} ± {value['std']:.2f}" for name, value in row["metrics"].items()}
-        shown = [row["name"], "3", *(cells[name] for name in ("linear.top1", "linear.top5", "knn.k20", "knn.k200"))]
+        cells = {
+            name: f"{value['mean']:.2f} ± {value['std']:.2f}"
+            for name, value in row["metrics"].items()
+        }
+        shown = [
+            row["name"],
+            "3",
+            *(cells[name] for name in ("linear.top1", "linear.top5", "knn.k20", "knn.k200")),
+        ]
         assert f"| {' | '.join(shown)} |" in page
         assert all(cell in readme for cell in cells.values())
     for row in measured("minutes")["summary"]:
-        cells = [f"{row['metrics'][name]['mean']:.1f}" for name in ("linear.top1", "knn.k20", "knn.k200")]
+        cells = [
+            f"{row['metrics'][name]['mean']:.1f}" for name in ("linear.top1", "knn.k20", "knn.k200")
+        ]
         assert f"| {' | '.join([row['name'], *cells])} |" in page
     speed = measured("training-speed")["float32"]["rates"]
     for rates in speed.values():
         assert f" | {statistics.median(rates):.2f} | " in page
-    for side, other in (("ours", "usual"), ("ours, compiled", "usual"), ("ours, 2 views", "lightly, 2 views")):
+    for side, other in (
+        ("ours", "usual"),
+        ("ours, compiled", "usual"),
+        ("ours, 2 views", "lightly, 2 views"),
+    ):
         ratio = statistics.median(a / b for a, b in zip(speed[side], speed[other], strict=True))
         assert f"{ratio:.2f} ×" in page

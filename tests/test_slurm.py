@@ -43,7 +43,9 @@ def cluster(tmp_path):
         variables = {**os.environ, "PATH": path, "RECIPE": "digits", "OUT": str(tmp_path / "out")}
         variables |= {name: str(value) for name, value in environment.items()}
         line = ["bash", str(SCRIPTS / script), *map(str, arguments), *settings(VALUES)]
-        return subprocess.Popen(line, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            line, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     return start
 
@@ -52,7 +54,9 @@ def calls(tmp_path: Path) -> list[str]:
     return (tmp_path / "calls").read_text().splitlines()
 
 
-def test_an_array_makes_the_set_in_parts_and_a_stopped_task_asks_to_go_on(cluster, model_folder, tmp_path):
+def test_an_array_makes_the_set_in_parts_and_a_stopped_task_asks_to_go_on(
+    cluster, model_folder, tmp_path
+):
     def task(number: int) -> subprocess.Popen[str]:
         variables = {
             "SLURM_ARRAY_TASK_ID": number,
@@ -83,19 +87,39 @@ def test_an_array_that_does_not_start_at_0_is_refused(cluster):
 
 
 def test_several_nodes_are_launched_with_their_ranks(cluster, model_folder, tmp_path):
-    variables = {"SLURM_GPUS_ON_NODE": 4, "SLURM_NNODES": 2, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": 9}
-    output, _ = (process := cluster("nodes.sbatch", "--diffusion", model_folder, **variables)).communicate()
+    variables = {
+        "SLURM_GPUS_ON_NODE": 4,
+        "SLURM_NNODES": 2,
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": 9,
+    }
+    output, _ = (
+        process := cluster("nodes.sbatch", "--diffusion", model_folder, **variables)
+    ).communicate()
     assert process.returncode == 0, output
     shown, *launches = calls(tmp_path)
     assert shown == "show hostnames node[1-2]"
     for rank, line in enumerate(sorted(launches, key=lambda line: line.split("--machine_rank")[1])):
-        assert f"--num_machines 2 --machine_rank {rank} --num_processes 8 --main_process_ip node1" in line
-        assert f"-m clsp.cli shards make --recipe digits --out {tmp_path}/out/shards --diffusion {model_folder}" in line
+        assert (
+            f"--num_machines 2 --machine_rank {rank} --num_processes 8 --main_process_ip node1"
+            in line
+        )
+        assert (
+            f"-m clsp.cli shards make --recipe digits --out {tmp_path}/out/shards --diffusion {model_folder}"
+            in line
+        )
     assert len(launches) == 2
 
 
 def test_bad_input_is_found_before_any_launch(cluster, tmp_path):
-    variables = {"SLURM_GPUS_ON_NODE": 4, "SLURM_NNODES": 2, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": 9}
-    output, _ = (process := cluster("nodes.sbatch", "--diffusion", tmp_path / "none", **variables)).communicate()
+    variables = {
+        "SLURM_GPUS_ON_NODE": 4,
+        "SLURM_NNODES": 2,
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": 9,
+    }
+    output, _ = (
+        process := cluster("nodes.sbatch", "--diffusion", tmp_path / "none", **variables)
+    ).communicate()
     assert process.returncode == 2 and "does not exist" in output
     assert len(calls(tmp_path)) == 1

@@ -22,12 +22,18 @@ def architecture(config: PretrainConfig) -> str:
     """
     if config.stem == "default":
         if not timm.is_model(config.backbone):
-            raise InputError(f"pretrain.backbone: timm has no model {config.backbone!r}; see timm.list_models()")
+            raise InputError(
+                f"pretrain.backbone: timm has no model {config.backbone!r}; see timm.list_models()"
+            )
         return config.backbone
+
     name = f"clsp_{config.backbone}_cifar"
     if name not in default_cfgs:
         known = ", ".join(key.split("_")[1] for key in default_cfgs)
-        raise InputError(f"pretrain.stem = cifar goes with {known}, found {config.backbone}; set pretrain.stem=default")
+        raise InputError(
+            f"pretrain.stem = cifar goes with {known}, found {config.backbone}; set pretrain.stem=default"
+        )
+
     return name
 
 
@@ -37,14 +43,18 @@ def build_backbone(config: PretrainConfig) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **config.backbone_kwargs)
     except TypeError as error:
-        raise InputError(f"pretrain.backbone_kwargs do not fit {config.backbone}: {error}") from error
+        raise InputError(
+            f"pretrain.backbone_kwargs do not fit {config.backbone}: {error}"
+        ) from error
 
 
 def save_backbone(model: nn.Module, config: PretrainConfig, size: int, folder: Path) -> None:
     """Write `model.safetensors` and `config.json` in timm's form, with the normalisation and image size used."""
     data = {"input_size": (3, size, size), "mean": config.mean, "std": config.std}
     arguments = dict(config.backbone_kwargs)
-    timm.models.save_for_hf(model, str(folder), model_args=arguments, data_config=data, safe_serialization=True)
+    timm.models.save_for_hf(
+        model, str(folder), model_args=arguments, data_config=data, safe_serialization=True
+    )
 
 
 def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -55,7 +65,10 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     path = folder / "config.json"
     if not path.exists():
-        raise InputError(f"{folder} holds no backbone (no config.json); give a run that clsp pretrain has finished")
+        raise InputError(
+            f"{folder} holds no backbone (no config.json); give a run that clsp pretrain has finished"
+        )
+
     try:
         config = json.loads(path.read_text())["pretrained_cfg"]
         absent = [name for name in ("mean", "std", "input_size") if name not in config]
@@ -65,6 +78,7 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{folder} is no loadable timm backbone: {reason}") from error
+
     return model.eval().requires_grad_(False), config
 
 

@@ -16,19 +16,27 @@ LARS_TRUST = 0.02
 """η of LARS, with its rate clipped at the learning rate, as in solo-learn."""
 
 
-def batch_order(shards: ShardSet, config: PretrainConfig, rank: int = 0, world_size: int = 1) -> BatchOrder:
+def batch_order(
+    shards: ShardSet, config: PretrainConfig, rank: int = 0, world_size: int = 1
+) -> BatchOrder:
     """The run's order of batches.
 
     Raises:
         InputError: the batch is larger than the set or not divisible by the number of processes.
     """
     if config.batch_size > len(shards):
-        raise InputError(f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors")
+        raise InputError(
+            f"pretrain.batch_size is {config.batch_size}, the set {shards.root} has {len(shards)} anchors"
+        )
+
     parts = world_size * config.accumulation
     if config.batch_size % parts:
         found = f"the {world_size} processes times accumulation = {config.accumulation}"
         raise InputError(f"pretrain.batch_size is {config.batch_size}, not divisible by {found}")
-    return BatchOrder(shards.shard_sizes, shards.plan.digest, config.seed, config.batch_size, rank, world_size)
+
+    return BatchOrder(
+        shards.shard_sizes, shards.plan.digest, config.seed, config.batch_size, rank, world_size
+    )
 
 
 def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> PairLoader:
@@ -37,17 +45,26 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
     Raises:
         InputError: the set lacks the candidates, labels or scores that the method and its settings need.
     """
-    needs_candidates, synthetic = config.extra in ("shards", "inflation"), config.synthetic
+    needs_candidates = config.extra in ("shards", "inflation")
+    synthetic = config.synthetic
     if needs_candidates and shards.candidates == 0:
-        raise InputError(f"{shards.root} has no candidates; make some, or set pretrain.synthetic.source=none")
+        raise InputError(
+            f"{shards.root} has no candidates; make some, or set pretrain.synthetic.source=none"
+        )
     if method_class(config).needs_labels and (shards.labels() < 0).any():
-        raise InputError(f"pretrain.method = {config.method} needs labels, and {shards.root} has anchors without one")
+        raise InputError(
+            f"pretrain.method = {config.method} needs labels, and {shards.root} has anchors without one"
+        )
+
     choice = None
     if needs_candidates and synthetic.scores:
         rule = (synthetic.scores, synthetic.measure, synthetic.minimum, synthetic.weighted)
         choice = choice_by_scores(shards, config.seed, *rule)
+
     dataset = PairDataset(shards, config.seed, needs_candidates, choice)
-    return PairLoader(dataset, order, order.batches_per_epoch * config.epochs, workers=config.workers)
+    return PairLoader(
+        dataset, order, order.batches_per_epoch * config.epochs, workers=config.workers
+    )
 
 
 def prepared_method(config: PretrainConfig, device: torch.device) -> Method:
@@ -55,10 +72,14 @@ def prepared_method(config: PretrainConfig, device: torch.device) -> Method:
     method: Any = build_method(config).to(device).to(memory_format=torch.channels_last)
     if config.sync_batch_norm:
         if device.type == "cpu":
-            raise InputError("pretrain.sync_batch_norm works on GPUs only; set it to false, or batch_norm to joint")
+            raise InputError(
+                "pretrain.sync_batch_norm works on GPUs only; set it to false, or batch_norm to joint"
+            )
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+
     if config.compile:
         method.backbone.compile()
+
     return method
 
 
@@ -69,6 +90,7 @@ def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optim
         kwargs["nesterov"] = False
     elif config.optimizer == "lars":
         kwargs |= {"trust_coeff": LARS_TRUST, "trust_clip": True}
+
     return timm.optim.create_optimizer_v2(
         method,
         opt=config.optimizer,

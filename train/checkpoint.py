@@ -23,6 +23,7 @@ def save_checkpoint(
         for name, value in values.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
+
     content = safetensors.torch.save(tensors, metadata={"state": json.dumps(state)})
     write_file(out / FOLDER / f"step-{state['step']:09d}.safetensors", content)
     for old in checkpoints(out)[:-keep]:
@@ -34,7 +35,9 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted((out / FOLDER).glob("step-*.safetensors"))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """Load a checkpoint into `model` and `optimizer`, strictly, and return its state.
 
     Raises:
@@ -44,14 +47,24 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         with safetensors.safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        weights = {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
+        weights = {
+            name.removeprefix("model."): tensors[name]
+            for name in tensors
+            if name.startswith("model.")
+        }
         model.load_state_dict(weights, strict=True)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit this run ({error}); remove it to go on from an earlier one") from error
+        raise InputError(
+            f"{path} does not fit this run ({error}); remove it to go on from an earlier one"
+        ) from error
+
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             moments.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    optimizer.load_state_dict(
+        {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return state

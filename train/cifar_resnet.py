@@ -65,4 +65,6 @@ def clsp_resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def clsp_resnet101_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-101 with the CIFAR stem."""
-    return _build("clsp_resnet101_cifar", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 23, 3))
+    return _build(
+        "clsp_resnet101_cifar", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 23, 3)
+    )

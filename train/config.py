@@ -28,8 +28,14 @@ class AugmentConfig(Section):
 
     def weakened(self) -> "AugmentConfig":
         """AdaInf's weaker augmentation: crops of a fifth at least, jitter half as strong and half as often."""
-        halved = {name: getattr(self, name) / 2 for name in ("brightness", "contrast", "saturation", "hue")}
-        weaker = {"crop_scale": max(0.2, self.crop_scale), "jitter_probability": self.jitter_probability / 2}
+        halved = {
+            name: getattr(self, name) / 2
+            for name in ("brightness", "contrast", "saturation", "hue")
+        }
+        weaker = {
+            "crop_scale": max(0.2, self.crop_scale),
+            "jitter_probability": self.jitter_probability / 2,
+        }
         return self.model_copy(update={**halved, **weaker})
 
 
@@ -59,9 +65,13 @@ class SyntheticConfig(Section):
     @model_validator(mode="after")
     def _scores_are_named(self):
         if (self.minimum is not None or self.weighted) and not self.scores:
-            raise ValueError("synthetic.minimum and synthetic.weighted need synthetic.scores, the name of scores")
+            raise ValueError(
+                "synthetic.minimum and synthetic.weighted need synthetic.scores, the name of scores"
+            )
         if self.weighted and self.source == "inflation":
-            raise ValueError("synthetic.weighted is for pairs, and inflation has none; use synthetic.minimum")
+            raise ValueError(
+                "synthetic.weighted is for pairs, and inflation has none; use synthetic.minimum"
+            )
         return self
 
 
@@ -115,7 +125,9 @@ class PretrainConfig(Section):
     precision: Literal["no", "bf16"] = "no"
     workers: int = Field(default=2, ge=0)
     """Decoding processes per training process."""
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml"], ...] = ("tensorboard",)
+    trackers: tuple[
+        Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml"], ...
+    ] = ("tensorboard",)
     """Where metrics go besides log.jsonl; TensorBoard's files lie in the run's folder."""
     knn_epochs: int = Field(default=0, ge=0)
     """Every so many epochs kNN accuracy on the recipe's labelled images goes to the log and the report; 0: never."""
@@ -125,7 +137,9 @@ class PretrainConfig(Section):
     @property
     def extra(self) -> Literal["shards", "augmentation", "inflation", "none"]:
         """What the run adds to its method; `none` also where λ is 0."""
-        off = self.synthetic.source != "inflation" and not (self.synthetic.weight and self.synthetic.probability)
+        off = self.synthetic.source != "inflation" and not (
+            self.synthetic.weight and self.synthetic.probability
+        )
         return "none" if off else self.synthetic.source
 
     @property

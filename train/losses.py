@@ -26,7 +26,10 @@ def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
         tensors = [part for part in arguments if isinstance(part, torch.Tensor)]
         device = tensors[0].device.type if tensors else arguments[0][0].device.type
         with torch.autocast(device, enabled=False):
-            return function(*map(widened, arguments), **{name: widened(value) for name, value in options.items()})
+            return function(
+                *map(widened, arguments),
+                **{name: widened(value) for name, value in options.items()},
+            )
 
     return computed
 
@@ -53,17 +56,21 @@ def nt_xent(
     """
     all_z1_ND = z1_BD if all_z1_ND is None else all_z1_ND
     all_z2_ND = z2_BD if all_z2_ND is None else all_z2_ND
-    local, everyone = len(z1_BD), len(all_z1_ND)
+    local = len(z1_BD)
+    everyone = len(all_z1_ND)
     logits = torch.cat([z1_BD, z2_BD]) @ torch.cat([all_z1_ND, all_z2_ND]).T / temperature
     own = torch.arange(local, device=z1_BD.device) + rank * local
     itself = torch.cat([own, own + everyone])
     positive = torch.cat([own + everyone, own])
     logits = logits.scatter(1, itself[:, None], float("-inf"))
+
     return F.cross_entropy(logits, positive)
 
 
 @in_float32
-def alignment(z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> torch.Tensor:
+def alignment(
+    z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor | None = None
+) -> torch.Tensor:
     """The synthetic term before λ (CLSP, section 3.3): `mean(w · (2 - 2·cos(z_1, z_3)))`, gradient on both sides.
 
     Args:
@@ -74,7 +81,9 @@ def alignment(z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor 
 
 
 @in_float32
-def info_nce(q_BD: torch.Tensor, k_BD: torch.Tensor, queue_QD: torch.Tensor, temperature: float) -> torch.Tensor:
+def info_nce(
+    q_BD: torch.Tensor, k_BD: torch.Tensor, queue_QD: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """InfoNCE with a queue (MoCo, equation 1): each query against its own key and all of the queue, the mean over B.
 
     Keys and queue are constants.
@@ -85,7 +94,9 @@ def info_nce(q_BD: torch.Tensor, k_BD: torch.Tensor, queue_QD: torch.Tensor, tem
 
 
 @in_float32
-def cross_view(target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: float, rank: int = 0) -> torch.Tensor:
+def cross_view(
+    target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: float, rank: int = 0
+) -> torch.Tensor:
     """Each local target against the outputs of the other view for the whole global batch (NNCLR, equation 3).
 
     Args:
@@ -99,7 +110,11 @@ def cross_view(target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: flo
 
 @in_float32
 def supervised_contrastive(
-    z_BD: torch.Tensor, all_z_ND: torch.Tensor, places_B: torch.Tensor, labels_N: torch.Tensor, temperature: float
+    z_BD: torch.Tensor,
+    all_z_ND: torch.Tensor,
+    places_B: torch.Tensor,
+    labels_N: torch.Tensor,
+    temperature: float,
 ) -> torch.Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, equation 2): the mean over the local images.
 
@@ -114,6 +129,7 @@ def supervised_contrastive(
     positives = positives.scatter(1, places_B[:, None], False)
     log_probabilities = logits.log_softmax(dim=1)
     sums_B = log_probabilities.masked_fill(~positives, 0.0).sum(dim=1)
+
     return -(sums_B / positives.sum(dim=1)).mean()
 
 
@@ -128,11 +144,13 @@ def redundancy(keys_ND: Sequence[torch.Tensor], y_ND: Sequence[torch.Tensor]) ->
         keys_ND: the momentum encoder's embeddings of views 1 and 2, the whole global batch.
         y_ND: the projections of views 1 and 2, the same.
     """
-    on, off = [], []
+    on = []
+    off = []
     for key, y in zip(keys_ND, reversed(y_ND), strict=True):
         correlation = F.normalize(key, dim=0).T @ F.normalize(y, dim=0)
         diagonal = correlation.diagonal()
         others = len(correlation) * (len(correlation) - 1)
         on.append((diagonal - 1).square().mean())
         off.append((correlation.square().sum() - diagonal.square().sum()) / others)
+
     return ((on[0] + on[1]) / 2).sqrt() / 2 + ((off[0] + off[1]) / 2).sqrt() / 2

@@ -28,7 +28,11 @@ Probe = Callable[[nn.Module], dict[str, float]]
 
 
 def pretrain(
-    shards: ShardSet, config: PretrainConfig, out: Path, report: Report | None = None, probe: Probe | None = None
+    shards: ShardSet,
+    config: PretrainConfig,
+    out: Path,
+    report: Report | None = None,
+    probe: Probe | None = None,
 ) -> Path:
     """Pretrain a backbone on a shard set; resumes from `out` by itself. Returns the backbone's folder.
 
@@ -45,6 +49,7 @@ def pretrain(
     """
     if check_run(shards, config, out):
         return out / BACKBONE
+
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False), _patience()]
     logging: Any = {"log_with": list(config.trackers) or None, "project_dir": out}
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=handlers, **logging)
@@ -52,33 +57,45 @@ def pretrain(
     torch.manual_seed(stream_seed(config.seed, "weights"))
     method = prepared_method(config, accelerator.device)
     loader = pair_loader(shards, config, order)
+
     if accelerator.is_main_process:
         claim_folder(shards, config, out)
-    accelerator.init_trackers(TRACKED, {"run": config.run_name, "seed": config.seed, "epochs": config.epochs})
+
+    accelerator.init_trackers(
+        TRACKED, {"run": config.run_name, "seed": config.seed, "epochs": config.epochs}
+    )
     model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
     run = _Run(accelerator, method, optimizer, config, loader, out)
     views = Views(config, shards.size, accelerator.device)
-    stepper = Stepper(accelerator, method, model, optimizer, config, order, views, shards.candidates)
+    stepper = Stepper(
+        accelerator, method, model, optimizer, config, order, views, shards.candidates
+    )
     model.train()
+
     with stop_deferred() as stop_requested:
         for step, batch in enumerate(loader, start=run.resume()):
             try:
                 run.add(stepper.run(step, batch))
             except NotFiniteError as error:
                 raise run.not_finite(error, step, batch.keys) from error
+
             epoch, rest = divmod(step + 1, order.batches_per_epoch)
             if not rest:
                 means = run.end_epoch(epoch, stepper.rate, probe)
                 if report:
                     report(epoch, config.epochs, means)
+
             if _on_any_rank(accelerator, stop_requested()):
                 run.save()
                 accelerator.end_training()
                 raise StopRequested
+
     if accelerator.is_main_process:
         export_backbone(method, config, shards.size, out)
+
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
     return out / BACKBONE
 
 
@@ -86,10 +103,20 @@ class _Run:
     """What a run keeps besides its weights: where it is, the sums of the epoch's losses, the log, the checkpoints."""
 
     def __init__(
-        self, accelerator: Accelerator, method: Method, optimizer, config: PretrainConfig, loader: PairLoader, out: Path
+        self,
+        accelerator: Accelerator,
+        method: Method,
+        optimizer,
+        config: PretrainConfig,
+        loader: PairLoader,
+        out: Path,
     ):
-        self.accelerator, self.method, self.optimizer = accelerator, method, optimizer
-        self.config, self.loader, self.out = config, loader, out
+        self.accelerator = accelerator
+        self.method = method
+        self.optimizer = optimizer
+        self.config = config
+        self.loader = loader
+        self.out = out
         self.sums: dict[str, torch.Tensor] = {}
         self.log: list[dict[str, Any]] = []
         self.started = time.time()
@@ -101,7 +128,10 @@ class _Run:
             state = load_checkpoint(saved[-1], self.method, self.optimizer)
             self.loader.load_state_dict(state["data"])
             device = self.accelerator.device
-            self.sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+            self.sums = {
+                name: torch.tensor(value, device=device) for name, value in state["sums"].items()
+            }
+
         self.log = read_rows(self.out, self.loader.batch)
         return self.loader.batch
 
@@ -112,20 +142,31 @@ class _Run:
 
     def end_epoch(self, epoch: int, rate: float, probe: Probe | None) -> dict[str, float]:
         """Log the epoch's means and what the probe finds, and save a checkpoint if one is due."""
-        per_epoch, main = self.loader.order.batches_per_epoch, self.accelerator.is_main_process
-        means = {name: _mean_over_ranks(self.accelerator, value) / per_epoch for name, value in self.sums.items()}
+        per_epoch = self.loader.order.batches_per_epoch
+        main = self.accelerator.is_main_process
+        means = {
+            name: _mean_over_ranks(self.accelerator, value) / per_epoch
+            for name, value in self.sums.items()
+        }
         means |= _probed(probe, self.method.backbone, epoch, self.config) if main else {}
-        spent = {"seconds": round(time.time() - self.started, 3), "waited": round(self.loader.waited, 3)}
+        spent = {
+            "seconds": round(time.time() - self.started, 3),
+            "waited": round(self.loader.waited, 3),
+        }
         self.log.append({"epoch": epoch, "step": self.loader.batch, **means, "lr": rate, **spent})
         self.accelerator.log(means, step=self.loader.batch)
         self.sums.clear()
+
         if epoch % self.config.checkpoint_epochs == 0 or epoch == self.config.epochs:
             self.save()
+
         return means
 
     def save(self) -> None:
         """Write log and checkpoint; the losses so far are the mean over ranks, which may be other ones next time."""
-        sums = {name: _mean_over_ranks(self.accelerator, value) for name, value in self.sums.items()}
+        sums = {
+            name: _mean_over_ranks(self.accelerator, value) for name, value in self.sums.items()
+        }
         if not self.accelerator.is_main_process:
             return
         write_file(self.out / LOG, "".join(json.dumps(row) + "\n" for row in self.log).encode())
@@ -141,13 +182,17 @@ class _Run:
         )
 
 
-def _probed(probe: Probe | None, backbone: nn.Module, epoch: int, config: PretrainConfig) -> dict[str, float]:
+def _probed(
+    probe: Probe | None, backbone: nn.Module, epoch: int, config: PretrainConfig
+) -> dict[str, float]:
     due = config.knn_epochs and epoch % config.knn_epochs == 0
     return probe(backbone) if probe and due else {}
 
 
 def _patience() -> InitProcessGroupKwargs:
-    return InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while the first process probes
+    return InitProcessGroupKwargs(
+        timeout=timedelta(hours=12)
+    )  # the others wait while the first process probes
 
 
 def _mean_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> float:

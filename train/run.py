@@ -29,10 +29,13 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
     content = owner_of(out, RUN, "run of clsp pretrain")
     if content is None:
         return False
-    found, run = json.loads(content), _identity(shards, config)
+
+    found = json.loads(content)
+    run = _identity(shards, config)
     different = differences({key: found.get(key) for key in run}, run)
     if different:
         raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
+
     return (out / BACKBONE).exists()
 
 
@@ -46,7 +49,9 @@ def layers_used(out: Path) -> list[str] | None:
 def _check_trackers(config: PretrainConfig) -> None:
     absent = [name for name in config.trackers if importlib.util.find_spec(name) is None]
     if absent:
-        raise InputError(f"pretrain.trackers: {', '.join(absent)} is not installed; pip install it or leave it out")
+        raise InputError(
+            f"pretrain.trackers: {', '.join(absent)} is not installed; pip install it or leave it out"
+        )
 
 
 def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from .config import PretrainConfig
 
 def learning_rate(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:
     """Linear warm-up from `warmup_lr` to `lr`, then a cosine to 0 at the last step."""
-    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    warmup = config.warmup_epochs * steps_per_epoch
+    total = config.epochs * steps_per_epoch
     if step < warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

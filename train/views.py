@@ -24,19 +24,31 @@ def build_augmentation(config: AugmentConfig, size: int, batched: bool = False) 
         batched: crop all images in one operation, for GPUs: the same boxes, sampled up to half a pixel away.
     """
     jitter: Any = (config.brightness, config.contrast, config.saturation, config.hue)
-    how: Any = {"cropping_mode": "resample"} if batched else {"cropping_mode": "slice", "align_corners": False}
-    steps: list[nn.Module] = [K.RandomResizedCrop((size, size), scale=(config.crop_scale, 1.0), p=1.0, **how)]
+    how: Any = (
+        {"cropping_mode": "resample"}
+        if batched
+        else {"cropping_mode": "slice", "align_corners": False}
+    )
+    steps: list[nn.Module] = [
+        K.RandomResizedCrop((size, size), scale=(config.crop_scale, 1.0), p=1.0, **how)
+    ]
+
     if any(jitter):
         steps.append(K.ColorJitter(*jitter, p=config.jitter_probability))
+
     if config.grey_probability:
         steps.append(K.RandomGrayscale(p=config.grey_probability))
+
     if config.blur_probability:
         kernel = max(3, size // 10 // 2 * 2 + 1)
         steps.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=config.blur_probability))
+
     if config.solarise_probability:  # kornia would draw the threshold and add a shift
         steps.append(K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=config.solarise_probability))
+
     if config.flip:
         steps.append(K.RandomHorizontalFlip(p=0.5))
+
     return nn.Sequential(*steps)
 
 
@@ -47,8 +59,11 @@ class Views:
     """
 
     def __init__(self, config: PretrainConfig, size: int, device: torch.device):
-        self.seed, self.device = config.seed, device
-        self.augmentation = build_augmentation(config.augmentation, size, batched=device.type == "cuda")
+        self.seed = config.seed
+        self.device = device
+        self.augmentation = build_augmentation(
+            config.augmentation, size, batched=device.type == "cuda"
+        )
         self.mean = torch.tensor(config.mean, device=device)[:, None, None]
         self.std = torch.tensor(config.std, device=device)[:, None, None]
 

@@ -21,11 +21,27 @@ STATE = "reproduce.json"
 @recipe_options
 @out_option("Folder for everything; what is finished there is not done again.")
 @click.option(
-    "--profile", default="", help="A budget that the recipe names: minutes, hour, paper. Default: as it stands."
+    "--profile",
+    default="",
+    help="A budget that the recipe names: minutes, hour, paper. Default: as it stands.",
 )
-@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Then stop, to be started again.")
-@click.option("--seeds", type=click.IntRange(1), help="Seeds per run name, instead of the recipe's reproduce.seeds.")
-@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="Stages that run at a time.")
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Then stop, to be started again.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    help="Seeds per run name, instead of the recipe's reproduce.seeds.",
+)
+@click.option(
+    "--jobs",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Stages that run at a time.",
+)
 @click.pass_obj
 def reproduce(
     began: float,
@@ -42,7 +58,9 @@ def reproduce(
     recipe = load_recipe(recipe_name, settings, profile)
     methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs})
     resolved = {
-        method_recipe(out, method): load_recipe(recipe_name, (*settings, f"pretrain.method={method}"), profile)
+        method_recipe(out, method): load_recipe(
+            recipe_name, (*settings, f"pretrain.method={method}"), profile
+        )
         for method in methods
     }
     _check_methods(resolved)
@@ -63,7 +81,9 @@ def _check_methods(recipes: dict[Path, Recipe]) -> None:
     for recipe in recipes.values():
         if recipe.pretrain.method not in METHODS:
             known = ", ".join(sorted(METHODS))
-            raise InputError(f"reproduce.runs: no method {recipe.pretrain.method}; there are {known}")
+            raise InputError(
+                f"reproduce.runs: no method {recipe.pretrain.method}; there are {known}"
+            )
 
 
 def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
@@ -74,23 +94,37 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
         raise InputError(
             f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {state['clsp']}; choose another --out"
         )
+
     for path, recipe in recipes.items():
         begun = load_recipe(str(path)) if path.exists() else None
-        if begun and begun != recipe.model_copy(update={"reproduce": begun.reproduce}):  # runs and seeds may join it
-            raise InputError(f"{out} holds the work of another recipe ({path}); choose another --out")
+        if begun and begun != recipe.model_copy(
+            update={"reproduce": begun.reproduce}
+        ):  # runs and seeds may join it
+            raise InputError(
+                f"{out} holds the work of another recipe ({path}); choose another --out"
+            )
+
     anchors = next(iter(recipes.values())).anchors
     ImageSource(anchors)  # a missing data set is found here, before anything is written
     write_file(out / STATE, json.dumps(state).encode())
+
     for path, recipe in recipes.items():
         recipe.save(path)
 
 
 def _cost_line(costs: dict[str, float]) -> str:
-    kinds = {"diffusion": "diffusion", "shards-": "shards", "linear-eval-": "linear-eval", "knn-": "knn"}
+    kinds = {
+        "diffusion": "diffusion",
+        "shards-": "shards",
+        "linear-eval-": "linear-eval",
+        "knn-": "knn",
+    }
     others = {"verify", "preview", "compare", "score", "report"}
     sums: dict[str, float] = {}
+
     for name, spent in costs.items():
         kind = next((kind for start, kind in kinds.items() if name.startswith(start)), None)
         kind = kind or ("other" if name in others else "pretrain")
         sums[kind] = sums.get(kind, 0) + spent
+
     return ", ".join(f"{kind} {spent:.0f}" for kind, spent in sums.items())

@@ -51,12 +51,19 @@ class Driver:
         seconds: float | None = None,
         started: float | None = None,
     ):
-        self.out, self.stages, self.jobs, self.seconds = out, stages, jobs, seconds
+        self.out = out
+        self.stages = stages
+        self.jobs = jobs
+        self.seconds = seconds
         self.started = time.monotonic() if started is None else started
         self.finished: set[str] = set()
-        for stage in stages:  # in the order of their dependencies: what follows a changed stage is done again
+
+        for stage in (
+            stages
+        ):  # in the order of their dependencies: what follows a changed stage is done again
             if set(stage.after) <= self.finished and self._recorded(stage).get("finished"):
                 self.finished.add(stage.name)
+
         self.running: dict[str, _Running] = {}
         self.temporary = ""
 
@@ -76,6 +83,7 @@ class Driver:
             except BlockingIOError as error:
                 found = f"another clsp reproduce works in {self.out}"
                 raise InputError(f"{found}; wait for it, or choose another --out") from error
+
             before = (0, 0) if self.seconds is None else self._reached()
             try:
                 while len(self.finished) < len(self.stages):
@@ -92,7 +100,11 @@ class Driver:
     def _start_ready(self) -> None:
         for stage in self.stages:
             ready = set(stage.after) <= self.finished
-            if len(self.running) < self.jobs and ready and stage.name not in self.finished | set(self.running):
+            if (
+                len(self.running) < self.jobs
+                and ready
+                and stage.name not in self.finished | set(self.running)
+            ):
                 self.running[stage.name] = _Running(stage, self._start(stage), time.monotonic())
 
     def _start(self, stage: Stage) -> BaseProcess:
@@ -102,13 +114,17 @@ class Driver:
         log = self._log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        process = PROCESSES.Process(target=run_stage, args=(stage.arguments, log, threads, self.temporary))
+        process = PROCESSES.Process(
+            target=run_stage, args=(stage.arguments, log, threads, self.temporary)
+        )
         process.start()
         say(f"        {stage.name} begins (log: {log})")
+
         return process
 
     def _finish(self, running: _Running) -> None:
-        stage, code = running.stage, running.process.exitcode
+        stage = running.stage
+        code = running.process.exitcode
         del self.running[stage.name]
         spent = self._record(running, finished=code == DONE)
         if code != DONE:
@@ -122,7 +138,9 @@ class Driver:
         self._stop_all()
         if self._reached() == before:
             minutes = (self.seconds or 0) / 60
-            raise InputError(f"--max-minutes {minutes:g} is too short for one step of {names}; give more")
+            raise InputError(
+                f"--max-minutes {minutes:g} is too short for one step of {names}; give more"
+            )
         raise StopRequested
 
     def _reached(self) -> tuple[int, int]:
@@ -157,7 +175,11 @@ class Driver:
 
     def costs(self) -> dict[str, float]:
         """Seconds of every finished stage."""
-        return {stage.name: self._recorded(stage)["seconds"] for stage in self.stages if stage.name in self.finished}
+        return {
+            stage.name: self._recorded(stage)["seconds"]
+            for stage in self.stages
+            if stage.name in self.finished
+        }
 
     def _path(self, stage: Stage) -> Path:
         return self.out / "stages" / f"{stage.name}.json"
@@ -176,12 +198,17 @@ def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str)
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # until `run` has its own
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     driver = multiprocessing.parent_process()
+
     if driver is None or not driver.is_alive():  # it was stopped while this process was being made
         sys.exit(STOPPED)
-    multiprocessing.set_start_method(None, force=True)  # for DataLoader workers: the default, not the driver's
+
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # for DataLoader workers: the default, not the driver's
     import threadpoolctl
     import torch
 

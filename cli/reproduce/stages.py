@@ -28,7 +28,10 @@ def parse_run(name: str) -> tuple[str, str]:
     """
     method, plus, source = name.partition("+")
     if source not in SOURCES[1:] and plus:
-        raise InputError(f"reproduce.runs: {name}; expected a method, or METHOD+SOURCE with {', '.join(SOURCES[1:])}")
+        raise InputError(
+            f"reproduce.runs: {name}; expected a method, or METHOD+SOURCE with {', '.join(SOURCES[1:])}"
+        )
+
     return method, source or "none"
 
 
@@ -39,27 +42,53 @@ def method_recipe(out: Path, method: str) -> Path:
 
 def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Stage]:
     """The stages from images to report: a pretraining and its evaluations per run name and seed."""
-    shards, with_recipe = str(out / "shards"), ("--recipe", str(out / "recipe.toml"))
+    shards = str(out / "shards")
+    with_recipe = ("--recipe", str(out / "recipe.toml"))
     training = ("diffusion", "train", *with_recipe, "--out", str(out / "diffusion"))
     stages = [Stage("diffusion", training, alone=True)]
     making = ("shards", "make", *with_recipe, "--out", shards)
-    makes = [Stage(f"shards-{part}", (*making, "--part", f"{part}/{parts}"), ("diffusion",)) for part in range(parts)]
+    makes = [
+        Stage(f"shards-{part}", (*making, "--part", f"{part}/{parts}"), ("diffusion",))
+        for part in range(parts)
+    ]
     stages += makes
-    stages.append(Stage("verify", ("shards", "verify", shards, "--deep"), tuple(stage.name for stage in makes)))
+    stages.append(
+        Stage(
+            "verify", ("shards", "verify", shards, "--deep"), tuple(stage.name for stage in makes)
+        )
+    )
     preview = ("shards", "preview", shards, "--out", str(out / "contact-sheet.png"))
     stages.append(Stage("preview", preview, ("verify",)))
     folders = []
+
     for seed in range(seeds):
         for name in runs:
             folder = out / "pretrain" / f"{name}-s{seed}"
             stages += _run_stages(out, name, seed, shards, folder)
             folders.append(str(folder))
-    evaluated = tuple(stage.name for stage in stages if stage.name.startswith(("linear-eval-", "knn-")))
+
+    evaluated = tuple(
+        stage.name for stage in stages if stage.name.startswith(("linear-eval-", "knn-"))
+    )
     stages.append(Stage("compare", ("compare", *folders, "--out", str(out)), evaluated))
     encoder = Path(folders[0])
-    scored = ("shards", "score", shards, "--encoder", str(encoder), "--name", runs[0].replace("+", "-"), *with_recipe)
+    scored = (
+        "shards",
+        "score",
+        shards,
+        "--encoder",
+        str(encoder),
+        "--name",
+        runs[0].replace("+", "-"),
+        *with_recipe,
+    )
     stages.append(Stage("score", scored, evaluated))  # only now: every run records the set's ID
-    stages.append(Stage("report", ("report", str(out), "--out", str(out / "report.html")), ("compare", "score")))
+    stages.append(
+        Stage(
+            "report", ("report", str(out), "--out", str(out / "report.html")), ("compare", "score")
+        )
+    )
+
     return stages
 
 
@@ -67,10 +96,18 @@ def _run_stages(out: Path, name: str, seed: int, shards: str, folder: Path) -> l
     method, source = parse_run(name)
     label = folder.name
     recipe = ("--recipe", str(method_recipe(out, method)))
-    chosen = (*recipe, "--set", f"pretrain.synthetic.source={source}", "--set", f"pretrain.seed={seed}")
+    chosen = (
+        *recipe,
+        "--set",
+        f"pretrain.synthetic.source={source}",
+        "--set",
+        f"pretrain.seed={seed}",
+    )
     run = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))
     stages = [Stage(label, run, ("verify",))]
+
     for task in ("linear-eval", "knn"):
         evaluation = (task, *chosen, "--checkpoint", str(folder), "--out", str(folder))
         stages.append(Stage(f"{task}-{label}", evaluation, (label,)))
+
     return stages

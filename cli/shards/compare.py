@@ -16,10 +16,24 @@ EXAMPLE = "Example: clsp shards compare runs/paper/shards runs/fast/shards --enc
 @click.command(epilog=EXAMPLE)
 @click.argument("reference", metavar="REFERENCE", type=PATH)
 @click.argument("other", metavar="SET", type=PATH)
-@click.option("--encoder", "encoder_name", required=True, metavar="DIR|TIMM-NAME", help="A run, or any timm model.")
-@click.option("--resamples", default=1000, show_default=True, type=click.IntRange(100), help="Of the bootstrap.")
+@click.option(
+    "--encoder",
+    "encoder_name",
+    required=True,
+    metavar="DIR|TIMM-NAME",
+    help="A run, or any timm model.",
+)
+@click.option(
+    "--resamples",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(100),
+    help="Of the bootstrap.",
+)
 @click.option("--out", type=PATH, help="File for the figures (JSON).")
-def compare(reference: Path, other: Path, encoder_name: str, resamples: int, out: Path | None) -> int:
+def compare(
+    reference: Path, other: Path, encoder_name: str, resamples: int, out: Path | None
+) -> int:
     """Whether a set's candidates are as good as another's of the same anchors; exit code 1 if that is not shown.
 
     The 95 % bootstrap interval of the paired difference has to lie above -1 point of label agreement and below +5 % of
@@ -30,17 +44,34 @@ def compare(reference: Path, other: Path, encoder_name: str, resamples: int, out
 
     with ProgressReport("compare", "anchors") as report:
         found = compare_quality(*sets, load_encoder(encoder_name), resamples, report)
+
     say(
         f"{'':20} {'reference':>11} {'set':>11} {'difference':>11}   95 % interval, {found['anchors']} anchors in pairs"
     )
+
     for name, row in found["measures"].items():
         say(_line(name, row))
-    (one, _), (two, deviation) = found["kernel_distance"]["reference"], found["kernel_distance"]["other"]
-    say(f"{'kernel distance':20} {one:11.4g} {two:11.4g} {two - one:+11.4g}   std over subsets {deviation:.2g}")
+
+    (one, _) = found["kernel_distance"]["reference"]
+    (two, deviation) = found["kernel_distance"]["other"]
+    say(
+        f"{'kernel distance':20} {one:11.4g} {two:11.4g} {two - one:+11.4g}   std over subsets {deviation:.2g}"
+    )
     say("equivalent" if found["equivalent"] else "equivalence is not shown")
+
     if out:
-        facts = {"reference": sets[0].identity, "set": sets[1].identity, "encoder": encoder_digest(encoder_name)}
-        write_file(out, canonical_json({"task": "equivalence", **facts, **run_stamp(*PACKAGES), "result": found}))
+        facts = {
+            "reference": sets[0].identity,
+            "set": sets[1].identity,
+            "encoder": encoder_digest(encoder_name),
+        }
+        write_file(
+            out,
+            canonical_json(
+                {"task": "equivalence", **facts, **run_stamp(*PACKAGES), "result": found}
+            ),
+        )
+
     return 0 if found["equivalent"] else 1
 
 

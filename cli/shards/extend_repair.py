@@ -44,7 +44,8 @@ class SourceAnchors:
     """The anchors of a set whose own cannot be trusted, from its source, by the indices of its index."""
 
     def __init__(self, shards: ShardSet, anchors: ImageSource):
-        self.shards, self.anchors = shards, anchors
+        self.shards = shards
+        self.anchors = anchors
 
     def __getitem__(self, index: int) -> Anchor:
         return self.anchors[self.shards.source_index(index)]
@@ -56,11 +57,15 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
         from ..recipe import load_recipe
 
         return ImageSource(load_recipe(recipe_name).anchors)
+
     source = plan.source
     resize: Any = source.resize
     skip: Any = "skip" if plan.selection else "fail"
     geometry: Any = {"size": source.size, "resize": resize}
-    config = AnchorsConfig(path=source.name, split=source.split, limit=source.count, on_error=skip, **geometry)
+    config = AnchorsConfig(
+        path=source.name, split=source.split, limit=source.count, on_error=skip, **geometry
+    )
+
     return ImageSource(config)
 
 
@@ -77,14 +82,17 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
         raise InputError(
             f"the candidates were not made by clsp ({plan.diffusion.origin}); merge another set"
         ) from error
+
     model = load_diffusion(path, plan.source.size)
     if model.digest != plan.diffusion.digest:
         raise InputError(
             f"diffusion model {path} has the digest {model.digest}, the set was made by {plan.diffusion.origin} with "
             f"{plan.diffusion.digest}; give that model with --diffusion"
         )
+
     say_if_emulated("the set's sampler.dtype", config.dtype == "bfloat16")
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
+
     return Sampler(model, config, accelerator.device), accelerator
 
 
@@ -92,23 +100,36 @@ def model_of(root: Path, given: str) -> str:
     """The model to use: `--diffusion`, else the one beside the set."""
     beside = root.absolute().parent / "diffusion"
     if not given and not (beside / "model_index.json").exists():
-        raise InputError(f"no diffusion model in {beside}; give the one that made the set: --diffusion DIR or hub id")
+        raise InputError(
+            f"no diffusion model in {beside}; give the one that made the set: --diffusion DIR or hub id"
+        )
     return given or str(beside)
 
 
 @click.command(epilog="Example: clsp shards extend runs/digits/shards --candidates 8")
 @set_argument
-@click.option("--candidates", required=True, type=click.IntRange(1), help="K, the new total per anchor.")
+@click.option(
+    "--candidates", required=True, type=click.IntRange(1), help="K, the new total per anchor."
+)
 @diffusion_option
 @source_option
-@click.option("--part", default="0/1", metavar="I/N", show_default=True, help="Only part I of N, for job arrays.")
+@click.option(
+    "--part",
+    default="0/1",
+    metavar="I/N",
+    show_default=True,
+    help="Only part I of N, for job arrays.",
+)
 def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
     """More candidates for a sealed set, as a new layer; resumable, and the old bytes stay."""
     parsed_part = parse_part(part)
     layer, plan = extension_plan(root, candidates)
     if plan is None:
-        say(f"{root} has {candidates} candidates per anchor already, set ID {read_manifest(root).set_id}")
+        say(
+            f"{root} has {candidates} candidates per anchor already, set ID {read_manifest(root).set_id}"
+        )
         return
+
     path = model_of(root, diffusion)
     base = read_plan(root)
     shards = ShardSet(root, None if base.shards.include_anchors else open_source(base, recipe_name))
@@ -117,46 +138,73 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
 
     if accelerator.is_main_process:
         start_layer(root, layer, plan)
+
     accelerator.wait_for_everyone()
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rank = accelerator.process_index
+    world_size = accelerator.num_processes
+
     with ProgressReport("extend", "anchors") as report:
-        set_id = make_shards(root, plan, SetAnchors(shards), sampler, parsed_part, rank, world_size, report, layer)
+        set_id = make_shards(
+            root, plan, SetAnchors(shards), sampler, parsed_part, rank, world_size, report, layer
+        )
+
     if set_id:
-        print(f"shard set {root} has {candidates} candidates per anchor, set ID {set_id}", flush=True)
+        print(
+            f"shard set {root} has {candidates} candidates per anchor, set ID {set_id}", flush=True
+        )
     elif world_size == 1:
         say(f"part {part} of {root} is done; the last part to finish seals the set")
 
 
 @click.command(epilog="Example: clsp shards repair runs/digits/shards --from s3://bucket/digits")
 @set_argument
-@click.option("--from", "url", default=None, metavar="URL", help="Fetch the bad files from this copy of the set.")
+@click.option(
+    "--from",
+    "url",
+    default=None,
+    metavar="URL",
+    help="Fetch the bad files from this copy of the set.",
+)
 @diffusion_option
 @source_option
 def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None) -> None:
     """Put damaged files right; only bytes that the manifest records are accepted."""
     if url and diffusion:
         raise InputError("--from and --diffusion: give one of them")
+
     with ProgressReport("check", "files") as report:
         damage = damaged_files(root, report)
+
     names = damage.names
     if not names:
         say(f"{root} has no damaged file, set ID {read_manifest(root).set_id}")
         return
+
     if url:
         refetch(root, names, url)
     else:
         _make_again(root, damage, diffusion, recipe_name)
-    print(f"{root}: {len(names)} files repaired ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
+
+    print(
+        f"{root}: {len(names)} files repaired ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+    )
 
 
 def _make_again(root: Path, damage: Damage, diffusion: str, recipe_name: str | None) -> None:
     """Make bad tars again with the model, then the files that follow from them."""
-    needed = [name for name in damage.derived if damage.tars and name == "layer-000.parquet"]  # says which anchors
+    needed = [
+        name for name in damage.derived if damage.tars and name == "layer-000.parquet"
+    ]  # says which anchors
+
     if damage.lost or needed:
         names = ", ".join(damage.lost + needed)
-        raise InputError(f"{root}: {names} cannot be made again; fetch them: clsp shards repair {root} --from URL")
+        raise InputError(
+            f"{root}: {names} cannot be made again; fetch them: clsp shards repair {root} --from URL"
+        )
+
     if damage.tars:
         _make_tars(root, damage.tars, model_of(root, diffusion), recipe_name)
+
     rebuild(root, damage.derived)
 
 
@@ -166,6 +214,7 @@ def _make_tars(root: Path, names: list[str], path: str, recipe_name: str | None)
     shards = ShardSet(root, layers=["layer-000"])
     anchors = SourceAnchors(shards, open_source(shards.plan, recipe_name))
     samplers: dict[tuple[str, str], Any] = {}
+
     with ProgressReport("repair", "shards") as report:
         for done, name in enumerate(names, start=1):
             layer, shard = parse_shard(name) or (0, 0)

@@ -11,12 +11,17 @@ from ..options import PATH, check_option, out_option, recipe_options, set_argume
 from ..progress import ProgressReport, say, say_unfinished
 
 
-@click.command("import-npy", epilog="Example: clsp shards import-npy cifar10.npy --recipe cifar10 --out runs/set")
+@click.command(
+    "import-npy",
+    epilog="Example: clsp shards import-npy cifar10.npy --recipe cifar10 --out runs/set",
+)
 @click.argument("path", metavar="FILE", type=PATH)
 @recipe_options
 @out_option("Folder of the set; new, or one of the same file, which goes on where it stopped.")
 @check_option
-def import_npy(path: Path, recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) -> None:
+def import_npy(
+    path: Path, recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool
+) -> None:
     """Make a shard set of candidates made elsewhere: (N, K, H, W, 3) uint8 in the order of the recipe's anchors."""
     from ...shards.editing.import_npy import import_npy, import_plan, open_npy
     from ..recipe import load_recipe
@@ -28,28 +33,44 @@ def import_npy(path: Path, recipe_name: str, overrides: tuple[str, ...], out: Pa
     check_plan(out, plan)
     if check:
         return
+
     write_plan(out, plan)
     remove_temporaries(out)
     with ProgressReport("import", "anchors") as report:
         set_id = import_npy(out, plan, anchors, array_NKHWC, report)
+
     say(f"shard set {out} is sealed, set ID {set_id}")
 
 
 @click.command(epilog="Example: clsp shards export runs/digits/shards --npy candidates.npy")
 @set_argument
-@click.option("--npy", type=PATH, default=None, help="The candidates as one array (N, K, H, W, 3) uint8: a new file.")
-@click.option("--folder", type=PATH, default=None, help="An image folder for datasets' imagefolder: a new folder.")
+@click.option(
+    "--npy",
+    type=PATH,
+    default=None,
+    help="The candidates as one array (N, K, H, W, 3) uint8: a new file.",
+)
+@click.option(
+    "--folder",
+    type=PATH,
+    default=None,
+    help="An image folder for datasets' imagefolder: a new folder.",
+)
 def export(root: Path, npy: Path | None, folder: Path | None) -> None:
     """Write a set as one array or as a folder of images."""
     from ...shards.editing.export import export_folder, export_npy
 
     if (npy is None) == (folder is None):
-        raise InputError(f"{'both' if npy else 'neither'} of --npy and --folder given; expected exactly one")
+        raise InputError(
+            f"{'both' if npy else 'neither'} of --npy and --folder given; expected exactly one"
+        )
+
     shards = ShardSet(root)
     with ProgressReport("export", "anchors") as report:
         if npy:
             export_npy(shards, npy, report)
         if folder:
             export_folder(shards, folder, report)
+
     say_unfinished(root, shards.manifest)
     say(f"{len(shards)} anchors, {shards.candidates} candidates each: {npy or folder}")

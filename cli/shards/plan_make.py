@@ -28,13 +28,18 @@ diffusion_option = click.option(
 
 def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
     """The model to use: `--diffusion`, else the recipe's, else the one beside the set."""
-    path = given or recipe.diffusion.path or (str(out.absolute().parent / "diffusion") if out else "")
+    path = (
+        given or recipe.diffusion.path or (str(out.absolute().parent / "diffusion") if out else "")
+    )
     if not path:
-        raise InputError("no diffusion model: the recipe's diffusion.path is empty; give --diffusion DIR or hub id")
+        raise InputError(
+            "no diffusion model: the recipe's diffusion.path is empty; give --diffusion DIR or hub id"
+        )
     if not given and not recipe.diffusion.path and not (Path(path) / "model_index.json").exists():
         raise InputError(
             f"no finished diffusion model in {path}; run first: clsp diffusion train --recipe … --out {path}"
         )
+
     return path
 
 
@@ -62,35 +67,60 @@ def resolved_sampler(recipe: Recipe, out: Path | None) -> "SamplerConfig":
     return recipe.sampler.decided(begun == "bfloat16" if begun else computes_bf16())
 
 
-@click.command(epilog="Example: clsp shards plan --recipe cifar10 --diffusion google/ddpm-cifar10-32")
+@click.command(
+    epilog="Example: clsp shards plan --recipe cifar10 --diffusion google/ddpm-cifar10-32"
+)
 @recipe_options
 @diffusion_option
-@click.option("--out", type=PATH, default=None, help="Also check this folder: new, or a set of the same plan.")
-@click.option("--gpus", default=1, show_default=True, type=click.IntRange(1), help="Devices like this one to share it.")
+@click.option(
+    "--out", type=PATH, default=None, help="Also check this folder: new, or a set of the same plan."
+)
+@click.option(
+    "--gpus",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Devices like this one to share it.",
+)
 @click.option("--seconds", default=10.0, show_default=True, help="How long to measure the device.")
 def plan(
-    recipe_name: str, overrides: tuple[str, ...], diffusion: str, out: Path | None, gpus: int, seconds: float
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    diffusion: str,
+    out: Path | None,
+    gpus: int,
+    seconds: float,
 ) -> None:
     """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
     recipe = load_recipe(recipe_name, overrides)
     path = diffusion_path(recipe, diffusion, out)
-    anchors, config = readable_anchors(ImageSource(recipe.anchors), out), resolved_sampler(recipe, out)
+    anchors = readable_anchors(ImageSource(recipe.anchors), out)
+    config = resolved_sampler(recipe, out)
     from ...generate import Sampler, estimate, load_diffusion, make_plan
     from ...shards.format.plan import check_plan
 
     model = load_diffusion(path, anchors.size)
     the_plan = make_plan(anchors, model, config, recipe.shards)
+
     if out:
         check_plan(out, the_plan)
+
     figures = estimate(the_plan, anchors, Sampler(model, config, _device()), seconds)
     rounds = -(-the_plan.shard_count // gpus)
     hours = figures.seconds / 3600 / the_plan.shard_count * rounds
-    idle = 100 * (1 - the_plan.shard_count / (rounds * gpus))  # of the devices' time, in the last round
+    idle = 100 * (
+        1 - the_plan.shard_count / (rounds * gpus)
+    )  # of the devices' time, in the last round
     say(f"anchors     {the_plan.count} of {the_plan.source.name}, {anchors.size}x{anchors.size}")
-    say(f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)")
+    say(
+        f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)"
+    )
     say(f"shards      {the_plan.shard_count} of {recipe.shards.records} anchors")
     say(f"bytes       about {figures.bytes / 1e9:.3g} GB")
-    say(f"time        about {hours:.3g} hours on {gpus} x {figures.device} ({figures.seconds / 3600:.3g} device hours)")
+    say(
+        f"time        about {hours:.3g} hours on {gpus} x {figures.device} ({figures.seconds / 3600:.3g} device hours)"
+    )
+
     if gpus > 1:
         say(f"idle        {idle:.2g} % of the devices' time, while the last shards are made")
 
@@ -99,9 +129,17 @@ def plan(
 @recipe_options
 @out_option("Folder of the set; new, or a set of the same plan, which goes on where it stopped.")
 @diffusion_option
-@click.option("--part", default="0/1", metavar="I/N", show_default=True, help="Only part I of N, for job arrays.")
+@click.option(
+    "--part",
+    default="0/1",
+    metavar="I/N",
+    show_default=True,
+    help="Only part I of N, for job arrays.",
+)
 @check_option
-def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool) -> None:
+def make(
+    recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool
+) -> None:
     """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
     recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
@@ -114,22 +152,33 @@ def make(recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str
     from ...shards.format.plan import check_plan
 
     model = load_diffusion(path, anchors.size)
+
     if check:
         check_plan(out, _new_plan(recipe, anchors, model, out))
         return
-    hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process reads the whole source for the plan
+
+    hours = InitProcessGroupKwargs(
+        timeout=timedelta(hours=12)
+    )  # the first process reads the whole source for the plan
     accelerator = Accelerator(kwargs_handlers=[hours])
+
     if accelerator.is_main_process:
         write_plan(out, _new_plan(recipe, anchors, model, out))
         remove_temporaries(out)
+
     accelerator.wait_for_everyone()
     anchors = screened(anchors, listing_path(out))
     config = resolved_sampler(recipe, out)
     say_if_emulated("sampler.dtype", config.dtype == "bfloat16")
     sampler = Sampler(model, config, accelerator.device)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rank = accelerator.process_index
+    world_size = accelerator.num_processes
+
     with ProgressReport("shards", "anchors") as report:
-        set_id = make_shards(out, read_plan(out), anchors, sampler, parsed_part, rank, world_size, report)
+        set_id = make_shards(
+            out, read_plan(out), anchors, sampler, parsed_part, rank, world_size, report
+        )
+
     if set_id:
         print(f"shard set {out} is sealed, set ID {set_id}", flush=True)
     elif world_size == 1:

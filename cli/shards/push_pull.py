@@ -10,9 +10,15 @@ from ...shards.remote.push_pull import push as push_set
 from ..options import PATH
 from ..progress import ProgressReport, say, say_unfinished
 
-expect_option = click.option("--expect", default=None, metavar="ID", help="The set ID that the set must have.")
+expect_option = click.option(
+    "--expect", default=None, metavar="ID", help="The set ID that the set must have."
+)
 workers_option = click.option(
-    "--workers", default=8, show_default=True, type=click.IntRange(1, 64), help="Files on their way at once."
+    "--workers",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Files on their way at once.",
 )
 
 

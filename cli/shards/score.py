@@ -15,9 +15,17 @@ from ..progress import ProgressReport, say, say_if_emulated
 from ..recipe import Recipe, load_recipe
 
 
-@click.command(epilog="Example: clsp shards score SET --encoder runs/digits/pretrain/simclr-s0 --name simclr")
+@click.command(
+    epilog="Example: clsp shards score SET --encoder runs/digits/pretrain/simclr-s0 --name simclr"
+)
 @set_argument
-@click.option("--encoder", "encoder_name", required=True, metavar="DIR|TIMM-NAME", help="A run, or any timm model.")
+@click.option(
+    "--encoder",
+    "encoder_name",
+    required=True,
+    metavar="DIR|TIMM-NAME",
+    help="A run, or any timm model.",
+)
 @click.option("--name", required=True, help="Of the scores: they become scores/NAME.parquet.")
 @click.option(
     "--recipe",
@@ -26,9 +34,16 @@ from ..recipe import Recipe, load_recipe
     help="Gives the test images to look for, the augmentations to compare with and, for a set without anchors, them.",
 )
 @set_option
-@click.option("--out", type=PATH, help="File for the measures of the whole set; default: beside it.")
+@click.option(
+    "--out", type=PATH, help="File for the measures of the whole set; default: beside it."
+)
 def score(
-    root: Path, encoder_name: str, name: str, recipe_name: str | None, overrides: tuple[str, ...], out: Path | None
+    root: Path,
+    encoder_name: str,
+    name: str,
+    recipe_name: str | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
 ) -> None:
     """Measure every candidate of a set in an encoder's features: hardness, labels, diversity, copies."""
     shards = ShardSet(root)
@@ -47,27 +62,41 @@ def score(
         "precision": encoder.precision,
         "recipe": recipe.model_dump(mode="json") if recipe else None,
     }
+
     if _is_scored(root, name, path, made):
-        say(f"scores/{name}.parquet: these scores are there already; measures of the whole set: {path}")
+        say(
+            f"scores/{name}.parquet: these scores are there already; measures of the whole set: {path}"
+        )
         return
+
     check_name(root, name)
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, ImageSource(recipe.anchors) if recipe else None)
+
     test = _test_images(recipe, shards.size) if recipe else None
     with ProgressReport(f"score {name}", "anchors") as report:
-        quality = measure_quality(shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report)
+        quality = measure_quality(
+            shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report
+        )
+
     facts = {"task": "quality", "name": name, "set": shards.set_id, **made, **run_stamp(*PACKAGES)}
     write_file(path, canonical_json({**facts, "result": quality.facts}))
     keys = (shards.key(position) for position in range(len(shards)))
     set_id = add_scores(root, name, keys, quality.scores, made)  # last: its name is then taken
     _say_facts(quality.facts)
-    say(f"scores/{name}.parquet added, the set's new ID is {set_id}; measures of the whole set: {path}")
+    say(
+        f"scores/{name}.parquet added, the set's new ID is {set_id}; measures of the whole set: {path}"
+    )
 
 
 def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
     """True if the set has these very scores: of the same images, by the same encoder."""
-    if scores_path(root, name).relative_to(root).as_posix() not in read_manifest(root).files or not path.exists():
+    if (
+        scores_path(root, name).relative_to(root).as_posix() not in read_manifest(root).files
+        or not path.exists()
+    ):
         return False
+
     try:
         content = json.loads(path.read_text())
         return {key: content.get(key) for key in made} == made

@@ -6,7 +6,15 @@ from pathlib import Path
 import click
 
 from ...core import InputError
-from ...shards import ImageSource, Plan, ShardSet, contact_sheet, read_manifest, read_scores, verify_set
+from ...shards import (
+    ImageSource,
+    Plan,
+    ShardSet,
+    contact_sheet,
+    read_manifest,
+    read_scores,
+    verify_set,
+)
 from ...shards.format.commits import commit_records
 from ...shards.format.event_log import Pace, measure_pace, read_log
 from ...shards.format.layout import layer_name, plan_path, scores_path
@@ -32,25 +40,35 @@ def status(root: Path) -> None:
             f"{root}: {layer_name(layer)} {state}, candidates {plan.start}-{plan.end - 1}, "
             f"{len(finished)}/{plan.shard_count} shards, {anchors}/{plan.count} anchors"
         )
+
         if state == "unfinished":
             _say_pace(measure_pace(plan, finished))
+
         layer += 1
+
     failures = [event for event in read_log(root) if event.get("event") == "failed"]
     if failures:
-        say(f"failures    {len(failures)}, the last one {failures[-1]['time']}: {failures[-1]['message']}")
+        say(
+            f"failures    {len(failures)}, the last one {failures[-1]['time']}: {failures[-1]['message']}"
+        )
 
 
 def _say_pace(pace: Pace | None) -> None:
     if pace:
-        say(f"pace        {pace.per_process:.3g} candidates/s per process, {pace.overall:.3g}/s in all")
-        say(f"left        {timedelta(seconds=round(pace.left))} at this pace; last shard {pace.since_last:.0f} s ago")
+        say(
+            f"pace        {pace.per_process:.3g} candidates/s per process, {pace.overall:.3g}/s in all"
+        )
+        say(
+            f"left        {timedelta(seconds=round(pace.left))} at this pace; last shard {pace.since_last:.0f} s ago"
+        )
 
 
 @click.command(epilog="Example: clsp shards info runs/digits/shards")
 @set_argument
 def info(root: Path) -> None:
     """What a set is: ID, source, model, sampler."""
-    manifest, plan = read_manifest(root), read_plan(root)
+    manifest = read_manifest(root)
+    plan = read_plan(root)
     source = plan.source
     rows = {
         "set ID": manifest.set_id,
@@ -59,17 +77,26 @@ def info(root: Path) -> None:
         "anchors": f"{plan.count}{'' if plan.shards.include_anchors else ' (not included, joined from the source)'}",
         "licence": source.licence or "not stated",
         "candidates": f"{manifest.candidates} per anchor, {plan.shards.codec}",
-        **{layer.name: _layer(read_plan(root, number)) for number, layer in enumerate(manifest.layers)},
-        "scores": ", ".join(Path(name).stem for name in manifest.files if name.startswith("scores/")) or "none",
+        **{
+            layer.name: _layer(read_plan(root, number))
+            for number, layer in enumerate(manifest.layers)
+        },
+        "scores": ", ".join(
+            Path(name).stem for name in manifest.files if name.startswith("scores/")
+        )
+        or "none",
         "shards": f"{plan.shard_count} of {plan.shards.records} anchors",
         "bytes": f"{sum(entry.bytes for entry in manifest.files.values()):,}",
     }
+
     for name, value in rows.items():
         say(f"{name:<11} {value}")
 
 
 def _layer(plan: Plan) -> str:
-    made = f", by {plan.derived.operation} of {len(plan.derived.parents)} sets" if plan.derived else ""
+    made = (
+        f", by {plan.derived.operation} of {len(plan.derived.parents)} sets" if plan.derived else ""
+    )
     origin = f"{plan.diffusion.origin} ({plan.diffusion.digest[:16]}…)"
     return f"candidates {plan.start}-{plan.end - 1}, {origin}, {plan.sampler_text}{made}"
 
@@ -77,24 +104,37 @@ def _layer(plan: Plan) -> str:
 @click.command(epilog="Example: clsp shards preview runs/digits/shards --out sheet.png")
 @set_argument
 @click.option("--out", type=PATH, required=True, help="The picture to write (.png).")
-@click.option("--rows", default=16, show_default=True, type=click.IntRange(1), help="Anchors to show.")
+@click.option(
+    "--rows", default=16, show_default=True, type=click.IntRange(1), help="Anchors to show."
+)
 @click.option("--seed", default=0, show_default=True, help="Which anchors are drawn.")
-@click.option("--recipe", "recipe_name", default=None, help="Where the anchors come from, for a set without them.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default=None,
+    help="Where the anchors come from, for a set without them.",
+)
 def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None) -> None:
     """A contact sheet: anchors (left) beside their candidates; below, a histogram of every score that the set has."""
     if out.suffix != ".png":
         raise InputError(f"--out {out}: expected a name that ends in .png")
+
     anchors = None
     if recipe_name:
         from ..recipe import load_recipe
 
         anchors = ImageSource(load_recipe(recipe_name).anchors)
+
     out.parent.mkdir(parents=True, exist_ok=True)
     shards = ShardSet(root, anchors)
     sheet = contact_sheet(shards, rows, seed)
     names = [Path(name).stem for name in shards.manifest.files if name.startswith("scores/")]
+
     if names:
-        sheet = with_histograms(sheet, {name: read_scores(scores_path(root, name), len(shards)) for name in names})
+        sheet = with_histograms(
+            sheet, {name: read_scores(scores_path(root, name), len(shards)) for name in names}
+        )
+
     sheet.save(out)
     say(f"contact sheet: {out}")
 
@@ -107,10 +147,15 @@ def verify(root: Path, deep: bool, expect: str | None) -> int:
     """Check a set against its seal; exit 1 and a line for each bad file."""
     with ProgressReport("verify", "files") as report:
         faults = verify_set(root, deep, expect, report)
+
     for fault in faults:
         print(f"{root}: {fault}")
+
     if not faults:
         manifest = read_manifest(root)
         say_unfinished(root, manifest)
-        say(f"{root} is sound{' (every byte and image checked)' if deep else ''}, set ID {manifest.set_id}")
+        say(
+            f"{root} is sound{' (every byte and image checked)' if deep else ''}, set ID {manifest.set_id}"
+        )
+
     return 1 if faults else 0

@@ -13,25 +13,41 @@ from ..progress import ProgressReport, say, say_unfinished
 new_set = out_option("Folder of the new set; the same command goes on where it stopped.")
 
 
-@click.command(epilog="Example: clsp shards subset runs/digits/shards --fraction 0.1 --out runs/digits/tenth")
+@click.command(
+    epilog="Example: clsp shards subset runs/digits/shards --fraction 0.1 --out runs/digits/tenth"
+)
 @set_argument
-@click.option("--fraction", default=None, type=click.FloatRange(0, 1, min_open=True), help="A random part, nested.")
-@click.option("--range", "index_range", default=None, metavar="A:B", help="Anchors with source index A … B-1.")
+@click.option(
+    "--fraction",
+    default=None,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="A random part, nested.",
+)
+@click.option(
+    "--range", "index_range", default=None, metavar="A:B", help="Anchors with source index A … B-1."
+)
 @new_set
 def subset(root: Path, fraction: float | None, index_range: str | None, out: Path) -> None:
     """A new set with some of the anchors and all their candidates."""
     if (fraction is None) == (index_range is None):
         raise InputError("give either --fraction F or --range A:B")
+
     parent = ShardSet(root)
     if fraction is not None:
-        positions, settings = fraction_positions(parent, fraction), {"fraction": fraction}
+        positions = fraction_positions(parent, fraction)
+        settings = {"fraction": fraction}
     else:
         first, _, stop = str(index_range).partition(":")
         if not (first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
-            raise InputError(f"--range {index_range}: expected A:B with 0 <= A < B, for example 0:1000")
-        positions, settings = range_positions(parent, int(first), int(stop)), {"range": [int(first), int(stop)]}
+            raise InputError(
+                f"--range {index_range}: expected A:B with 0 <= A < B, for example 0:1000"
+            )
+        positions = range_positions(parent, int(first), int(stop))
+        settings = {"range": [int(first), int(stop)]}
+
     with ProgressReport("subset", "anchors") as report:
         set_id = subset_set(parent, out, positions, settings, report)
+
     say_unfinished(root, parent.manifest)
     say(f"shard set {out} has {len(positions)} of {len(parent)} anchors, set ID {set_id}")
 

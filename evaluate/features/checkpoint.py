@@ -16,9 +16,13 @@ def backbone_folder(checkpoint: Path) -> Path:
     for folder in (checkpoint / "backbone", checkpoint):
         if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
             return folder
+
     if (checkpoint / RUN).exists():
         raise InputError(f"{checkpoint} is not finished; run clsp pretrain again to complete it")
-    raise InputError(f"{checkpoint} holds no checkpoint; give a folder of clsp pretrain or of a timm model")
+
+    raise InputError(
+        f"{checkpoint} holds no checkpoint; give a folder of clsp pretrain or of a timm model"
+    )
 
 
 def checkpoint_digest(checkpoint: Path) -> str:

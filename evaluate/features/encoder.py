@@ -18,7 +18,8 @@ from ...train import embed, load_backbone
 from ..config import Precision
 from .checkpoint import backbone_folder, checkpoint_digest
 
-CPU_BATCH, GPU_BATCH = 64, 512
+CPU_BATCH = 64
+GPU_BATCH = 512
 """Images per pass: on a CPU a pass whose activations stay near the caches is the fastest."""
 
 
@@ -39,7 +40,8 @@ class Encoder:
         joined: Any = _joined(model.eval().to(self.device))  # tracing keeps the device that it sees
         self._model = joined.to(memory_format=torch.channels_last)
         self._mean, self._std = (
-            torch.tensor(config[name], device=self.device)[:, None, None] for name in ("mean", "std")
+            torch.tensor(config[name], device=self.device)[:, None, None]
+            for name in ("mean", "std")
         )
 
     @torch.inference_mode()
@@ -51,7 +53,10 @@ class Encoder:
         """
         images = torch.as_tensor(images_BHWC).to(self.device).permute(0, 3, 1, 2).float() / 255
         if images.shape[-2:] != (self.size, self.size):
-            images = functional.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+            images = functional.interpolate(
+                images, (self.size, self.size), mode="bicubic", antialias=True
+            ).clamp(0, 1)
+
         batch = (images - self._mean) / self._std
         batch = (batch.flip(-1) if flips else batch).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -70,11 +75,19 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
         raise InputError(
             f"{name}: no folder of a model, and timm has no model of that name; see timm.list_pretrained()"
         )
+
     try:
         model: Any = timm.create_model(str(name), pretrained=True, num_classes=0)
-    except (OSError, RuntimeError, ValueError) as error:  # no weights for it, no network, or another architecture
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # no weights for it, no network, or another architecture
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name}: timm cannot load its pretrained weights ({reason}); give a local folder") from error
+        raise InputError(
+            f"{name}: timm cannot load its pretrained weights ({reason}); give a local folder"
+        ) from error
+
     return Encoder(model, model.pretrained_cfg, precision)
 
 

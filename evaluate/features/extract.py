@@ -36,7 +36,9 @@ class Features:
         return Features(self.plain_NF[chosen_N], flipped, self.labels_N[chosen_N])
 
 
-def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -> tuple[ImageSource, ImageSource]:
+def labelled_sets(
+    anchors: AnchorsConfig, config: LinearEvalConfig, size: int
+) -> tuple[ImageSource, ImageSource]:
     """The training images (the anchors' source) and the test images, at the backbone's image size."""
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
@@ -44,7 +46,10 @@ def labelled_sets(anchors: AnchorsConfig, config: LinearEvalConfig, size: int) -
     chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
     train = screened(ImageSource(anchors.model_copy(update=chosen)))
     if (test_path, config.test_split) == (anchors.path, train_split):
-        raise InputError(f"{test_path} split {train_split} is the training split too; set linear_eval.test_split")
+        raise InputError(
+            f"{test_path} split {train_split} is the training split too; set linear_eval.test_split"
+        )
+
     # A test image that does not decode is an error: accuracy on the rest would be another figure.
     update = {
         "on_error": "fail",
@@ -62,7 +67,9 @@ def _test_path(path: str, split: str) -> str:
         return path
     sibling = Path(path).with_name(f"{split}{Path(path).suffix}")
     if not sibling.exists():
-        raise InputError(f"{path} is one file, and there is no {sibling.name} beside it; set linear_eval.test_path")
+        raise InputError(
+            f"{path} is one file, and there is no {sibling.name} beside it; set linear_eval.test_path"
+        )
     return str(sibling)
 
 
@@ -77,14 +84,23 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     """
     classes = np.unique(train)
     if not np.array_equal(classes, np.arange(len(classes))):
-        raise InputError(f"training labels are {classes[:5].tolist()}…, expected every class of 0 … {classes[-1]}")
+        raise InputError(
+            f"training labels are {classes[:5].tolist()}…, expected every class of 0 … {classes[-1]}"
+        )
     if len(classes) < 2:
         raise InputError("all training images are of one class; expected at least two classes")
-    unknown, missing = np.setdiff1d(test, classes), np.setdiff1d(classes, test)
+
+    unknown = np.setdiff1d(test, classes)
+    missing = np.setdiff1d(classes, test)
     if len(unknown):
-        raise InputError(f"test labels {unknown[:5].tolist()} do not occur in training; check linear_eval.test_path")
+        raise InputError(
+            f"test labels {unknown[:5].tolist()} do not occur in training; check linear_eval.test_path"
+        )
     if complete and len(missing):
-        raise InputError(f"test images lack the classes {missing[:5].tolist()}, expected all {len(classes)}")
+        raise InputError(
+            f"test images lack the classes {missing[:5].tolist()}, expected all {len(classes)}"
+        )
+
     return len(classes)
 
 
@@ -99,11 +115,16 @@ def hold_out(labels_N: np.ndarray, share: float, *stream: object) -> np.ndarray:
     classes, counts = np.unique(labels_N, return_counts=True)
     if counts.min() < 2:
         alone = classes[counts.argmin()]
-        raise InputError(f"class {alone} has one training image, holding out for validation needs two per class")
+        raise InputError(
+            f"class {alone} has one training image, holding out for validation needs two per class"
+        )
+
     return draw_per_class(labels_N, lambda count: max(1, round(share * count)), *stream)
 
 
-def draw_per_class(labels_N: np.ndarray, count: Callable[[int], int], *stream: object) -> np.ndarray:
+def draw_per_class(
+    labels_N: np.ndarray, count: Callable[[int], int], *stream: object
+) -> np.ndarray:
     """`(N,)` bool: of every class as many images as `count` says of its size; always the same ones for a stream."""
     chosen = np.zeros(len(labels_N), bool)
     for label in np.unique(labels_N):
@@ -113,20 +134,24 @@ def draw_per_class(labels_N: np.ndarray, count: Callable[[int], int], *stream: o
     return chosen
 
 
-def extract(encoder: Encoder, images: ImageSource, flips: bool = False, report: Report | None = None) -> Features:
+def extract(
+    encoder: Encoder, images: ImageSource, flips: bool = False, report: Report | None = None
+) -> Features:
     """Features of all images, extracted once; the next batch is decoded while the encoder works.
 
     Args:
         flips: also of their mirror images.
         report: called with (done, total).
     """
-    plain, flipped = [], []
+    plain = []
+    flipped = []
     for start, arrays in ahead(decoded(images, encoder.batch)):
         plain.append(encoder(arrays))
         if flips:
             flipped.append(encoder(arrays, flips=True))
         if report:
             report(start + len(arrays), len(images))
+
     labels = torch.from_numpy(images.labels())
     return Features(torch.cat(plain), torch.cat(flipped) if flips else None, labels)
 

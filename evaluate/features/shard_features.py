@@ -19,14 +19,19 @@ def image_features(encoder: Encoder, batches: Iterator[np.ndarray]) -> torch.Ten
 def anchor_images(shards: ShardSet, batch: int) -> Iterator[np.ndarray]:
     """The anchors of a set, batch by batch."""
     for start in range(0, len(shards), batch):
-        yield np.stack([shards.anchor(position) for position in range(start, min(start + batch, len(shards)))])
+        yield np.stack(
+            [shards.anchor(position) for position in range(start, min(start + batch, len(shards)))]
+        )
 
 
 def candidate_images(shards: ShardSet, anchors: int) -> Iterator[tuple[int, np.ndarray]]:
     """(first anchor, its and the next ones' candidates, `(anchors · K, H, W, C)`)."""
     for start in range(0, len(shards), anchors):
         rows = range(start, min(start + anchors, len(shards)))
-        yield start, np.stack([shards.candidate(row, k) for row in rows for k in range(shards.candidates)])
+        yield (
+            start,
+            np.stack([shards.candidate(row, k) for row in rows for k in range(shards.candidates)]),
+        )
 
 
 def class_numbers(shards: ShardSet) -> torch.Tensor | None:

@@ -37,19 +37,25 @@ def evaluate_few_labels(
     if max(amounts) > smallest:
         found = f"{max(amounts):g} per class, and a class has {smallest} training images"
         raise InputError(f"linear_eval.labels asks for {found}; ask for fewer")
+
     train, mean_F, std_F = standardised(train)
     test_MF = (test.plain_NF - mean_F) / std_F
     result: dict[str, Any] = {}
     deviations = {}
+
     for amount in amounts:
         accuracies = []
         for draw in range(draws):
-            chosen = torch.from_numpy(draw_per_class(train.labels_N.numpy(), _count(amount), "few labels", draw))
+            chosen = torch.from_numpy(
+                draw_per_class(train.labels_N.numpy(), _count(amount), "few labels", draw)
+            )
             regression = fit(train.plain_NF[chosen], train.labels_N[chosen], classes, L2)
             accuracies.append(top1(regression.logits(test_MF), test.labels_N))
+
         name = f"labels_{amount:g}"
         result[name] = float(np.mean(accuracies))
         deviations[name] = float(np.std(accuracies, ddof=1)) if draws > 1 else None
+
     return {**result, "few_labels": {"draws": draws, "std": deviations}}
 
 

@@ -11,7 +11,9 @@ from ..features.extract import Features
 from .metrics import accuracies
 
 
-def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: int = 0) -> nn.Linear:
+def train_linear(
+    train: Features, classes: int, config: LinearEvalConfig, seed: int = 0
+) -> nn.Linear:
     """A linear classifier on frozen features: SGD without momentum or weight decay, ×0.1 at the milestones.
 
     Flips are drawn per image and epoch between the cached features of an image and of its mirror image, which equals
@@ -21,6 +23,7 @@ def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: 
     head = nn.Linear(train.plain_NF.shape[1], classes)
     optimizer = torch.optim.SGD(head.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), gamma=0.1)
+
     for epoch in range(config.epochs):
         features = with_flips(train, seed, epoch)
         order = torch.from_numpy(permutation(len(features), seed, epoch, "linear"))
@@ -30,6 +33,7 @@ def train_linear(train: Features, classes: int, config: LinearEvalConfig, seed: 
             loss.backward()
             optimizer.step()
         schedule.step()
+
     return head
 
 

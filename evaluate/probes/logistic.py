@@ -50,11 +50,15 @@ def fit_path(
     mean_F, basis_FF, spread_F = _principal(features_NF)
     features = ((features_NF - mean_F) @ basis_FF).to(device)
     problem = _Problem(features, labels_N.to(device), classes)
-    weights_FC, bias_C = np.zeros((features.shape[1], classes)), np.zeros(classes)
+    weights_FC = np.zeros((features.shape[1], classes))
+    bias_C = np.zeros(classes)
+
     for l2 in sorted(strengths, reverse=True):
         # Steps in units in which the objective curves alike in every direction; its minimum is where it was.
         scale_F = 1 / np.sqrt(CURVATURE * spread_F + l2 / len(features) + 1e-12)
-        weights_FC, bias_C, converged = problem.minimise(l2, scale_F, weights_FC, bias_C, iterations, tolerance)
+        weights_FC, bias_C, converged = problem.minimise(
+            l2, scale_F, weights_FC, bias_C, iterations, tolerance
+        )
         rotated = basis_FF @ torch.from_numpy(weights_FC).float()
         bias = torch.from_numpy(bias_C).float() - mean_F @ rotated
         yield Regression(rotated, bias, l2, converged)
@@ -73,16 +77,21 @@ def _principal(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, n
     """
     mean_F = features_NF.mean(dim=0)
     products = torch.zeros(len(mean_F), len(mean_F), dtype=torch.float64)
-    for part in features_NF.split(CHUNK):  # a copy of all features in float64 could be larger than the memory
+    for part in features_NF.split(
+        CHUNK
+    ):  # a copy of all features in float64 could be larger than the memory
         centred = (part - mean_F).double()
         products += centred.T @ centred
+
     values, basis = torch.linalg.eigh(products / len(features_NF))
     return mean_F, basis.float(), values.clamp_min(0).numpy()
 
 
 class _Problem:
     def __init__(self, features_NF: torch.Tensor, labels_N: torch.Tensor, classes: int):
-        self.features_NF, self.labels_N, self.classes = features_NF, labels_N, classes
+        self.features_NF = features_NF
+        self.labels_N = labels_N
+        self.classes = classes
         self.rows = torch.arange(len(labels_N), device=labels_N.device)
 
     def minimise(
@@ -103,26 +112,48 @@ class _Problem:
             loss, gradient = self.loss(flat.reshape(start.shape) * scale, l2)
             return loss, (gradient * scale).ravel()
 
-        options = {"maxiter": iterations, "maxfun": 2 * iterations, "gtol": tolerance, "ftol": 1e-10, "maxcor": 20}
-        found: Any = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options)
+        options = {
+            "maxiter": iterations,
+            "maxfun": 2 * iterations,
+            "gtol": tolerance,
+            "ftol": 1e-10,
+            "maxcor": 20,
+        }
+        found: Any = minimize(
+            objective, start.ravel(), jac=True, method="L-BFGS-B", options=options
+        )
         point = found.x.reshape(start.shape) * scale
+
         return point[:-1], point[-1], bool(found.success)
 
     def loss(self, point: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
         """The objective divided by N at weights and bias `(F + 1, C)`, and its gradient."""
         parameters = torch.from_numpy(point).float().to(self.features_NF.device)
-        weights, count = parameters[:-1], len(self.rows)
-        log_probabilities = functional.log_softmax(torch.addmm(parameters[-1], self.features_NF, weights), dim=1)
-        loss = functional.nll_loss(log_probabilities, self.labels_N) + l2 / (2 * count) * weights.square().sum()
+        weights = parameters[:-1]
+        count = len(self.rows)
+        log_probabilities = functional.log_softmax(
+            torch.addmm(parameters[-1], self.features_NF, weights), dim=1
+        )
+        loss = (
+            functional.nll_loss(log_probabilities, self.labels_N)
+            + l2 / (2 * count) * weights.square().sum()
+        )
         errors = log_probabilities.exp_()
         errors[self.rows, self.labels_N] -= 1
         errors /= count
-        gradient = torch.cat([self.features_NF.T @ errors + l2 / count * weights, errors.sum(0, keepdim=True)])
+        gradient = torch.cat(
+            [self.features_NF.T @ errors + l2 / count * weights, errors.sum(0, keepdim=True)]
+        )
+
         return float(loss), gradient.double().cpu().numpy()
 
 
 def fit(
-    features_NF: torch.Tensor, labels_N: torch.Tensor, classes: int, l2: float, iterations: int = 1000
+    features_NF: torch.Tensor,
+    labels_N: torch.Tensor,
+    classes: int,
+    l2: float,
+    iterations: int = 1000,
 ) -> Regression:
     """Fit one l2; see `fit_path`."""
     return next(fit_path(features_NF, labels_N, classes, [l2], iterations))

@@ -14,9 +14,14 @@ Z_95 = 1.959963984540054
 
 def accuracy_with_interval(name: str, hits_M: np.ndarray) -> dict[str, Any]:
     """`{name, name_interval}` in percent; the interval is Wilson's at 95 %, over the test images."""
-    count, share = len(hits_M), float(np.mean(hits_M))
+    count = len(hits_M)
+    share = float(np.mean(hits_M))
     centre = (share + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
-    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
+    half = (
+        Z_95
+        / (1 + Z_95**2 / count)
+        * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
+    )
     return {name: 100 * share, f"{name}_interval": [100 * (centre - half), 100 * (centre + half)]}
 
 
@@ -32,6 +37,7 @@ def mean_per_class(hits_M: np.ndarray, labels_M: np.ndarray) -> dict[str, Any]:
     half = Z_95 * math.sqrt(float(np.sum(smoothed * (1 - smoothed) / counts))) / len(counts)
     mean = float(shares.mean())
     interval = [100 * max(0.0, mean - half), 100 * min(1.0, mean + half)]
+
     return {"mean_per_class": 100 * mean, "mean_per_class_interval": interval}
 
 
@@ -53,7 +59,12 @@ def classification(ranked_MK: np.ndarray, labels_M: np.ndarray, classes: int) ->
         ranked_MK: classes from the likeliest on, at least one and at most five per image.
     """
     hits_MK = ranked_MK == labels_M[:, None]
-    result = {**accuracy_with_interval("top1", hits_MK[:, 0]), **mean_per_class(hits_MK[:, 0], labels_M)}
+    result = {
+        **accuracy_with_interval("top1", hits_MK[:, 0]),
+        **mean_per_class(hits_MK[:, 0], labels_M),
+    }
+
     if classes > 5:
         result["top5"] = 100 * float(hits_MK.any(axis=1).mean())
+
     return result

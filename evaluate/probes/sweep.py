@@ -32,17 +32,20 @@ def train_heads(
     """
     device = compute_device()
     rates, decays = (
-        torch.tensor(values, device=device).repeat_interleave(classes) for values in zip(*settings, strict=True)
+        torch.tensor(values, device=device).repeat_interleave(classes)
+        for values in zip(*settings, strict=True)
     )
     generator = torch.Generator().manual_seed(stream_seed(seed, "sweep weights"))
     inputs = train.plain_NF.shape[1] + 1
     start = 0.01 * torch.randn(inputs, 1, classes, generator=generator)
     weights = start.repeat(1, len(settings), 1).flatten(1).to(device)  # all heads start alike
-    momentum, decay = torch.zeros_like(weights), decays.repeat(inputs, 1)
+    momentum = torch.zeros_like(weights)
+    decay = decays.repeat(inputs, 1)
     decay[-1] = 0
     labels = train.labels_N.to(device)
     steps = config.epochs * math.ceil(len(labels) / config.batch_size)
     step = 0
+
     for epoch in range(config.epochs):
         features = _with_bias(with_flips(train, seed, epoch).to(device))
         order = torch.from_numpy(permutation(len(labels), seed, epoch, "sweep")).to(device)
@@ -50,10 +53,13 @@ def train_heads(
             x_BF = features[chosen]
             errors_BHC = functional.softmax((x_BF @ weights).view(len(chosen), -1, classes), dim=2)
             errors_BHC[torch.arange(len(chosen), device=device), :, labels[chosen]] -= 1
-            gradient = torch.addmm(weights * decay, x_BF.T, errors_BHC.flatten(1), alpha=1 / len(chosen))
+            gradient = torch.addmm(
+                weights * decay, x_BF.T, errors_BHC.flatten(1), alpha=1 / len(chosen)
+            )
             momentum.mul_(MOMENTUM).add_(gradient)
             weights.addcmul_(momentum, rates, value=-0.5 * (1 + math.cos(math.pi * step / steps)))
             step += 1
+
     return weights.view(inputs, len(settings), classes).cpu()
 
 
@@ -76,6 +82,7 @@ def evaluate_sweep(
         "validation_top1": accuracy,
         "heads": len(config.sweep_lr) * len(config.sweep_weight_decay),
     }
+
     return {"protocol": "sweep", **accuracies(logits, test.labels_N), "chosen": facts}
 
 
@@ -91,10 +98,12 @@ def choose(
     weights_FHC = train_heads(fit, classes, settings, config, seed)
     x_NF = _with_bias((validation.plain_NF - mean) / std)
     hits = []
+
     for head in range(len(settings)):
         logits = x_NF @ weights_FHC[:, head]
         finite = bool(torch.isfinite(logits).all())
         hits.append(int((logits.argmax(dim=1) == validation.labels_N).sum()) if finite else -1)
+
     best = max(range(len(settings)), key=lambda head: hits[head])
     return settings[best], 100 * hits[best] / len(x_NF)
 
@@ -102,8 +111,11 @@ def choose(
 def standardised(features: Features) -> tuple[Features, torch.Tensor, torch.Tensor]:
     """The features with mean 0 and deviation 1, and what was subtracted and divided by: learning rates then carry over
     from one backbone to another."""
-    mean, std = features.plain_NF.mean(dim=0), features.plain_NF.std(dim=0)
-    std = torch.where(std < 1e-6, 1.0, std)  # a channel that is constant on train may not be so elsewhere
+    mean = features.plain_NF.mean(dim=0)
+    std = features.plain_NF.std(dim=0)
+    std = torch.where(
+        std < 1e-6, 1.0, std
+    )  # a channel that is constant on train may not be so elsewhere
     flipped = features.flipped_NF
     scaled = None if flipped is None else (flipped - mean) / std
     return Features((features.plain_NF - mean) / std, scaled, features.labels_N), mean, std

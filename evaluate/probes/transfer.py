@@ -41,12 +41,16 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
     """
 
     def split(which: str) -> ImageSource:
-        anchors = AnchorsConfig(path=config.path, split=which, label=config.label, limit=limit, size=size)
+        anchors = AnchorsConfig(
+            path=config.path, split=which, label=config.label, limit=limit, size=size
+        )
         try:
             return ImageSource(anchors)
         except InputError as error:
             told = str(error).replace("anchors.path", f"transfer.sets.{name}.path")
-            raise InputError(f"{told} (transfer set {name}, split {which!r} as its recipe says)") from error
+            raise InputError(
+                f"{told} (transfer set {name}, split {which!r} as its recipe says)"
+            ) from error
 
     validation = split(config.validation) if config.validation else None
     return Splits(split(config.train), validation, split(config.test) if config.test else None)
@@ -76,10 +80,14 @@ def transfer_features(
         validation = extract(encoder, splits.validation)
     except InputError as error:
         raise InputError(f"transfer set {name}: {error}") from error
+
     assert test is not None  # a validation split without a test split is refused by the recipe
     both = Features(
-        torch.cat([train.plain_NF, validation.plain_NF]), None, torch.cat([train.labels_N, validation.labels_N])
+        torch.cat([train.plain_NF, validation.plain_NF]),
+        None,
+        torch.cat([train.labels_N, validation.labels_N]),
     )
+
     return both, np.arange(len(both.labels_N)) >= len(train.labels_N), test
 
 
@@ -88,10 +96,14 @@ def _labels(splits: Splits) -> np.ndarray:
     train = splits.train.labels()
     if splits.validation is None:
         return train
+
     validation = splits.validation.labels()
     different = np.setxor1d(validation, train)
     if len(different):
-        raise InputError(f"classes {different[:5].tolist()} are in one of the splits train and validation only")
+        raise InputError(
+            f"classes {different[:5].tolist()} are in one of the splits train and validation only"
+        )
+
     return np.concatenate([train, validation])
 
 
@@ -100,9 +112,13 @@ def _drawn(images: Features, per_class: int) -> tuple[Features, Features]:
     labels = images.labels_N.numpy()
     check_labels(labels, labels)
     fewest = int(np.bincount(labels).argmin())
+
     if (labels == fewest).sum() <= per_class:
         count = int((labels == fewest).sum())
-        raise InputError(f"class {fewest} has {count} images, drawing {per_class} to train leaves no test")
+        raise InputError(
+            f"class {fewest} has {count} images, drawing {per_class} to train leaves no test"
+        )
+
     chosen = torch.from_numpy(draw_per_class(labels, lambda _: per_class, "transfer split"))
     return images.at(chosen), images.at(~chosen)
 
@@ -116,24 +132,43 @@ def evaluate_transfer(
     """
     classes = int(train.labels_N.max()) + 1
     validates = torch.from_numpy(validates_N)
-    validation, part = train.at(validates), train.at(~validates)
-    best, best_l2 = -1.0, 0.0
-    for fitted in fit_path(part.plain_NF, part.labels_N, classes, config.strengths, config.iterations):
+    validation = train.at(validates)
+    part = train.at(~validates)
+    best = -1.0
+    best_l2 = 0.0
+
+    for fitted in fit_path(
+        part.plain_NF, part.labels_N, classes, config.strengths, config.iterations
+    ):
         reached = accuracies(fitted.logits(validation.plain_NF), validation.labels_N)[metric]
         if reached > best:
-            best, best_l2 = reached, fitted.l2
+            best = reached
+            best_l2 = fitted.l2
+
     refitted = fit(train.plain_NF, train.labels_N, classes, best_l2, config.iterations)
     result = accuracies(refitted.logits(test.plain_NF), test.labels_N)
     chosen = {"l2": best_l2, f"validation_{metric}": best, "converged": refitted.converged}
-    counts = {"train": int((~validates).sum()), "validation": int(validates.sum()), "test": len(test.labels_N)}
-    return {"metric": metric, metric: result[metric], f"{metric}_interval": result[f"{metric}_interval"]} | {
+    counts = {
+        "train": int((~validates).sum()),
+        "validation": int(validates.sum()),
+        "test": len(test.labels_N),
+    }
+
+    return {
+        "metric": metric,
+        metric: result[metric],
+        f"{metric}_interval": result[f"{metric}_interval"],
+    } | {
         "chosen": chosen,
         "images": counts,
     }
 
 
 def run_transfer(
-    encoder: Encoder, config: TransferConfig, found: Mapping[str, Any], save: Callable[[dict[str, Any]], None]
+    encoder: Encoder,
+    config: TransferConfig,
+    found: Mapping[str, Any],
+    save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Evaluate on every set of the recipe that `found` does not hold yet; `save` is called after each.
 
@@ -144,14 +179,20 @@ def run_transfer(
         InputError: the first set that cannot be read, before any is evaluated.
     """
     missing = [name for name in config.names if name not in found]
-    opened = {name: open_splits(name, config.chosen[name], encoder.size, config.limit) for name in missing}
+    opened = {
+        name: open_splits(name, config.chosen[name], encoder.size, config.limit) for name in missing
+    }
     sets = dict(found)
+
     for name, splits in opened.items():
         chosen = config.chosen[name]
-        train, validates, test = transfer_features(encoder, name, splits, chosen.per_class, not config.limit)
+        train, validates, test = transfer_features(
+            encoder, name, splits, chosen.per_class, not config.limit
+        )
         result = evaluate_transfer(train, validates, test, config, chosen.metric)
         sets[name] = {**result, "set": _declared(config, name)}
         save(sets)
+
     return sets
 
 
@@ -162,10 +203,16 @@ def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[s
         content = json.loads(path.read_text()) if path.exists() else {}
         if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
             return {}
+
         earlier = TransferConfig.model_validate(content["recipe"]["transfer"])
         if earlier.protocol != config.protocol:
             return {}
-        return {name: value for name, value in content["sets"].items() if value["set"] == _declared(config, name)}
+
+        return {
+            name: value
+            for name, value in content["sets"].items()
+            if value["set"] == _declared(config, name)
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 

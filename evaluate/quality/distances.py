@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 NEIGHBOURS = 3
-SUBSETS, SUBSET = 100, 1000
+SUBSETS = 100
+SUBSET = 1000
 CHUNK = 2048
 
 
@@ -15,7 +16,8 @@ class Moments:
     """Mean and covariance of features that come in parts, in float64."""
 
     def __init__(self, width: int):
-        self.count, self._sum = 0, torch.zeros(width, dtype=torch.float64)
+        self.count = 0
+        self._sum = torch.zeros(width, dtype=torch.float64)
         self._squares = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, features_NF: torch.Tensor) -> None:
@@ -46,9 +48,12 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return frechet_of((first.mean, first.covariance), (second.mean, second.covariance))
 
 
-def frechet_of(first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]) -> float:
+def frechet_of(
+    first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
+) -> float:
     """`frechet_distance` of means `(F,)` and covariances `(F, F)`."""
-    (mean, covariance), (other_mean, other_covariance) = first, second
+    (mean, covariance) = first
+    (other_mean, other_covariance) = second
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     middle = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0).sqrt().sum()
@@ -66,19 +71,25 @@ def kernel_distance(
     generator = np.random.default_rng(0)
     size = min(size, len(first_NF), len(second_MF))
     found = []
+
     for _ in range(subsets):
         x, y = (
-            features[torch.from_numpy(generator.choice(len(features), size, replace=False))].double()
+            features[
+                torch.from_numpy(generator.choice(len(features), size, replace=False))
+            ].double()
             for features in (first_NF, second_MF)
         )
         xx, yy, xy = (((a @ b.T) / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         pairs = size * (size - 1)
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / pairs
         found.append(float(within - 2 * xy.mean()))
+
     return float(np.mean(found)), float(np.std(found))
 
 
-def precision_recall(real_NF: torch.Tensor, made_MF: torch.Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:
+def precision_recall(
+    real_NF: torch.Tensor, made_MF: torch.Tensor, k: int = NEIGHBOURS
+) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019), from 0 to 1.
 
     Precision is the share of made images inside the union of balls around the real ones, each as wide as the distance
@@ -90,7 +101,12 @@ def precision_recall(real_NF: torch.Tensor, made_MF: torch.Tensor, k: int = NEIG
 def _inside(points_NF: torch.Tensor, centres_MF: torch.Tensor, k: int) -> float:
     k = min(k, len(centres_MF) - 1)
     radii_M = torch.cat(
-        [torch.cdist(chunk, centres_MF).kthvalue(k + 1, dim=1).values for chunk in centres_MF.split(CHUNK)]
+        [
+            torch.cdist(chunk, centres_MF).kthvalue(k + 1, dim=1).values
+            for chunk in centres_MF.split(CHUNK)
+        ]
     )
-    hits = [(torch.cdist(chunk, centres_MF) <= radii_M).any(dim=1) for chunk in points_NF.split(CHUNK)]
+    hits = [
+        (torch.cdist(chunk, centres_MF) <= radii_M).any(dim=1) for chunk in points_NF.split(CHUNK)
+    ]
     return float(torch.cat(hits).double().mean())

@@ -20,8 +20,10 @@ from ..probes.logistic import Regression, fit
 from .distances import frechet_of, kernel_distance
 from .measures import PROBE_L2, diversity
 
-RESAMPLES, FRECHET_RESAMPLES = 1000, 200
-AGREEMENT_MARGIN, FRECHET_MARGIN = 1.0, 5.0
+RESAMPLES = 1000
+FRECHET_RESAMPLES = 200
+AGREEMENT_MARGIN = 1.0
+FRECHET_MARGIN = 5.0
 """The most that label agreement may fall, in points, and the Fréchet distance rise, in percent of the reference's."""
 
 
@@ -32,7 +34,11 @@ class _Measured:
 
 
 def compare_quality(
-    reference: ShardSet, other: ShardSet, encoder: Encoder, resamples: int = RESAMPLES, report: Report | None = None
+    reference: ShardSet,
+    other: ShardSet,
+    encoder: Encoder,
+    resamples: int = RESAMPLES,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare two sets of the same anchors: each measure of both, the difference and its 95 % bootstrap interval.
 
@@ -47,15 +53,28 @@ def compare_quality(
         InputError: the sets have other anchors, or another number of candidates.
     """
     _check_same_anchors(reference, other)
-    real_NF, labels = image_features(encoder, anchor_images(reference, encoder.batch)), class_numbers(reference)
+    real_NF = image_features(encoder, anchor_images(reference, encoder.batch))
+    labels = class_numbers(reference)
     probe = None if labels is None else fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
     total = 2 * len(reference)
-    one = _measure(reference, encoder, real_NF, labels, probe, lambda done: report and report(done, total))
-    two = _measure(other, encoder, real_NF, labels, probe, lambda done: report and report(total // 2 + done, total))
+    one = _measure(
+        reference, encoder, real_NF, labels, probe, lambda done: report and report(done, total)
+    )
+    two = _measure(
+        other,
+        encoder,
+        real_NF,
+        labels,
+        probe,
+        lambda done: report and report(total // 2 + done, total),
+    )
     weights_RN = _resamples(len(reference), resamples)
     rows = {name: _mean_row(name, one, two, weights_RN) for name in one.per_anchor}
-    rows["frechet distance"] = _frechet_row(real_NF, one, two, weights_RN[:FRECHET_RESAMPLES], encoder.device)
+    rows["frechet distance"] = _frechet_row(
+        real_NF, one, two, weights_RN[:FRECHET_RESAMPLES], encoder.device
+    )
     kernel = [kernel_distance(real_NF, side.features_NKF[:, 0]) for side in (one, two)]
+
     return {
         "anchors": len(reference),
         "candidates": reference.candidates,
@@ -67,12 +86,20 @@ def compare_quality(
 
 
 def _check_same_anchors(reference: ShardSet, other: ShardSet) -> None:
-    one, two = reference.plan.source, other.plan.source
-    if one.digest != two.digest or not np.array_equal(reference.source_indices(), other.source_indices()):
-        raise InputError(f"{reference.root} and {other.root} have other anchors; expected two sets of the same ones")
+    one = reference.plan.source
+    two = other.plan.source
+    if one.digest != two.digest or not np.array_equal(
+        reference.source_indices(), other.source_indices()
+    ):
+        raise InputError(
+            f"{reference.root} and {other.root} have other anchors; expected two sets of the same ones"
+        )
+
     if reference.candidates != other.candidates or reference.candidates == 0:
         found = f"{reference.candidates} and {other.candidates}"
-        raise InputError(f"{reference.root} and {other.root} have {found} candidates per anchor; expected equally many")
+        raise InputError(
+            f"{reference.root} and {other.root} have {found} candidates per anchor; expected equally many"
+        )
 
 
 def _measure(
@@ -87,14 +114,22 @@ def _measure(
     for start, images in candidate_images(shards, max(1, encoder.batch // shards.candidates)):
         parts.append(encoder(images).view(-1, shards.candidates, real_NF.shape[1]))
         advance(start + len(parts[-1]))
+
     features = torch.cat(parts)
     unit = functional.normalize(features, dim=2)
-    found = {"hardness (cosine)": torch.einsum("nkf,nf->nk", unit, functional.normalize(real_NF, dim=1)).mean(1)}
+    found = {
+        "hardness (cosine)": torch.einsum(
+            "nkf,nf->nk", unit, functional.normalize(real_NF, dim=1)
+        ).mean(1)
+    }
+
     if shards.candidates > 1:
         found["diversity"] = diversity(unit).mean(1)
+
     if probe is not None and labels is not None:
         chosen = probe.logits(features.flatten(0, 1)).argmax(1).view(len(features), -1)
         found["label agreement"] = 100 * (chosen == labels[:, None]).double().mean(1)
+
     return _Measured(features, {name: values.double().numpy() for name, values in found.items()})
 
 
@@ -103,18 +138,28 @@ def _resamples(count: int, resamples: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)
 
 
-def _mean_row(name: str, reference: _Measured, other: _Measured, weights_RN: np.ndarray) -> dict[str, Any]:
-    one, two = reference.per_anchor[name], other.per_anchor[name]
+def _mean_row(
+    name: str, reference: _Measured, other: _Measured, weights_RN: np.ndarray
+) -> dict[str, Any]:
+    one = reference.per_anchor[name]
+    two = other.per_anchor[name]
     differences = weights_RN @ (two - one) / len(one)
     margin = -AGREEMENT_MARGIN if name == "label agreement" else None
     return _row(one.mean(), two.mean(), two.mean() - one.mean(), differences, margin)
 
 
 def _frechet_row(
-    real_NF: torch.Tensor, reference: _Measured, other: _Measured, weights_RN: np.ndarray, device: torch.device
+    real_NF: torch.Tensor,
+    reference: _Measured,
+    other: _Measured,
+    weights_RN: np.ndarray,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Differences are in percent of the reference's distance."""
-    real, *sides = (part.double().to(device) for part in (real_NF[:, None], reference.features_NKF, other.features_NKF))
+    real, *sides = (
+        part.double().to(device)
+        for part in (real_NF[:, None], reference.features_NKF, other.features_NKF)
+    )
 
     def distances(weights_N: np.ndarray) -> np.ndarray:
         moments = _weighted(real, weights_N)
@@ -122,10 +167,15 @@ def _frechet_row(
 
     one, two = distances(np.ones(len(real_NF)))
     drawn = np.array([distances(weights) for weights in weights_RN])
-    return _row(one, two, 100 * (two - one) / one, 100 * (drawn[:, 1] - drawn[:, 0]) / one, FRECHET_MARGIN)
+
+    return _row(
+        one, two, 100 * (two - one) / one, 100 * (drawn[:, 1] - drawn[:, 0]) / one, FRECHET_MARGIN
+    )
 
 
-def _weighted(features_NKF: torch.Tensor, weights_N: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def _weighted(
+    features_NKF: torch.Tensor, weights_N: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and covariance in which each anchor counts as often as it was drawn."""
     features = features_NKF.flatten(0, 1).double()
     weights = torch.from_numpy(weights_N).to(features).repeat_interleave(features_NKF.shape[1])
@@ -134,7 +184,9 @@ def _weighted(features_NKF: torch.Tensor, weights_N: np.ndarray) -> tuple[torch.
     return mean, (centred * weights[:, None]).T @ centred / (weights.sum() - 1)
 
 
-def _row(one: float, two: float, difference: float, drawn_R: np.ndarray, margin: float | None) -> dict[str, Any]:
+def _row(
+    one: float, two: float, difference: float, drawn_R: np.ndarray, margin: float | None
+) -> dict[str, Any]:
     low, high = np.quantile(drawn_R, [0.025, 0.975])
     within = margin is None or (low > margin if margin < 0 else high < margin)
     return {

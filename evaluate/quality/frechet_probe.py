@@ -24,4 +24,5 @@ def frechet_probe(
 
     parts = np.array_split(chosen, -(-len(chosen) // encoder.batch))
     real = moments(np.stack([anchors[int(place)].image for place in part]) for part in parts)
+
     return lambda batches: {"frechet": frechet_distance(real, moments(batches))}

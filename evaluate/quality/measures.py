@@ -70,26 +70,37 @@ def measure_quality(
     """
     if shards.candidates == 0 or len(shards) < 2:
         found = f"{len(shards)} anchors with {shards.candidates} candidates each"
-        raise InputError(f"{shards.root} holds {found}; measuring takes at least two anchors and a candidate of each")
+        raise InputError(
+            f"{shards.root} holds {found}; measuring takes at least two anchors and a candidate of each"
+        )
+
     real_NF = image_features(encoder, anchor_images(shards, encoder.batch))
     test_MF = None
     if test is not None:
         images = (batch for _, batch in decoded(test, encoder.batch))
         test_MF = functional.normalize(image_features(encoder, images), dim=1).to(encoder.device)
+
     labels = class_numbers(shards)
     probe = None if labels is None else fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
-    found, made, sample_NF = _measure_candidates(shards, encoder, real_NF, test_MF, labels, probe, report)
+    found, made, sample_NF = _measure_candidates(
+        shards, encoder, real_NF, test_MF, labels, probe, report
+    )
     real = Moments(real_NF.shape[1])
     real.add(real_NF)
     sampled = permutation(len(real_NF), "quality anchors")[:SAMPLE]
     facts = _set_facts(real, made, real_NF[sampled], sample_NF)
     augmented = _augmented_cosines(shards, encoder, pretrain, real_NF, np.sort(sampled).tolist())
-    facts["cosine_histogram"] = _histogram({"candidate": found.scores["cosine"], "augmentation": augmented})
+    facts["cosine_histogram"] = _histogram(
+        {"candidate": found.scores["cosine"], "augmentation": augmented}
+    )
+
     if labels is not None:
         facts["probe_top1"] = _probe_accuracy(real_NF, labels)
+
     facts["means"] = {name: float(values.mean()) for name, values in found.scores.items()}
     facts["means"]["augmentation_cosine"] = float(augmented.mean())
     facts["suspicious"] = _suspicious(shards, found, test)
+
     return Quality(found.scores, facts)
 
 
@@ -101,9 +112,13 @@ def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None
     counts = np.bincount(labels.numpy())
     if counts[counts > 0].min() < 2:
         return None
+
     held_out = torch.from_numpy(hold_out(labels.numpy(), 0.1, "probe"))
     probe = fit(real_NF[~held_out], labels[~held_out], int(labels.max()) + 1, PROBE_L2)
-    return 100 * float((probe.logits(real_NF[held_out]).argmax(dim=1) == labels[held_out]).double().mean())
+
+    return 100 * float(
+        (probe.logits(real_NF[held_out]).argmax(dim=1) == labels[held_out]).double().mean()
+    )
 
 
 def _measure_candidates(
@@ -116,8 +131,10 @@ def _measure_candidates(
     report: Report | None,
 ) -> tuple[_Found, Moments, torch.Tensor]:
     """One pass over the candidates, a few anchors at a time."""
-    count, candidates = len(shards), shards.candidates
-    unit_NF, made = functional.normalize(real_NF, dim=1), Moments(real_NF.shape[1])
+    count = len(shards)
+    candidates = shards.candidates
+    unit_NF = functional.normalize(real_NF, dim=1)
+    made = Moments(real_NF.shape[1])
     searched_NF = unit_NF.to(encoder.device)
     # Drawn apart from the anchors, and from all K: pairs, or every n-th candidate, would look nearer than the sets are.
     chosen = np.sort(permutation(count * candidates, "quality candidates")[:SAMPLE])
@@ -126,10 +143,18 @@ def _measure_candidates(
     absent |= {"label_probability", "agreement"} if probe is None else set()
     absent |= {"diversity"} if candidates < 2 else set()
     found = _Found(
-        {name: np.empty((count, candidates), np.float32) for name in MEASURES if name not in absent},
-        {name: np.empty((count, candidates), np.int64) for name in ("nearest_train", "nearest_test")},
+        {
+            name: np.empty((count, candidates), np.float32)
+            for name in MEASURES
+            if name not in absent
+        },
+        {
+            name: np.empty((count, candidates), np.int64)
+            for name in ("nearest_train", "nearest_test")
+        },
     )
     anchors = max(1, encoder.batch // candidates)
+
     for start, images in ahead(candidate_images(shards, anchors)):
         features = encoder(images)
         made.add(features)
@@ -139,20 +164,27 @@ def _measure_candidates(
         unit = functional.normalize(features, dim=1).view(-1, candidates, features.shape[1])
         rows = slice(start, start + len(unit))
         found.scores["cosine"][rows] = torch.einsum("nkf,nf->nk", unit, unit_NF[rows])
+
         if candidates > 1:
             found.scores["diversity"][rows] = diversity(unit)
+
         own = torch.arange(start, start + len(unit)).repeat_interleave(candidates)
         _nearest(found, "nearest_train", rows, unit, searched_NF, own)
         if test_MF is not None:
             _nearest(found, "nearest_test", rows, unit, test_MF, None)
+
         if probe is not None and labels is not None:
             _label_scores(found, rows, probe.logits(features).softmax(dim=1), labels[rows])
+
         if report:
             report(start + len(unit), count)
+
     return found, made, sample_NF
 
 
-def _label_scores(found: _Found, rows: slice, chances_BC: torch.Tensor, labels_N: torch.Tensor) -> None:
+def _label_scores(
+    found: _Found, rows: slice, chances_BC: torch.Tensor, labels_N: torch.Tensor
+) -> None:
     wanted = labels_N.repeat_interleave(len(chances_BC) // len(labels_N))
     shape = (len(labels_N), -1)
     found.scores["label_probability"][rows] = chances_BC.gather(1, wanted[:, None]).reshape(shape)
@@ -162,11 +194,19 @@ def _label_scores(found: _Found, rows: slice, chances_BC: torch.Tensor, labels_N
 def diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
     """`(N, K)`: one less the mean cosine to the anchor's other candidates, K > 1."""
     others = unit_NKF.shape[1] - 1
-    return 1 - (torch.einsum("nkf,njf->nk", unit_NKF, unit_NKF) - unit_NKF.square().sum(dim=2)) / others
+    return (
+        1
+        - (torch.einsum("nkf,njf->nk", unit_NKF, unit_NKF) - unit_NKF.square().sum(dim=2)) / others
+    )
 
 
 def _nearest(
-    found: _Found, name: str, rows: slice, unit_NKF: torch.Tensor, others_MF: torch.Tensor, own: torch.Tensor | None
+    found: _Found,
+    name: str,
+    rows: slice,
+    unit_NKF: torch.Tensor,
+    others_MF: torch.Tensor,
+    own: torch.Tensor | None,
 ) -> None:
     cosines = unit_NKF.flatten(0, 1).to(others_MF.device) @ others_MF.T
     if own is not None:
@@ -176,31 +216,48 @@ def _nearest(
     found.nearest[name][rows] = best.indices.view(unit_NKF.shape[:2]).cpu()
 
 
-def _set_facts(real: Moments, made: Moments, real_NF: torch.Tensor, made_MF: torch.Tensor) -> dict[str, Any]:
+def _set_facts(
+    real: Moments, made: Moments, real_NF: torch.Tensor, made_MF: torch.Tensor
+) -> dict[str, Any]:
     distance, deviation = kernel_distance(real_NF, made_MF)
     precision, recall = precision_recall(real_NF, made_MF)
+
     return {
         "frechet_distance": frechet_distance(real, made),
         "kernel_distance": distance,
         "kernel_distance_std": deviation,
         "precision": precision,
         "recall": recall,
-        "images": {"anchors": real.count, "candidates": made.count, "compared": min(len(real_NF), len(made_MF))},
+        "images": {
+            "anchors": real.count,
+            "candidates": made.count,
+            "compared": min(len(real_NF), len(made_MF)),
+        },
     }
 
 
 def _augmented_cosines(
-    shards: ShardSet, encoder: Encoder, pretrain: PretrainConfig, real_NF: torch.Tensor, positions: list[int]
+    shards: ShardSet,
+    encoder: Encoder,
+    pretrain: PretrainConfig,
+    real_NF: torch.Tensor,
+    positions: list[int],
 ) -> np.ndarray:
     """The cosine of each of these anchors to an ordinary augmented view of it."""
     plain = pretrain.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     views = Views(plain, shards.size, torch.device("cpu"))
     cosines = []
+
     for number, start in enumerate(range(0, len(positions), encoder.batch)):
         chosen = positions[start : start + encoder.batch]
-        images = torch.from_numpy(np.stack([shards.anchor(position) for position in chosen])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(
+            np.stack([shards.anchor(position) for position in chosen])
+        ).permute(0, 3, 1, 2)
         view = (views(images, 1, number, 0).clamp(0, 1) * 255).round().to(torch.uint8)
-        cosines.append(functional.cosine_similarity(encoder(view.permute(0, 2, 3, 1)), real_NF[chosen]))
+        cosines.append(
+            functional.cosine_similarity(encoder(view.permute(0, 2, 3, 1)), real_NF[chosen])
+        )
+
     return torch.cat(cosines).numpy()
 
 
@@ -212,11 +269,14 @@ def _histogram(cosines: dict[str, np.ndarray]) -> dict[str, list[float]]:
     }
 
 
-def _suspicious(shards: ShardSet, found: _Found, test: ImageSource | None) -> dict[str, list[dict[str, Any]]]:
+def _suspicious(
+    shards: ShardSet, found: _Found, test: ImageSource | None
+) -> dict[str, list[dict[str, Any]]]:
     """The candidates nearest to another training image and to a test image, the nearest first."""
     names: dict[str, Callable[[int], str]] = {"nearest_train": shards.key}
     if test is not None:
         names["nearest_test"] = test.key
+
     lists = {}
     for measure in names.keys() & found.scores.keys():
         order = np.argsort(-found.scores[measure], axis=None, kind="stable")[:SHOWN]
@@ -229,6 +289,9 @@ def _suspicious(shards: ShardSet, found: _Found, test: ImageSource | None) -> di
                 "nearest": names[measure](int(found.nearest[measure][position, candidate])),
                 "nearest_position": int(found.nearest[measure][position, candidate]),
             }
-            for position, candidate in zip(*np.unravel_index(order, found.scores[measure].shape), strict=True)
+            for position, candidate in zip(
+                *np.unravel_index(order, found.scores[measure].shape), strict=True
+            )
         ]
+
     return lists

@@ -37,18 +37,23 @@ def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
     runs = [(run_name(folder), read_log(folder)) for folder in folders]
     names = list(dict.fromkeys(name for name, _ in runs))
     measures = sorted({key for _, rows in runs for row in rows for key in row} - NO_LOSSES)
+
     with _panels(len(measures)) as (figure, panels):
         lines: dict[str, Any] = {}
         for axes, measure in zip(panels, measures, strict=False):
             for name, rows in runs:
                 points = [(row["epoch"], row[measure]) for row in rows if measure in row]
                 if points:
-                    (line,) = axes.plot(*zip(*points, strict=True), color=f"C{names.index(name)}", linewidth=1)
+                    (line,) = axes.plot(
+                        *zip(*points, strict=True), color=f"C{names.index(name)}", linewidth=1
+                    )
                     lines.setdefault(name, line)
             axes.set(title=measure, xlabel="epoch")
             axes.locator_params(axis="x", integer=True)
+
         legend: Any = {"loc": "outside lower center", "ncols": PER_ROW, "fontsize": "small"}
         figure.legend(list(lines.values()), list(lines), **legend)
+
         return _saved(figure, image_format)
 
 
@@ -76,7 +81,9 @@ def feature_maps(maps: dict[str, dict[str, list[float]]], image_format: str) -> 
     """A map per run name, a colour per class."""
     with _panels(len(maps), (3.6, 3.4)) as (figure, panels):
         for axes, (name, points) in zip(panels, maps.items(), strict=False):
-            axes.scatter(points["x"], points["y"], c=points["label"], cmap="tab20", s=6, linewidths=0)
+            axes.scatter(
+                points["x"], points["y"], c=points["label"], cmap="tab20", s=6, linewidths=0
+            )
             axes.set(title=name, xticks=[], yticks=[])
             axes.grid(visible=False)
         return _saved(figure, image_format)
@@ -88,13 +95,30 @@ def _panels(count: int, size: tuple[float, float] = PANEL):
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    inked = (
+        "text.color",
+        "axes.edgecolor",
+        "axes.labelcolor",
+        "xtick.color",
+        "ytick.color",
+        "grid.color",
+    )
     style: Any = dict.fromkeys(inked, INK) | {"svg.fonttype": "none", "svg.hashsalt": "clsp"}
-    style |= {"axes.grid": True, "grid.alpha": 0.25, "axes.facecolor": "none", "legend.frameon": False}
-    rows, columns = -(-max(1, count) // PER_ROW), min(PER_ROW, max(1, count))
+    style |= {
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.facecolor": "none",
+        "legend.frameon": False,
+    }
+    rows = -(-max(1, count) // PER_ROW)
+    columns = min(PER_ROW, max(1, count))
+
     with mpl.rc_context(style):
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-        yield figure, [figure.add_subplot(rows, columns, number + 1) for number in range(max(1, count))]
+        yield (
+            figure,
+            [figure.add_subplot(rows, columns, number + 1) for number in range(max(1, count))],
+        )
 
 
 def _saved(figure: Any, image_format: str) -> bytes:

@@ -16,7 +16,9 @@ from .results import read_results
 RESAMPLES = 10_000
 
 
-def compare_runs(folders: Iterable[Path], baseline: str | None = None, out: Path | None = None) -> dict[str, Any]:
+def compare_runs(
+    folders: Iterable[Path], baseline: str | None = None, out: Path | None = None
+) -> dict[str, Any]:
     """`{"runs", "summary", "differences", "published"}`, accuracies in percent.
 
     `summary` has per run name the mean, std and number of every metric; the standard deviation is the sample's (n - 1)
@@ -33,8 +35,10 @@ def compare_runs(folders: Iterable[Path], baseline: str | None = None, out: Path
     _check_comparable(runs)
     _add_transfer_means(runs)
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+
     for run in runs:
         by_name[run["name"]].append(run)
+
     summary = []
     for name, members in by_name.items():
         metrics = {}
@@ -42,10 +46,14 @@ def compare_runs(folders: Iterable[Path], baseline: str | None = None, out: Path
             values = [run["metrics"][metric] for run in members if metric in run["metrics"]]
             spread = statistics.stdev(values) if len(values) > 1 else None
             metrics[metric] = {"mean": statistics.fmean(values), "std": spread, "n": len(values)}
-        summary.append({"name": name, "seeds": sorted(run["seed"] for run in members), "metrics": metrics})
+        summary.append(
+            {"name": name, "seeds": sorted(run["seed"] for run in members), "metrics": metrics}
+        )
+
     published = published_rows(runs)
     for run in runs:
         del run["recipe"], run["conditions"]
+
     return {
         "runs": runs,
         "summary": summary,
@@ -58,7 +66,9 @@ CONTROL = "augmentation"
 """The source of the third-view control, which every other source of the same method is compared with, too."""
 
 
-def _differences(by_name: dict[str, list[dict[str, Any]]], baseline: str | None) -> list[dict[str, Any]]:
+def _differences(
+    by_name: dict[str, list[dict[str, Any]]], baseline: str | None
+) -> list[dict[str, Any]]:
     """Return per run name the mean difference to the baseline and, without a `baseline`, to the third-view control."""
     if baseline is not None and baseline not in by_name:
         raise InputError(f"--baseline {baseline}: no such run, found {', '.join(by_name)}")
@@ -77,6 +87,7 @@ def _differences(by_name: dict[str, list[dict[str, Any]]], baseline: str | None)
         metrics = _paired(by_name[name], by_name[other])
         if metrics:
             rows.append({"name": name, "baseline": other, "metrics": metrics})
+
     return rows
 
 
@@ -85,8 +96,11 @@ def _paired(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[st
     of_others = {run["seed"]: run["metrics"] for run in others}
     pairs = [(run["metrics"], of_others[run["seed"]]) for run in runs if run["seed"] in of_others]
     metrics = {}
+
     for metric in dict.fromkeys(metric for own, _ in pairs for metric in own):
-        values = [own[metric] - other[metric] for own, other in pairs if metric in own and metric in other]
+        values = [
+            own[metric] - other[metric] for own, other in pairs if metric in own and metric in other
+        ]
         if values:
             metrics[metric] = {
                 "mean": statistics.fmean(values),
@@ -94,6 +108,7 @@ def _paired(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[st
                 "t_interval": t_interval(values),
                 "n": len(values),
             }
+
     return metrics
 
 
@@ -115,7 +130,8 @@ def t_interval(values: list[float]) -> list[float] | None:
 
     if len(values) < 2:
         return None
-    mean, half = statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values)
+    mean = statistics.fmean(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values)
     half /= len(values) ** 0.5
     return [mean - half, mean + half]
 
@@ -130,23 +146,38 @@ def _check_comparable(runs: list[dict[str, Any]]) -> None:
     data: dict[str, Any] = {}
     conditions: dict[str, Any] = {}
     precisions: dict[str, str] = {}
+
     for run in runs:
         if (run["name"], run["seed"]) in seen:
             other = seen[run["name"], run["seed"]]
-            raise InputError(f"{other} and {run['folder']} are both {run['name']} seed {run['seed']}; leave one out")
+            raise InputError(
+                f"{other} and {run['folder']} are both {run['name']} seed {run['seed']}; leave one out"
+            )
+
         seen[run["name"], run["seed"]] = run["folder"]
         if data.setdefault(run["name"], run["data"]) != run["data"]:
-            raise InputError(f"runs of {run['name']} used different shard sets; compare runs on one set")
+            raise InputError(
+                f"runs of {run['name']} used different shard sets; compare runs on one set"
+            )
+
         for task, found in run["conditions"].items():
             known = conditions.setdefault(task, {})
-            different = differences({key: known.setdefault(key, value) for key, value in found.items()}, found)
+            different = differences(
+                {key: known.setdefault(key, value) for key, value in found.items()}, found
+            )
             if different:
-                raise InputError(f"{run['folder']}: {task} was evaluated in another way ({'; '.join(different)})")
+                raise InputError(
+                    f"{run['folder']}: {task} was evaluated in another way ({'; '.join(different)})"
+                )
+
             if found["precision"]:
                 precisions.setdefault(found["precision"], f"{run['folder']} ({task})")
+
     if len(precisions) > 1:
         found = ", ".join(f"{PRECISIONS[name]} in {place}" for name, place in precisions.items())
-        raise InputError(f"features in several precisions: {found}; evaluate all in one (linear_eval.precision)")
+        raise InputError(
+            f"features in several precisions: {found}; evaluate all in one (linear_eval.precision)"
+        )
 
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
@@ -166,7 +197,11 @@ def _conditions(result: dict[str, Any]) -> dict[str, Any]:
     sets = {name: value["set"] for name, value in result.get("sets", {}).items()}
     few_labels = result["result"].get("few_labels")
     draws = {"label_draws": few_labels["draws"]} if few_labels else {}
-    known = {key: values.get(key) for key in keys} | draws | {f"sets.{name}": value for name, value in sets.items()}
+    known = (
+        {key: values.get(key) for key in keys}
+        | draws
+        | {f"sets.{name}": value for name, value in sets.items()}
+    )
     return {"precision": result.get("precision"), **known}
 
 
@@ -176,7 +211,9 @@ def _add_transfer_means(runs: list[dict[str, Any]]) -> None:
     common = set.intersection(*filter(None, found)) if any(found) else set()
     for run, names in zip(runs, found, strict=True):
         if names and len(common) > 1:
-            run["metrics"]["transfer.mean"] = statistics.fmean(run["metrics"][name] for name in sorted(common))
+            run["metrics"]["transfer.mean"] = statistics.fmean(
+                run["metrics"][name] for name in sorted(common)
+            )
 
 
 def _run(folder: Path, out: Path) -> dict[str, Any]:
@@ -188,8 +225,15 @@ def _run(folder: Path, out: Path) -> dict[str, Any]:
         if isinstance(value, int | float)
     }
     facts = {key: results[0][key] for key in ("name", "seed", "set", "checkpoint")}
-    facts["data"] = results[0].get("data") or results[0]["set"]  # a set's ID changes when it gets scores or a layer
+    facts["data"] = (
+        results[0].get("data") or results[0]["set"]
+    )  # a set's ID changes when it gets scores or a layer
     facts["recipe"] = results[0].get("recipe")
     facts["precision"] = results[0].get("precision")
     facts["conditions"] = {result["task"]: _conditions(result) for result in results}
-    return {"folder": os.path.relpath(folder.absolute(), out.absolute()), **facts, "metrics": metrics}
+
+    return {
+        "folder": os.path.relpath(folder.absolute(), out.absolute()),
+        **facts,
+        "metrics": metrics,
+    }

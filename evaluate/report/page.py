@@ -41,7 +41,9 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
     runs = [run for run in runs if run.is_dir()]
     headings, rows = table_rows(comparison)
     template = resources.files(__package__ or "").joinpath("page.html.j2").read_text()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.from_string(template).render(
         title=folder.absolute().name,
         headings=headings,
@@ -68,11 +70,17 @@ def _contents(folder: Path) -> tuple[dict[str, Any], list[Path], Path]:
             runs = [folder / run["folder"] for run in comparison["runs"]]
             comparison = {"differences": [], "published": [], **comparison}
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / 'results.json'} is no comparison ({error}); run clsp compare again") from error
+            raise InputError(
+                f"{folder / 'results.json'} is no comparison ({error}); run clsp compare again"
+            ) from error
         return comparison, runs, folder
+
     if any(folder.glob("*.json")):
         return compare_runs([folder]), [folder], folder.absolute().parent.parent
-    raise InputError(f"{folder} holds no results.json and no run's results; run clsp compare … --out {folder} first")
+
+    raise InputError(
+        f"{folder} holds no results.json and no run's results; run clsp compare … --out {folder} first"
+    )
 
 
 def _set_pictures(shards: ShardSet) -> list[Picture]:
@@ -82,32 +90,47 @@ def _set_pictures(shards: ShardSet) -> list[Picture]:
         sheet = contact_sheet(shards, SHEET_ROWS)
         note = "Left of the gap the anchor, right of it the synthetic positives."
         pictures.append(_image("Anchors and their candidates", note, sheet))
+
     for name in _score_names(shards):
         scores = read_scores(scores_path(shards.root, name), len(shards))
         quality = _read_quality(shards, name)
         if shards.plan.shards.include_anchors:
             pictures += _score_sheets(shards, name, scores, quality)
+
         if quality:
             shares = quality["result"]["cosine_histogram"]
             note = f"In the features of {quality['encoder']}: candidates beside ordinary augmented views."
             pictures.append(_chart(f"Hardness ({name})", note, cosine_histograms(shares, "svg")))
+
         note = "A value per candidate; see clsp shards score."
         pictures.append(_chart(f"Scores ({name})", note, score_histograms(scores, "svg")))
+
     return pictures
 
 
-def _score_sheets(shards: ShardSet, name: str, scores: dict[str, Any], quality: dict[str, Any] | None) -> list[Picture]:
+def _score_sheets(
+    shards: ShardSet, name: str, scores: dict[str, Any], quality: dict[str, Any] | None
+) -> list[Picture]:
     pictures = []
     if "cosine" in scores:
         for word, largest in (("Hardest", False), ("Easiest", True)):
-            note = (
-                f"Pairs of anchor and candidate whose features have the {'largest' if largest else 'smallest'} cosine."
+            end = "largest" if largest else "smallest"
+            note = f"Pairs of anchor and candidate whose features have the {end} cosine."
+            pictures.append(
+                _image(
+                    f"{word} ({name})",
+                    note,
+                    pair_sheet(extremes(shards, scores["cosine"], largest)),
+                )
             )
-            pictures.append(_image(f"{word} ({name})", note, pair_sheet(extremes(shards, scores["cosine"], largest))))
+
     suspicious = quality["result"]["suspicious"].get("nearest_train", []) if quality else []
     if suspicious:
         note = "Pairs of a candidate and the anchor nearest to it that it was not made for: copies would look alike."
-        pictures.append(_image(f"Most suspicious ({name})", note, pair_sheet(copies(shards, suspicious))))
+        pictures.append(
+            _image(f"Most suspicious ({name})", note, pair_sheet(copies(shards, suspicious)))
+        )
+
     return pictures
 
 
@@ -115,16 +138,21 @@ def _run_pictures(runs: Sequence[Path]) -> list[Picture]:
     logged = [run for run in runs if (run / "log.jsonl").exists()]
     pictures = []
     if logged:
-        pictures.append(_chart("Training", "A line per run, a colour per name.", training_curves(logged, "svg")))
+        pictures.append(
+            _chart("Training", "A line per run, a colour per name.", training_curves(logged, "svg"))
+        )
+
     maps: dict[str, Any] = {}
     for run in runs:
         if (run / "knn.json").exists():
             points = json.loads((run / "knn.json").read_text())["result"].get("map")
             if points and points["x"] and len(maps) < MAPS:
                 maps.setdefault(run_name(run), points)
+
     if maps:
         note = "t-SNE of test images, the first run of each name; a colour per class."
         pictures.append(_chart("Maps of the features", note, feature_maps(maps, "svg")))
+
     return pictures
 
 
@@ -146,11 +174,19 @@ def _quality(shards: ShardSet) -> list[dict[str, Any]]:
         content = _read_quality(shards, name)
         if content is None:
             continue
+
         result = content["result"]
         figures = {key: value for key, value in result.items() if isinstance(value, int | float)}
         figures |= {f"mean {key}": value for key, value in result["means"].items()}
         figures = {key.replace("_", " "): f"{value:.4g}" for key, value in figures.items()}
-        rows.append({"name": content["name"], "figures": figures, "test": result["suspicious"].get("nearest_test", [])})
+        rows.append(
+            {
+                "name": content["name"],
+                "figures": figures,
+                "test": result["suspicious"].get("nearest_test", []),
+            }
+        )
+
     return rows
 
 
@@ -170,9 +206,12 @@ def _provenance(runs: list[Path]) -> dict[str, Any]:
         for path in sorted(run.glob("*.json")):
             content = json.loads(path.read_text())
             if "recipe" in content:
-                versions = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
+                versions = ", ".join(
+                    f"{name} {value}" for name, value in content["versions"].items()
+                )
                 recipe = json.dumps(content["recipe"], indent=2, sort_keys=True)
                 return {"versions": versions, "finished": content["finished"], "recipe": recipe}
+
     return {"versions": "", "finished": "", "recipe": ""}
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-LINEAR, KNN = "linear.top1", "knn.replica_best_on_test"
+LINEAR = "linear.top1"
+KNN = "knn.replica_best_on_test"
 AUTHORS: dict[str, Any] = {
     "pretrain.epochs": 1000,
     "pretrain.batch_size": 1024,
@@ -73,12 +74,19 @@ def published_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         same_network = pretrain.get("stem") == "cifar" and not pretrain.get("backbone_kwargs")
         backbone = pretrain.get("backbone", "") if same_network else ""
         figures = PUBLISHED.get((_data_set(recipe), backbone), {})
+
         if run["name"] in figures:
             linear, knn = figures[run["name"]]
             metrics = {LINEAR: linear} | ({} if knn is None else {KNN: knn})
             rows.append(
-                {"name": run["name"], "metrics": metrics, "source": SOURCE, "differences": _differences(run, recipe)}
+                {
+                    "name": run["name"],
+                    "metrics": metrics,
+                    "source": SOURCE,
+                    "differences": _differences(run, recipe),
+                }
             )
+
     return rows[::-1]
 
 
@@ -96,9 +104,12 @@ def _differences(run: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
             own = own.get(part) if isinstance(own, dict) else None
         if own != value:
             found.append(f"{key} {own} here, {value} there")
+
     if run["precision"] == "bf16":
         found.append("features in bf16 here, float32 there")
+
     if not str(recipe["anchors"]["path"]).startswith("uoft-cs/"):
         found.append(f"images from {recipe['anchors']['path']} here, the original files there")
+
     found.append("one seed and the last epoch there; kNN there with the best k on the test images")
     return found

@@ -51,6 +51,7 @@ def write_result(
     }
     path = out / f"{task}.json"
     write_file(path, canonical_json(content))
+
     return path
 
 
@@ -62,8 +63,13 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """
     paths = [folder / f"{task}.json" for task in TASKS if (folder / f"{task}.json").exists()]
     if not paths:
-        raise InputError(f"{folder} holds no results; run clsp linear-eval or clsp knn with --out {folder} first")
+        raise InputError(
+            f"{folder} holds no results; run clsp linear-eval or clsp knn with --out {folder} first"
+        )
+
     try:
         return [json.loads(path.read_text()) for path in paths]
     except ValueError as error:
-        raise InputError(f"{folder}: a result file is not JSON ({error}); run the evaluation again") from error
+        raise InputError(
+            f"{folder}: a result file is not JSON ({error}); run the evaluation again"
+        ) from error

@@ -26,12 +26,21 @@ def table_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     metrics = metric_order(comparison)
     headings = ["run", "seeds", *map(heading, metrics)]
     rows = [
-        [row["name"], str(len(row["seeds"])), *(_cell(row["metrics"].get(metric)) for metric in metrics)]
+        [
+            row["name"],
+            str(len(row["seeds"])),
+            *(_cell(row["metrics"].get(metric)) for metric in metrics),
+        ]
         for row in comparison["summary"]
     ]
+
     for number, row in enumerate(comparison["published"], start=1):
-        figures = [f"{row['metrics'][metric]:.2f}" if metric in row["metrics"] else "–" for metric in metrics]
+        figures = [
+            f"{row['metrics'][metric]:.2f}" if metric in row["metrics"] else "–"
+            for metric in metrics
+        ]
         rows.append([f"{row['name']} (published) [{number}]", "1", *figures])
+
     return headings, rows
 
 
@@ -51,7 +60,11 @@ def heading(metric: str) -> str:
     """Return a metric's name for people."""
     if metric.startswith(FEW_LABELS):
         amount = float(metric.removeprefix(FEW_LABELS))
-        return f"linear, {100 * amount:g} % of labels" if amount < 1 else f"linear, {amount:g} per class"
+        return (
+            f"linear, {100 * amount:g} % of labels"
+            if amount < 1
+            else f"linear, {amount:g} per class"
+        )
     return HEADINGS.get(metric, metric.replace(".", " "))
 
 
@@ -67,11 +80,14 @@ def metric_order(comparison: dict[str, Any]) -> list[str]:
     """Every metric of a comparison: by task in the order of the evaluations, the usual ones first, then by name."""
     found = {metric for row in comparison["summary"] for metric in row["metrics"]}
     headed = list(HEADINGS)
+
     return sorted(
         found,
         key=lambda metric: (
             TASKS.index(metric.split(".")[0]),
-            headed.index(metric) if metric.startswith("linear.") and metric in headed else len(headed),
+            headed.index(metric)
+            if metric.startswith("linear.") and metric in headed
+            else len(headed),
             metric,
         ),
     )
@@ -81,7 +97,9 @@ def _difference(value: dict[str, Any] | None) -> str:
     if value is None:
         return "–"
     interval = value.get("t_interval")
-    return f"{value['mean']:+z.2f}" + (f" [{interval[0]:+z.2f}, {interval[1]:+z.2f}]" if interval else "")
+    return f"{value['mean']:+z.2f}" + (
+        f" [{interval[0]:+z.2f}, {interval[1]:+z.2f}]" if interval else ""
+    )
 
 
 def _cell(value: dict[str, Any] | None) -> str:
@@ -111,20 +129,29 @@ def csv_table(comparison: dict[str, Any]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["kind", "name", "seed", "metric", "value", "std", "low", "high", "n"])
+
     for run in comparison["runs"]:
         for metric, value in run["metrics"].items():
             writer.writerow(["run", run["name"], run["seed"], metric, value, "", "", "", 1])
+
     for row in comparison["summary"]:
         for metric, value in row["metrics"].items():
-            writer.writerow(["mean", row["name"], "", metric, value["mean"], value["std"], "", "", value["n"]])
+            writer.writerow(
+                ["mean", row["name"], "", metric, value["mean"], value["std"], "", "", value["n"]]
+            )
+
     for row in comparison["differences"]:
         for metric, value in row["metrics"].items():
             low, high = value.get("t_interval") or ("", "")
             name = f"{row['name']} - {row['baseline']}"
-            writer.writerow(["difference", name, "", metric, value["mean"], "", low, high, value["n"]])
+            writer.writerow(
+                ["difference", name, "", metric, value["mean"], "", low, high, value["n"]]
+            )
+
     for row in comparison["published"]:
         for metric, value in row["metrics"].items():
             writer.writerow(["published", row["name"], "", metric, value, "", "", "", 1])
+
     return buffer.getvalue()
 
 

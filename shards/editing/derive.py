@@ -32,7 +32,11 @@ class Origin:
 
 
 def subset_set(
-    parent: ShardSet, out: Path, positions_N: np.ndarray, settings: dict[str, Any], report: Report | None = None
+    parent: ShardSet,
+    out: Path,
+    positions_N: np.ndarray,
+    settings: dict[str, Any],
+    report: Report | None = None,
 ) -> str:
     """The set of some anchors of `parent` (ascending positions), with all its layers; returns the set ID.
 
@@ -41,6 +45,7 @@ def subset_set(
     """
     if len(positions_N) == 0:
         raise InputError(f"the subset of {parent.root} is empty; it has {len(parent)} anchors")
+
     selection = select(parent, parent.source_indices()[positions_N])
     derived = Derived(operation="subset", settings=settings, parents=[parentage(parent)])
     origin = Origin([parent], [], np.zeros(len(positions_N), np.uint8), positions_N)
@@ -49,7 +54,9 @@ def subset_set(
 
 def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
     """A random part of the anchors that depends on the source alone; smaller fractions lie inside larger ones."""
-    chosen = permutation(len(parent), parent.plan.source.digest, "subset")[: round(fraction * len(parent))]
+    chosen = permutation(len(parent), parent.plan.source.digest, "subset")[
+        : round(fraction * len(parent))
+    ]
     return np.sort(chosen)
 
 
@@ -71,15 +78,19 @@ def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None 
     faults = differences(one.plan.source.model_dump(), other.plan.source.model_dump())
     if faults:
         raise _incompatible(one, other, [f"source.{fault}" for fault in faults])
-    mine, theirs = one.source_indices(), other.source_indices()
+
+    mine = one.source_indices()
+    theirs = other.source_indices()
     if np.array_equal(mine, theirs):
         return _merge_candidates(one, other, out, report)
+
     common = len(np.intersect1d(mine, theirs))
     if common:
         raise InputError(
             f"{one.root} and {other.root} share {common} of {len(mine)} and {len(theirs)} anchors; expected the same "
             "anchors or disjoint ones: cut one of them with clsp shards subset"
         )
+
     return _merge_anchors(one, other, out, report)
 
 
@@ -94,13 +105,17 @@ def pack_set(parent: ShardSet, out: Path, report: Report | None = None) -> str:
         raise InputError(
             f"{parent.root} has layers coded as {' and '.join(sorted(codecs))}; expected one codec to pack"
         )
+
     shards = parent.plan.shards.model_copy(update={"candidates": parent.candidates})
     derived = Derived(operation="pack", settings={}, parents=[parentage(parent)])
     plan = parent.plan.revised(shards=shards, derived=derived)
     members = [place for layer in parent.layers for place in _own_members(layer)]
     everywhere = np.arange(len(parent))
     write_plan(out, plan)
-    _write_layer(out, plan, 0, Origin([parent], members, np.zeros(len(parent), np.uint8), everywhere), report)
+    _write_layer(
+        out, plan, 0, Origin([parent], members, np.zeros(len(parent), np.uint8), everywhere), report
+    )
+
     return _sealed(out, plan, 0)
 
 
@@ -126,6 +141,7 @@ def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report 
         raise InputError(
             f"{one.root} and {other.root} hold other anchor images under the same keys; nothing was merged"
         )
+
     for layer in other.layers:
         for own in one.layers:
             if _same_images(own.plan, layer.plan):
@@ -133,21 +149,38 @@ def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report 
                     f"{other.root} was made by the model and sampler of {one.root} (sampler.seed is the same too), so "
                     "its candidates are the same images; use clsp shards extend"
                 )
+
     found = owner_of(out, PLAN, "shard set")
     if found is not None and found != one.plan.to_bytes():
-        raise InputError(f"{out} holds another set than a merge of {one.root}; choose another --out")
+        raise InputError(
+            f"{out} holds another set than a merge of {one.root}; choose another --out"
+        )
+
     if not is_sealed(out):
         pull(str(one.root), out, expect=one.set_id)
+
     everywhere = np.arange(len(one))
-    end, set_id = one.candidates, one.set_id
+    end = one.candidates
+    set_id = one.set_id
+
     for number, layer in enumerate(other.layers, start=len(one.layers)):
-        shards = layer.plan.shards.model_copy(update={"records": one.plan.shards.records, "include_anchors": False})
-        derived = Derived(operation="merge", settings={"layer": layer.number}, parents=[parentage(other)])
-        plan = layer.plan.revised(shards=shards, first=end, derived=derived, selection=one.plan.selection)
+        shards = layer.plan.shards.model_copy(
+            update={"records": one.plan.shards.records, "include_anchors": False}
+        )
+        derived = Derived(
+            operation="merge", settings={"layer": layer.number}, parents=[parentage(other)]
+        )
+        plan = layer.plan.revised(
+            shards=shards, first=end, derived=derived, selection=one.plan.selection
+        )
         start_layer(out, number, plan)
-        origin = Origin([other], _own_members(layer, False), np.zeros(len(one), np.uint8), everywhere)
+        origin = Origin(
+            [other], _own_members(layer, False), np.zeros(len(one), np.uint8), everywhere
+        )
         _write_layer(out, plan, number, origin, report)
-        end, set_id = plan.end, _sealed(out, plan, number)
+        end = plan.end
+        set_id = _sealed(out, plan, number)
+
     return set_id
 
 
@@ -158,19 +191,29 @@ def _same_images(own: Plan, other: Plan) -> bool:
 
 def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | None) -> str:
     if len(one.layers) != len(other.layers):
-        raise _incompatible(one, other, [f"layers: {len(one.layers)} there, {len(other.layers)} here"])
+        raise _incompatible(
+            one, other, [f"layers: {len(one.layers)} there, {len(other.layers)} here"]
+        )
+
     for own, layer in zip(one.layers, other.layers, strict=True):
-        dumps = [plan.revised(selection=None, derived=None).model_dump(mode="json") for plan in (own.plan, layer.plan)]
+        dumps = [
+            plan.revised(selection=None, derived=None).model_dump(mode="json")
+            for plan in (own.plan, layer.plan)
+        ]
         faults = differences(*dumps)
         if faults:
             raise _incompatible(one, other, faults)
+
     indices = np.concatenate([one.source_indices(), other.source_indices()])
     order = np.argsort(indices, kind="stable")
     parents = np.concatenate([np.zeros(len(one), np.uint8), np.ones(len(other), np.uint8)])[order]
     positions = np.concatenate([np.arange(len(one)), np.arange(len(other))])[order]
     derived = Derived(operation="merge", settings={}, parents=[parentage(one), parentage(other)])
     selection = select(one, indices[order])
-    return _copy_layers(out, one, selection, derived, Origin([one, other], [], parents, positions), report)
+
+    return _copy_layers(
+        out, one, selection, derived, Origin([one, other], [], parents, positions), report
+    )
 
 
 def _incompatible(one: ShardSet, other: ShardSet, faults: list[str]) -> InputError:
@@ -178,27 +221,44 @@ def _incompatible(one: ShardSet, other: ShardSet, faults: list[str]) -> InputErr
 
 
 def _copy_layers(
-    out: Path, like: ShardSet, selection: Selection | None, derived: Derived, origin: Origin, report: Report | None
+    out: Path,
+    like: ShardSet,
+    selection: Selection | None,
+    derived: Derived,
+    origin: Origin,
+    report: Report | None,
 ) -> str:
     """A set with the layers of `like` and the records of `origin`."""
     set_id = ""
     for layer in like.layers:
-        plan = layer.plan.revised(selection=selection, derived=layer.plan.derived if layer.number else derived)
+        plan = layer.plan.revised(
+            selection=selection, derived=layer.plan.derived if layer.number else derived
+        )
         if layer.number == 0:
             write_plan(out, plan)
         else:
             start_layer(out, layer.number, plan)
+
         members = _own_members(layer)
         _write_layer(
-            out, plan, layer.number, Origin(origin.parents, members, origin.parent_N, origin.position_N), report
+            out,
+            plan,
+            layer.number,
+            Origin(origin.parents, members, origin.parent_N, origin.position_N),
+            report,
         )
         set_id = _sealed(out, plan, layer.number)
+
     return set_id
 
 
 def _own_members(layer: LayerReader, with_anchor: bool = True) -> Members:
     fields = layer.plan.image_fields
-    return [(layer.number, n) for n, field in enumerate(fields) if with_anchor or not field.startswith("anchor.")]
+    return [
+        (layer.number, n)
+        for n, field in enumerate(fields)
+        if with_anchor or not field.startswith("anchor.")
+    ]
 
 
 def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Report | None) -> None:
@@ -216,15 +276,21 @@ def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Repo
 
 def _records(plan: Plan, shard: int, origin: Origin) -> Iterator[EncodedRecord]:
     for position in plan.shard_range(shard):
-        parent, place = origin.parents[origin.parent_N[position]], int(origin.position_N[position])
+        parent = origin.parents[origin.parent_N[position]]
+        place = int(origin.position_N[position])
         number, row = divmod(place, parent.plan.shards.records)
-        contents, pixels = [], []
+        contents = []
+        pixels = []
+
         for layer_number, member in origin.members:
             layer = parent.layers[layer_number]
             contents.append(parent.member_bytes(layer, place, member))
             pixels.append(layer.index.table(number)[row]["pixels"][member].hex())
+
         facts = parent.layers[0].index.table(number)[row]
-        yield EncodedRecord(facts["key"], facts["index"], facts["label"], facts["anchor"].hex(), contents, pixels)
+        yield EncodedRecord(
+            facts["key"], facts["index"], facts["label"], facts["anchor"].hex(), contents, pixels
+        )
 
 
 def _sealed(out: Path, plan: Plan, layer: int) -> str:

@@ -28,10 +28,16 @@ def export_npy(shards: ShardSet, path: Path, report: Report | None = None) -> No
     """
     if path.exists():
         raise InputError(f"{path} exists; give a new name or remove it")
+
     shape = (len(shards), shards.candidates, shards.size, shards.size, 3)
     with replacing(path) as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_1_0(file, header)
+
         for position in range(len(shards)):
             for candidate in range(shards.candidates):
                 file.write(np.ascontiguousarray(shards.candidate(position, candidate)).data)
@@ -58,6 +64,7 @@ def export_folder(shards: ShardSet, folder: Path, report: Report | None = None) 
         raise InputError(
             f"{folder} exists and is not empty (perhaps of an unfinished export); remove it or choose a new one"
         )
+
     base = folder / _checked(shards.plan.source.split.replace(".", "_"))
     base.mkdir(parents=True)
     with replacing(base / METADATA) as file:  # takes its name when every image is written
@@ -76,10 +83,15 @@ def _images(shards: ShardSet, position: int) -> Iterator[tuple[dict[str, object]
     """The metadata and the encoded bytes of each image of a record."""
     key = _checked(shards.key(position))
     contents: list[tuple[int | None, bytes | None]] = [(None, shards.anchor_bytes(position))]
-    contents += [(candidate, shards.candidate_bytes(position, candidate)) for candidate in range(shards.candidates)]
+    contents += [
+        (candidate, shards.candidate_bytes(position, candidate))
+        for candidate in range(shards.candidates)
+    ]
+
     for candidate, content in contents:
         if content is None:
             continue
+
         name = "anchor" if candidate is None else f"c{candidate:03d}"
         row = {
             "file_name": f"{shard_name(position // shards.plan.shards.records)}/{key}.{name}.{_ending(content)}",
@@ -98,6 +110,13 @@ def _ending(content: bytes) -> str:
 
 def _checked(name: str) -> str:
     """The name, if a file may have it: a set that came from elsewhere must not write outside of the folder."""
-    if not name or name.startswith(".") or any(character in "/\\:" or character < " " for character in name):
-        raise WorkError(f"the set names a record or split {name!r}, which is no file name; run: clsp shards verify")
+    if (
+        not name
+        or name.startswith(".")
+        or any(character in "/\\:" or character < " " for character in name)
+    ):
+        raise WorkError(
+            f"the set names a record or split {name!r}, which is no file name; run: clsp shards verify"
+        )
+
     return name

@@ -15,15 +15,23 @@ def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
     Raises:
         InputError: it has more already, or another layer is unfinished.
     """
-    manifest, base = read_manifest(root), read_plan(root)
-    layer, have = len(manifest.layers), manifest.candidates
+    manifest = read_manifest(root)
+    base = read_plan(root)
+    layer = len(manifest.layers)
+    have = manifest.candidates
     if candidates < have:
-        raise InputError(f"--candidates {candidates}: {root} has {have} per anchor; expected a larger total")
+        raise InputError(
+            f"--candidates {candidates}: {root} has {have} per anchor; expected a larger total"
+        )
     if candidates == have:
         return layer, None
-    shards = base.shards.model_copy(update={"candidates": candidates - have, "include_anchors": False})
+
+    shards = base.shards.model_copy(
+        update={"candidates": candidates - have, "include_anchors": False}
+    )
     plan = base.revised(shards=shards, first=have, derived=None)
     _check_begun(root, layer, plan)
+
     return layer, plan
 
 
@@ -48,6 +56,7 @@ def _check_begun(root: Path, layer: int, plan: Plan) -> bool:
     """True if the layer of this plan has been begun; raises InputError for another one."""
     if not plan_path(root, layer).exists():
         return False
+
     begun = read_plan(root, layer)
     if begun != plan:
         done = len(committed_shards(root, begun, layer))
@@ -55,4 +64,5 @@ def _check_begun(root: Path, layer: int, plan: Plan) -> bool:
             f"{root} has an unfinished layer, {begun.end} candidates in all ({done}/{begun.shard_count} shards); "
             f"finish it first, the way it was begun (extend: --candidates {begun.end})"
         )
+
     return True

@@ -29,27 +29,45 @@ def open_npy(path: Path, anchors: ImageSource) -> np.ndarray:
         InputError: not an .npy file, cut short, of another type or shape, or not of these anchors.
     """
     shape, dtype, start = _read_header(path)
-    count, size = len(anchors), anchors.size
+    count = len(anchors)
+    size = anchors.size
     expected = f"expected ({count}, K, {size}, {size}, 3) uint8 with K at most {MAX_CANDIDATES}"
     if dtype.hasobject:
-        raise InputError(f"{path}: an array of Python objects, {expected}; save it with allow_pickle=False")
+        raise InputError(
+            f"{path}: an array of Python objects, {expected}; save it with allow_pickle=False"
+        )
     if dtype != np.uint8:
-        raise InputError(f"{path}: an array of {dtype}, {expected}; convert it to bytes 0…255 before")
+        raise InputError(
+            f"{path}: an array of {dtype}, {expected}; convert it to bytes 0…255 before"
+        )
     if len(shape) != 5 or shape[4] != 3:
         raise InputError(f"{path}: shape {shape}, {expected}; transpose it before")
     if shape[0] != count:
-        raise InputError(f"{path}: candidates of {shape[0]} anchors, {expected}; check the recipe's [anchors]")
+        raise InputError(
+            f"{path}: candidates of {shape[0]} anchors, {expected}; check the recipe's [anchors]"
+        )
     if shape[2:4] != (size, size):
-        raise InputError(f"{path}: images of {shape[2]}x{shape[3]}, {expected}; set anchors.size or give another file")
+        raise InputError(
+            f"{path}: images of {shape[2]}x{shape[3]}, {expected}; set anchors.size or give another file"
+        )
     if not 1 <= shape[1] <= MAX_CANDIDATES:
-        raise InputError(f"{path}: {shape[1]} candidates per anchor, {expected}; cut the array before")
-    found, needed = path.stat().st_size, start + math.prod(shape)
+        raise InputError(
+            f"{path}: {shape[1]} candidates per anchor, {expected}; cut the array before"
+        )
+
+    found = path.stat().st_size
+    needed = start + math.prod(shape)
     if found < needed:
-        raise InputError(f"{path}: {found} bytes, expected {needed} for shape {shape}; fetch the file again")
+        raise InputError(
+            f"{path}: {found} bytes, expected {needed} for shape {shape}; fetch the file again"
+        )
+
     return np.lib.format.open_memmap(path, mode="r")
 
 
-def import_plan(path: Path, array_NKHWC: np.ndarray, anchors: ImageSource, shards: ShardsConfig) -> Plan:
+def import_plan(
+    path: Path, array_NKHWC: np.ndarray, anchors: ImageSource, shards: ShardsConfig
+) -> Plan:
     """The plan of a set of imported candidates: the file's SHA-256 stands for the diffusion model."""
     return Plan(
         source=source_plan(anchors),
@@ -60,7 +78,11 @@ def import_plan(path: Path, array_NKHWC: np.ndarray, anchors: ImageSource, shard
 
 
 def import_npy(
-    root: Path, plan: Plan, anchors: ImageSource, array_NKHWC: np.ndarray, report: Report | None = None
+    root: Path,
+    plan: Plan,
+    anchors: ImageSource,
+    array_NKHWC: np.ndarray,
+    report: Report | None = None,
 ) -> str:
     """Write the unfinished shards of the set at `root`, whose plan is already there, and seal it.
 
@@ -74,21 +96,39 @@ def import_npy(
         WorkError: the set is sealed but damaged, or a shard was damaged meanwhile.
     """
     todo = unfinished_shards(root, plan, 0, range(plan.shard_count))
-    total, done = sum(len(plan.shard_range(shard)) for shard in todo), 0
+    total = sum(len(plan.shard_range(shard)) for shard in todo)
+    done = 0
+
     for shard in todo:
         if read_commit(root, plan, 0, shard) is None:  # else another writer has made it since
-            write_shard(root, plan, 0, shard, _records(plan, anchors, array_NKHWC, shard), lambda: _facts(plan))
+            write_shard(
+                root,
+                plan,
+                0,
+                shard,
+                _records(plan, anchors, array_NKHWC, shard),
+                lambda: _facts(plan),
+            )
+
         done += len(plan.shard_range(shard))
         if report:
             report(done, total)
+
     set_id = seal_if_complete(root, plan)
     if set_id is None:
-        raise WorkError(f"{root}: a finished shard has changed meanwhile; run the same command again")
+        raise WorkError(
+            f"{root}: a finished shard has changed meanwhile; run the same command again"
+        )
+
     return set_id
 
 
-def _records(plan: Plan, anchors: ImageSource, array_NKHWC: np.ndarray, shard: int) -> Iterator[Record]:
-    return (Record(anchors[index], np.asarray(array_NKHWC[index])) for index in plan.shard_range(shard))
+def _records(
+    plan: Plan, anchors: ImageSource, array_NKHWC: np.ndarray, shard: int
+) -> Iterator[Record]:
+    return (
+        Record(anchors[index], np.asarray(array_NKHWC[index])) for index in plan.shard_range(shard)
+    )
 
 
 def _facts(plan: Plan) -> Mapping[str, object]:
@@ -99,9 +139,18 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, type and start of the data of an .npy file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected an .npy file of candidates")
+
     try:
         with path.open("rb") as file:
             shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
             return shape, dtype, file.tell()
-    except (ValueError, KeyError, EOFError, SyntaxError, TokenError) as error:  # numpy parses it as Python
-        raise InputError(f"{path} does not begin as an .npy file ({error}); expected what numpy.save writes") from error
+    except (
+        ValueError,
+        KeyError,
+        EOFError,
+        SyntaxError,
+        TokenError,
+    ) as error:  # numpy parses it as Python
+        raise InputError(
+            f"{path} does not begin as an .npy file ({error}); expected what numpy.save writes"
+        ) from error

@@ -38,16 +38,23 @@ def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) 
         InputError: no sealed set there; or a file's name leads out of the set.
     """
     manifest = read_manifest(root)
-    damage, indexes = Damage([], [], []), _indexes(manifest)
+    damage = Damage([], [], [])
+    indexes = _indexes(manifest)
+
     for done, (name, entry) in enumerate(sorted(manifest.files.items()), start=1):
         faults = list(file_faults(root, name, entry, deep=True))
         if any("leaves the set's folder" in fault for fault in faults):
             raise InputError(f"{root}: {faults[0]}")
+
         if faults:
             is_derived = name in indexes or name in DESCRIPTIONS
-            (damage.tars if parse_shard(name) else damage.derived if is_derived else damage.lost).append(name)
+            (
+                damage.tars if parse_shard(name) else damage.derived if is_derived else damage.lost
+            ).append(name)
+
         if report:
             report(done, len(manifest.files))
+
     return damage
 
 
@@ -57,10 +64,15 @@ def refetch(root: Path, names: list[str], url: str) -> None:
     Raises:
         WorkError: the copy does not have the recorded bytes either; the file stays as it was.
     """
-    source, manifest = Remote(url), read_manifest(root)
+    source = Remote(url)
+    manifest = read_manifest(root)
     remove_temporaries(root)
+
     for name in names:
-        retrying(lambda name=name: receive(source, name, manifest.files[name], root / name), source.where(name))
+        retrying(
+            lambda name=name: receive(source, name, manifest.files[name], root / name),
+            source.where(name),
+        )
 
 
 def replace_shard(root: Path, name: str, plan: Plan, shard: int, records: Iterator[Record]) -> None:
@@ -86,14 +98,21 @@ def rebuild(root: Path, names: list[str]) -> None:
             _replace(root, name, manifest, lambda file, content=content: file.write(content))
         else:
             layer = _indexes(manifest).index(name)
-            _replace(root, name, manifest, lambda file, n=layer: write_index_file(file, root, plans[n], n))
+            _replace(
+                root,
+                name,
+                manifest,
+                lambda file, n=layer: write_index_file(file, root, plans[n], n),
+            )
 
 
 def _indexes(manifest: Manifest) -> list[str]:
     return [index_path(Path(), layer).as_posix() for layer in range(len(manifest.layers))]
 
 
-def _replace(root: Path, name: str, manifest: Manifest, write: Callable[[BinaryIO], object]) -> None:
+def _replace(
+    root: Path, name: str, manifest: Manifest, write: Callable[[BinaryIO], object]
+) -> None:
     expected = manifest.files[name].sha256
     with replacing(root / name) as file:
         write(file)

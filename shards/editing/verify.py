@@ -27,7 +27,9 @@ from ..reading.scores import check_scores
 from ..reading.shard_set import LayerReader, ShardSet
 
 
-def verify_set(root: Path, deep: bool = False, expect: str | None = None, report: Report | None = None) -> list[str]:
+def verify_set(
+    root: Path, deep: bool = False, expect: str | None = None, report: Report | None = None
+) -> list[str]:
     """The faults of the set at `root`, one line each; an empty list means that it is sound.
 
     A layer that is still being added (its plan is there, the manifest does not have it yet) is left out.
@@ -44,12 +46,17 @@ def verify_set(root: Path, deep: bool = False, expect: str | None = None, report
     manifest = read_manifest(root)
     actual = hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()
     faults = []
+
     if actual != manifest.set_id or (expect and actual != expect):
-        faults.append(f"{MANIFEST}: set ID {actual}, expected {expect or manifest.set_id}; fetch the set again")
+        faults.append(
+            f"{MANIFEST}: set ID {actual}, expected {expect or manifest.set_id}; fetch the set again"
+        )
+
     for done, (name, entry) in enumerate(sorted(manifest.files.items()), start=1):
         faults += file_faults(root, name, entry, deep)
         if report:
             report(done, len(manifest.files))
+
     faults += _undeclared(root, manifest)
     return faults or _content_faults(root, manifest, deep)
 
@@ -61,6 +68,7 @@ def file_faults(root: Path, name: str, entry: FileEntry, deep: bool) -> Iterator
         inside = path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):  # a loop of links
         inside = False
+
     if not inside:
         yield f"{name}: leaves the set's folder; the manifest is not trustworthy"
     elif not path.is_file():
@@ -76,12 +84,17 @@ def _undeclared(root: Path, manifest: Manifest) -> list[str]:
     patterns = ("layer-*/*", "commits/*/*", "*.parquet", "layer-*.json", "scores/*")
     found = [path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."]
     growing = len(manifest.layers)
+
     if plan_path(root, growing).exists():
         name = layer_name(growing)
         found = [path for path in found if name not in (path.parent.name, path.stem)]
+
     names = sorted(relative(root, path) for path in found)
     faults = [f"{PLAN}: not in the manifest; fetch the set again"] * (PLAN not in manifest.files)
-    return faults + [f"{name}: not in the manifest; remove it" for name in names if name not in manifest.files]
+
+    return faults + [
+        f"{name}: not in the manifest; remove it" for name in names if name not in manifest.files
+    ]
 
 
 def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
@@ -90,8 +103,10 @@ def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
         faults = []
         for layer in shards.layers:
             faults += _layer_faults(shards, manifest, layer)
+
         for name in sorted(name for name in manifest.files if name.startswith("scores/")):
             check_scores(root / name, shards)
+
         if deep and not faults:
             faults += _source_faults(shards)
             for layer in shards.layers:
@@ -99,18 +114,29 @@ def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
                     faults += _shard_faults(shards, layer, shard)
     except (WorkError, InputError) as error:
         return [str(error)]
+
     return faults
 
 
 def _layer_faults(shards: ShardSet, manifest: Manifest, layer: LayerReader) -> Iterator[str]:
-    root, count = shards.root, layer.plan.shard_count
-    required = {relative(root, path) for path in layer_files(root, layer.number, count)} | {CARD, CROISSANT}
+    root = shards.root
+    count = layer.plan.shard_count
+    required = {relative(root, path) for path in layer_files(root, layer.number, count)} | {
+        CARD,
+        CROISSANT,
+    }
+
     for name in sorted(required - set(manifest.files)):
         yield f"{name}: not in the manifest, expected by the plan"
+
     for shard in range(count):
         commit = read_commit(root, layer.plan, layer.number, shard)
         entry = manifest.files.get(relative(root, shard_path(root, layer.number, shard)))
-        if commit is None or entry is None or (commit.bytes, commit.sha256) != (entry.bytes, entry.sha256):
+        if (
+            commit is None
+            or entry is None
+            or (commit.bytes, commit.sha256) != (entry.bytes, entry.sha256)
+        ):
             yield f"{relative(root, commit_path(root, layer.number, shard))}: does not agree with plan and manifest"
 
 
@@ -118,13 +144,16 @@ def _source_faults(shards: ShardSet) -> Iterator[str]:
     """The identities of the anchors add up to the source's digest, the chosen indices to the selection's."""
     selection = shards.plan.selection
     if selection:
-        found, expected = indices_digest(shards.source_indices()), selection.digest
+        found = indices_digest(shards.source_indices())
+        expected = selection.digest
     else:
         identities = hashlib.blake2b(digest_size=16)
         for shard in range(shards.plan.shard_count):
             for row in shards.layers[0].index.table(shard):
                 identities.update(row["anchor"])
-        found, expected = identities.hexdigest(), shards.plan.source.digest
+        found = identities.hexdigest()
+        expected = shards.plan.source.digest
+
     if found != expected:
         yield f"layer-000.parquet: its anchors have the digest {found}, the plan {expected}"
 
@@ -134,6 +163,7 @@ def _shard_faults(shards: ShardSet, layer: LayerReader, shard: int) -> Iterator[
     name = relative(shards.root, path)
     rows = read_tar_rows(path, layer.plan, shard)
     anchors = shards.layers[0].index.table(shard)
+
     for position, row, indexed, anchor in zip(
         layer.plan.shard_range(shard), rows, layer.index.table(shard), anchors, strict=True
     ):
@@ -149,7 +179,9 @@ def _record_faults(
 ) -> Iterator[str]:
     for member, field in enumerate(layer.plan.image_fields):
         try:
-            image = decode(shards.member_bytes(layer, position, member), layer.plan.shards.codec, shards.size)
+            image = decode(
+                shards.member_bytes(layer, position, member), layer.plan.shards.codec, shards.size
+            )
             if bytes.fromhex(pixel_digest(image)) != row["pixels"][member]:
                 yield f"{name}: {row['key']}.{field}: pixels differ from the recorded digest"
         except WorkError as error:

@@ -41,7 +41,8 @@ records = webdataset.WebDataset("layer-000/shard-000000.tar", shardshuffle=False
 
 def card(plans: list[Plan]) -> bytes:
     """The bytes of `README.md` of a set whose layers have these plans."""
-    plan, layers = plans[0], [layer_name(number) for number in range(len(plans))]
+    plan = plans[0]
+    layers = [layer_name(number) for number in range(len(plans))]
     header = DatasetCardData(
         license=plan.source.licence or None,
         pretty_name=f"Synthetic positives for {plan.source.name}",
@@ -56,11 +57,14 @@ def card(plans: list[Plan]) -> bytes:
         count=plan.count,
         size=plan.source.size,
         candidates=plans[-1].end,
-        layers="\n".join(_layer_row(name, layer) for name, layer in zip(layers, plans, strict=True)),
+        layers="\n".join(
+            _layer_row(name, layer) for name, layer in zip(layers, plans, strict=True)
+        ),
         derived=f", made by `{plan.derived.operation}` from other sets" if plan.derived else "",
         plan=plan.digest,
         members=", ".join(f"`{{key}}.{field}`" for field in [*fields[:2], "…", fields[-1], "json"]),
     )
+
     return text.encode()
 
 
@@ -73,4 +77,6 @@ def _config(name: str, plan: Plan) -> dict[str, Any]:
 def _layer_row(name: str, plan: Plan) -> str:
     numbers = f"{plan.start}-{plan.end - 1}"
     model = f"`{plan.diffusion.origin}` (digest `{plan.diffusion.digest[:16]}`)"
-    return f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.shards.codec}, lossless |"
+    return (
+        f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.shards.codec}, lossless |"
+    )

@@ -30,7 +30,10 @@ def decode(content: bytes, codec: str, size: int) -> np.ndarray:
     Raises:
         WorkError: the bytes are not an image of that codec and size; larger ones are refused before decoding.
     """
-    check_header(content[:32], codec, size)  # Pillow allocates a WebP's canvas as soon as it opens it
+    check_header(
+        content[:32], codec, size
+    )  # Pillow allocates a WebP's canvas as soon as it opens it
+
     try:
         with Image.open(io.BytesIO(content), formats=(codec,)) as image:
             if image.size != (size, size):
@@ -54,6 +57,7 @@ def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
         return  # the usual case at a quarter of the time
     if len(head) < 26:
         raise WorkError(f"does not decode as {codec}: {len(head)} bytes")
+
     if codec == "png" and head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
         found = struct.unpack(">II", head[16:24])
         kind = (head[24], head[25]) == (8, 2)  # 8 bits, RGB
@@ -63,6 +67,7 @@ def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
         kind = not bits >> 29 & 7  # the version, 0; alpha is bit 28
     else:
         raise WorkError(f"does not decode as {codec}: it does not begin as a lossless RGB image")
+
     if found != (size, size) or not kind:
         raise WorkError(f"image of {found[0]}x{found[1]}, expected {size}x{size} RGB")
 

@@ -24,7 +24,9 @@ class CommitRecord(Frozen):
 
 def write_commit(root: Path, layer: int, record: CommitRecord) -> None:
     """Write the commit record durably; the shard exists from then on."""
-    write_file(commit_path(root, layer, record.shard), canonical_json(record.model_dump(mode="json")))
+    write_file(
+        commit_path(root, layer, record.shard), canonical_json(record.model_dump(mode="json"))
+    )
 
 
 def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord | None:

@@ -15,7 +15,12 @@ CITATION = (
     "booktitle={European Conference on Computer Vision (ECCV)}, year={2024}, eprint={2408.16965}, "
     "archivePrefix={arXiv}}"
 )
-KEYWORDS = ["contrastive learning", "diffusion models", "self-supervised learning", "synthetic positives"]
+KEYWORDS = [
+    "contrastive learning",
+    "diffusion models",
+    "self-supervised learning",
+    "synthetic positives",
+]
 COLUMNS = {
     "key": ("sc:Text", "The record's name; its members in the tar are KEY.ENDING."),
     "index": ("sc:Integer", "The position of the anchor in the source."),
@@ -65,11 +70,15 @@ def croissant(plan: Plan, layers: list[tuple[str, list[str], str]]) -> bytes:
         "citeAs": CITATION,
         "keywords": KEYWORDS,
         "version": f"1.{len(layers) - 1}.0",  # a layer that is added is a minor release
-        "distribution": [entry for name, fields, sha256 in layers for entry in _files(name, fields, sha256)],
+        "distribution": [
+            entry for name, fields, sha256 in layers for entry in _files(name, fields, sha256)
+        ],
         "recordSet": [_record_set(name) for name, _, _ in layers],
     }
+
     if source.licence:
         metadata["license"] = source.licence
+
     return canonical_json(metadata)
 
 

@@ -30,22 +30,28 @@ class Pace:
     since_last: float
 
 
-def measure_pace(plan: Plan, finished: Sequence[CommitRecord], now: float | None = None) -> Pace | None:
+def measure_pace(
+    plan: Plan, finished: Sequence[CommitRecord], now: float | None = None
+) -> Pace | None:
     """The pace of the last shards; None where no commit record says how long its shard took.
 
     Args:
         finished: the commit records of the layer.
         now: seconds since 1970; the present by default.
     """
-    timed = [(times[1], times[0], record.records) for record in finished if (times := _times(record))]
+    timed = [
+        (times[1], times[0], record.records) for record in finished if (times := _times(record))
+    ]
     recent = sorted(timed)[-RECENT:]
     if not recent:
         return None
+
     images = plan.shards.candidates * sum(count for _, _, count in recent)
     overall = images / max(1.0, _busy([(end - seconds, end) for end, seconds, _ in recent]))
     anchors = sum(record.records for record in finished)
     left = (plan.count - anchors) * plan.shards.candidates / overall
     per_process = images / max(1e-3, sum(seconds for _, seconds, _ in recent))
+
     return Pace(per_process, overall, left, (now or time.time()) - recent[-1][0])
 
 
@@ -54,18 +60,21 @@ def _busy(intervals: Sequence[tuple[float, float]]) -> float:
 
     The ends are whole seconds, so a gap of up to one second is none.
     """
-    total, reached = 0.0, float("-inf")
+    total = 0.0
+    reached = float("-inf")
     for start, end in sorted(intervals):
         if start - reached > 1:
             reached = start
         total += max(0.0, end - reached)
         reached = max(reached, end)
+
     return total
 
 
 def _times(record: CommitRecord) -> tuple[float, float] | None:
     """(seconds that the shard took, when it was finished), or None where the record does not say."""
-    seconds, finished = record.made.get("seconds"), record.made.get("finished")
+    seconds = record.made.get("seconds")
+    finished = record.made.get("finished")
     if not isinstance(seconds, int | float) or not isinstance(finished, str):
         return None
     return float(seconds), datetime.fromisoformat(finished.replace("Z", "+00:00")).timestamp()
@@ -78,10 +87,16 @@ def log_path(root: Path) -> Path:
 
 def log_event(root: Path, event: str, **facts: Any) -> None:
     """Append a line to the log; lines of several processes never mix, since each is one write."""
-    line = json.dumps({"time": utc_now(), "event": event, "process": os.getpid(), **facts}, ensure_ascii=False) + "\n"
+    line = (
+        json.dumps(
+            {"time": utc_now(), "event": event, "process": os.getpid(), **facts}, ensure_ascii=False
+        )
+        + "\n"
+    )
     path = log_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
     try:
         os.write(descriptor, line.encode())
     finally:
@@ -90,7 +105,8 @@ def log_event(root: Path, event: str, **facts: Any) -> None:
 
 def read_log(root: Path) -> list[dict[str, Any]]:
     """The events so far; a line cut short by a full disk is left out."""
-    events, path = [], log_path(root)
+    events = []
+    path = log_path(root)
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             events.append(json.loads(line))

@@ -55,45 +55,61 @@ def read_tar_rows(path: Path, plan: Plan, shard: int) -> list[dict[str, Any]]:
         with path.open("rb") as tar:
             rows = [_read_row(tar, path, plan, shard) for _ in plan.shard_range(shard)]
             if tar.read(2 * tarfile.RECORDSIZE).strip(b"\0") or tar.read(1):
-                raise WorkError(f"{path}: more members than the plan's {len(plan.shard_range(shard))} records")
+                raise WorkError(
+                    f"{path}: more members than the plan's {len(plan.shard_range(shard))} records"
+                )
     except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WorkError(f"{path}: not a readable shard ({error})") from error
+
     return rows
 
 
 def _read_row(tar: BinaryIO, path: Path, plan: Plan, shard: int) -> dict[str, Any]:
-    key, sizes, start = "", [], 0
+    key = ""
+    sizes = []
+    start = 0
+
     for field in [*plan.image_fields, "json"]:
         # Header by header: `tarfile.open` would follow extended headers, which `member_offsets` knows nothing of.
         member = tarfile.TarInfo.frombuf(tar.read(BLOCK), "utf-8", "strict")
         key = key or member.name.split(".")[0]
         if member.name != f"{key}.{field}":
-            raise WorkError(f"{path}: a record has the member {member.name}, expected {key}.{field}")
+            raise WorkError(
+                f"{path}: a record has the member {member.name}, expected {key}.{field}"
+            )
+
         limit = MAX_JSON_MEMBER if field == "json" else max_member(plan)
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size <= limit:
             raise WorkError(f"{path}: {member.name} is no plain file of at most {limit} bytes")
+
         start = tar.tell()
         tar.seek(start + -(-member.size // BLOCK) * BLOCK)
         sizes.append(member.size)
+
     end = tar.tell()
     tar.seek(start)
     facts = json.loads(tar.read(sizes[-1]))
     tar.seek(end)
+
     return _row(facts, key, plan, shard, sizes)
 
 
 def _row(facts: Any, key: str, plan: Plan, shard: int, sizes: list[int]) -> dict[str, Any]:
     names = [field.split(".")[0] for field in plan.image_fields]
     if not isinstance(facts, dict) or set(facts) != FACTS or facts["key"] != key:
-        raise ValueError(f"record {key}: its JSON has not exactly the fields {', '.join(sorted(FACTS))}")
+        raise ValueError(
+            f"record {key}: its JSON has not exactly the fields {', '.join(sorted(FACTS))}"
+        )
     if not isinstance(facts["pixels"], dict) or sorted(facts["pixels"]) != sorted(names):
         raise ValueError(f"record {key}: pixel digests of other images than {', '.join(names)}")
     if type(facts["index"]) is not int or type(facts["label"]) not in (int, type(None)):
         raise ValueError(f"record {key}: index and label are no whole numbers")
+
     digests = [bytes.fromhex(facts["pixels"][name]) for name in names]
     anchor = bytes.fromhex(facts["anchor"])
     if {len(digest) for digest in [anchor, *digests]} != {16}:
         raise ValueError(f"record {key}: digests are not of 16 bytes")
+
     return {
         "key": key,
         "index": facts["index"],
@@ -141,7 +157,8 @@ class LayerIndex:
     """
 
     def __init__(self, path: Path, plan: Plan):
-        self.path, self.plan = path, plan
+        self.path = path
+        self.plan = plan
         self._schema = index_schema(len(plan.image_fields))
         self._rows: OrderedDict[int, ShardRows] = OrderedDict()
         self._table: tuple[int, list[dict[str, Any]]] = (-1, [])
@@ -153,9 +170,15 @@ class LayerIndex:
             found = self._file.schema_arrow.remove_metadata()
         except (OSError, pa.ArrowException, ValueError) as error:
             raise self._damaged(f"not a readable index ({error})") from error
+
         if not found.equals(self._schema):
-            raise self._damaged(f"has the columns {', '.join(found.names)} of other types or names than the plan's")
-        if self._file.num_row_groups != self.plan.shard_count or self._file.metadata.num_rows != self.plan.count:
+            raise self._damaged(
+                f"has the columns {', '.join(found.names)} of other types or names than the plan's"
+            )
+        if (
+            self._file.num_row_groups != self.plan.shard_count
+            or self._file.metadata.num_rows != self.plan.count
+        ):
             raise self._damaged(
                 f"{self._file.metadata.num_rows} rows in {self._file.num_row_groups} row groups, the plan has "
                 f"{self.plan.count} anchors in {self.plan.shard_count} shards"
@@ -172,10 +195,14 @@ class LayerIndex:
         if shard in self._rows:
             self._rows.move_to_end(shard)
             return self._rows[shard]
+
         table = self._read(shard, ["key", "index", "label", "sizes"])
         sizes_NM = _matrix(table["sizes"], len(self.plan.image_fields) + 1)
-        if sizes_NM.min(initial=0) < 0 or sizes_NM.max(initial=0) > max(max_member(self.plan), MAX_JSON_MEMBER):
+        if sizes_NM.min(initial=0) < 0 or sizes_NM.max(initial=0) > max(
+            max_member(self.plan), MAX_JSON_MEMBER
+        ):
             raise self._damaged(f"row group {shard} has member sizes out of bounds")
+
         rows = ShardRows(
             keys=table["key"].to_pylist(),
             indices=table["index"].to_pylist(),
@@ -184,8 +211,10 @@ class LayerIndex:
             offsets_NM=member_offsets(sizes_NM),
         )
         self._rows[shard] = rows
+
         if len(self._rows) > CACHED_SHARDS:
             self._rows.popitem(last=False)
+
         return rows
 
     def table(self, shard: int) -> list[dict[str, Any]]:
@@ -209,6 +238,7 @@ class LayerIndex:
         limit = expected * (64 * len(self._schema) + 64 * len(self.plan.image_fields)) + (1 << 20)
         if group.num_rows != expected or group.total_byte_size > limit:
             raise self._damaged(f"row group {shard} has {group.num_rows} rows, the plan {expected}")
+
         try:
             table = self._file.read_row_group(shard, columns, use_threads=False)
             table.validate(full=True)
@@ -224,7 +254,9 @@ class LayerIndex:
 
 def _has_nulls(column: pa.ChunkedArray) -> bool:
     items = column.combine_chunks()
-    return bool(items.null_count or (pa.types.is_fixed_size_list(items.type) and items.flatten().null_count))
+    return bool(
+        items.null_count or (pa.types.is_fixed_size_list(items.type) and items.flatten().null_count)
+    )
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -42,15 +42,21 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _is_sane(self) -> Self:
         unsafe = [
-            name for name in self.files if not SAFE_NAME.fullmatch(name) or name == MANIFEST or len(name) > MAX_NAME
+            name
+            for name in self.files
+            if not SAFE_NAME.fullmatch(name) or name == MANIFEST or len(name) > MAX_NAME
         ]
         if unsafe:
             raise ValueError(f"{unsafe[0]!r} is not the name of a file inside a shard set")
+
         ends = 0
         for number, layer in enumerate(self.layers):
             if (layer.name, layer.first) != (layer_name(number), ends) or layer.candidates < 1:
-                raise ValueError(f"layer {layer.name!r} has first {layer.first}, expected {layer_name(number)}, {ends}")
+                raise ValueError(
+                    f"layer {layer.name!r} has first {layer.first}, expected {layer_name(number)}, {ends}"
+                )
             ends += layer.candidates
+
         _ = self.set_id  # what JSON reads but cannot write (NaN, lone surrogates) is refused here
         return self
 
@@ -81,7 +87,10 @@ def read_manifest(root: Path) -> Manifest:
         InputError: the set is not sealed, of another schema version, or its manifest is damaged.
     """
     if (root / PLAN).exists() and not is_sealed(root):
-        raise InputError(f"{root} is not finished (no {MANIFEST}); run clsp shards make again to complete it")
+        raise InputError(
+            f"{root} is not finished (no {MANIFEST}); run clsp shards make again to complete it"
+        )
+
     return parse_metadata(Manifest, read_json(root / MANIFEST), str(root / MANIFEST))
 
 

@@ -30,12 +30,18 @@ def read_json(path: Path) -> Any:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}; not read")
+            raise InputError(
+                f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}; not read"
+            )
         return parse_json(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise InputError(f"{path} does not exist; expected a shard set made by: clsp shards make") from error
+        raise InputError(
+            f"{path} does not exist; expected a shard set made by: clsp shards make"
+        ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file of a shard set") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); expected a file of a shard set"
+        ) from error
 
 
 def parse_json(content: bytes, where: str) -> Any:
@@ -57,15 +63,21 @@ def parse_metadata(model: type[Metadata], content: Any, where: str) -> Metadata:
         InputError: another format, another major schema version, or a field that is missing or wrong.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{where} does not describe a clsp shard set; give the folder that clsp shards make wrote")
+        raise InputError(
+            f"{where} does not describe a clsp shard set; give the folder that clsp shards make wrote"
+        )
+
     found = str(content.get("schema_version"))
     if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise InputError(
             f"{where}: schema version {found}, this clsp reads {SCHEMA_VERSION.split('.')[0]}.x; "
             "install a matching clsp or make the set again"
         )
+
     try:
         return model.model_validate(content)
     except (ValidationError, RecursionError) as error:
         fault = first_fault(error) if isinstance(error, ValidationError) else "nested too deeply"
-        raise InputError(f"{where}: {fault}; expected schema {SCHEMA_VERSION}; fetch the file again") from error
+        raise InputError(
+            f"{where}: {fault}; expected schema {SCHEMA_VERSION}; fetch the file again"
+        ) from error

@@ -15,7 +15,9 @@ from .config import ShardsConfig
 from .layout import MAX_SHARDS, PLAN, image_fields, plan_path
 from .metadata import FORMAT, SCHEMA_VERSION, Frozen, parse_metadata, read_json
 
-MAX_CANDIDATES, MAX_RECORDS, MAX_SIZE = 1000, 1 << 20, 1 << 14
+MAX_CANDIDATES = 1000
+MAX_RECORDS = 1 << 20
+MAX_SIZE = 1 << 14
 
 
 class SourcePlan(Frozen):
@@ -71,7 +73,9 @@ class Plan(Frozen):
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:
         if self.shard_count > MAX_SHARDS or self.shards.records > MAX_RECORDS:
-            raise ValueError(f"{self.shard_count} shards of {self.shards.records}, at most {MAX_SHARDS}, {MAX_RECORDS}")
+            raise ValueError(
+                f"{self.shard_count} shards of {self.shards.records}, at most {MAX_SHARDS}, {MAX_RECORDS}"
+            )
         if self.end > MAX_CANDIDATES:
             raise ValueError(f"{self.end} candidates, at most {MAX_CANDIDATES}")
         _ = self.digest  # what JSON reads but cannot write (NaN, lone surrogates) is refused here
@@ -110,7 +114,9 @@ class Plan(Frozen):
     @cached_property
     def image_fields(self) -> list[str]:
         """Member endings of the images of a record, in tar order."""
-        return image_fields(self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors)
+        return image_fields(
+            self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors
+        )
 
     @property
     def sampler_text(self) -> str:
@@ -124,20 +130,30 @@ class Plan(Frozen):
             InputError: a value is out of bounds.
         """
         fields = {name: getattr(self, name) for name in type(self).model_fields} | changes
-        plain = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in fields.items()}
+        plain = {
+            name: value.model_dump() if isinstance(value, BaseModel) else value
+            for name, value in fields.items()
+        }
+
         try:
             return Plan.model_validate(plain)
         except ValidationError as error:
-            raise InputError(f"no plan of a shard set: {first_fault(error)}; choose other settings") from error
+            raise InputError(
+                f"no plan of a shard set: {first_fault(error)}; choose other settings"
+            ) from error
 
     def to_bytes(self) -> bytes:
         """The bytes of the plan's file; optional fields that say nothing are left out."""
-        return canonical_json({key: value for key, value in self.model_dump(mode="json").items() if value is not None})
+        return canonical_json(
+            {key: value for key, value in self.model_dump(mode="json").items() if value is not None}
+        )
 
 
 def indices_digest(indices_N: np.ndarray) -> str:
     """128-bit BLAKE2b of source indices as 64-bit little-endian integers: what names a selection."""
-    return hashlib.blake2b(np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16
+    ).hexdigest()
 
 
 def source_selection(anchors: ImageSource) -> Selection | None:
@@ -182,6 +198,7 @@ def check_plan(root: Path, plan: Plan) -> bool:
         raise InputError(
             f"{root} was made by another plan ({differences}); choose another --out or restore those settings"
         )
+
     return found is not None
 
 

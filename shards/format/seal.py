@@ -34,12 +34,15 @@ def seal_if_complete(root: Path, plan: Plan, layer: int = 0) -> str | None:
     """
     if len(committed_shards(root, plan, layer)) < plan.shard_count:
         return None
+
     old = read_manifest(root) if is_sealed(root) else None
     if old is not None and layer < len(old.layers):
         return old.set_id
+
     remove_temporaries(root)
     write_index(root, plan, layer)
     files = {**(old.files if old else {}), **_layer_entries(root, plan, layer)}
+
     return _write_seal(root, [read_plan(root, number) for number in range(layer + 1)], files, old)
 
 
@@ -52,25 +55,35 @@ def unfinished_shards(root: Path, plan: Plan, layer: int, shards: Iterable[int])
     finished = committed_shards(root, plan, layer)
     todo = [shard for shard in shards if shard not in finished]
     if todo and is_sealed(root) and layer < len(read_manifest(root).layers):
-        raise WorkError(f"{root} is sealed but {len(todo)} of its shards are damaged; run: clsp shards verify {root}")
+        raise WorkError(
+            f"{root} is sealed but {len(todo)} of its shards are damaged; run: clsp shards verify {root}"
+        )
+
     return todo
 
 
 def add_scores_entry(root: Path, name: str) -> str:
     """Seal the set again with `scores/NAME.parquet`, which lies there already; returns the new set ID."""
-    old, path = read_manifest(root), scores_path(root, name)
+    old = read_manifest(root)
+    path = scores_path(root, name)
     plans = [read_plan(root, number) for number in range(len(old.layers))]
     return _write_seal(root, plans, {**old.files, relative(root, path): _entry(path)}, old)
 
 
-def _write_seal(root: Path, plans: list[Plan], files: dict[str, FileEntry], old: Manifest | None) -> str:
+def _write_seal(
+    root: Path, plans: list[Plan], files: dict[str, FileEntry], old: Manifest | None
+) -> str:
     """Write card, Croissant metadata and, last, the manifest; what a later version put into `old` stays in it."""
     for name, content in descriptions(plans, files).items():
         write_file(root / name, content)
+
     kept: dict[str, Any] = old.model_dump(exclude={"layers", "files"}) if old else {}
     layers = list(old.layers) if old else []
     for number, plan in enumerate(plans[len(layers) :], start=len(layers)):
-        layers.append(Layer(name=layer_name(number), first=plan.start, candidates=plan.shards.candidates))
+        layers.append(
+            Layer(name=layer_name(number), first=plan.start, candidates=plan.shards.candidates)
+        )
+
     manifest = Manifest(
         **kept
         | {
@@ -80,9 +93,11 @@ def _write_seal(root: Path, plans: list[Plan], files: dict[str, FileEntry], old:
             "files": {**files, **{name: _entry(root / name) for name in DESCRIPTIONS}},
         }
     )
+
     # A writer may have been killed between a rename and its directory's sync.
     for folder in sorted({(root / name).parent for name in files}):
         sync_directory(folder)
+
     write_file(root / MANIFEST, manifest.to_bytes())
     return manifest.set_id
 
@@ -110,7 +125,10 @@ def provenance(plans: list[Plan]) -> dict[str, Any]:
 
     facts = {"source": plans[0].source.model_dump(mode="json"), **of(plans[0])}
     if len(plans) > 1:
-        facts["layers"] = {layer_name(number): of(plan) for number, plan in enumerate(plans) if number}
+        facts["layers"] = {
+            layer_name(number): of(plan) for number, plan in enumerate(plans) if number
+        }
+
     return facts
 
 

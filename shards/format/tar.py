@@ -41,11 +41,15 @@ class ShardTar:
     """
 
     def __init__(self, file: BinaryIO):
-        from webdataset.writer import TarWriter  # imports torch where that is installed: only for what writes
+        from webdataset.writer import (
+            TarWriter,
+        )  # imports torch where that is installed: only for what writes
 
         self._counted = CountedFile(file)
         counted: Any = self._counted
-        self._writer = TarWriter(counted, encoder=False, compress=False, user=OWNER, group=GROUP, mode=MODE, mtime=0)
+        self._writer = TarWriter(
+            counted, encoder=False, compress=False, user=OWNER, group=GROUP, mode=MODE, mtime=0
+        )
         # TarWriter drops the format that it is given, and tarfile's encoding is the locale's.
         self._writer.tarstream.format = tarfile.USTAR_FORMAT
         self._writer.tarstream.encoding = "utf-8"

@@ -50,18 +50,25 @@ def _members(plan: Plan, record: EncodedRecord) -> dict[str, bytes]:
     """Return the members of a record by their endings."""
     fields = plan.image_fields
     if len(record.contents) != len(fields):
-        raise ValueError(f"{record.key}: {len(record.contents)} images, the plan has {len(fields)} per record")
+        raise ValueError(
+            f"{record.key}: {len(record.contents)} images, the plan has {len(fields)} per record"
+        )
+
     facts = {
         "key": record.key,
         "index": record.index,
         "label": record.label,
         "anchor": record.anchor,
-        "pixels": {field.split(".")[0]: digest for field, digest in zip(fields, record.pixels, strict=True)},
+        "pixels": {
+            field.split(".")[0]: digest for field, digest in zip(fields, record.pixels, strict=True)
+        },
     }
     return {**dict(zip(fields, record.contents, strict=True)), "json": canonical_json(facts)}
 
 
-def write_tar(file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]) -> ShardTar:
+def write_tar(
+    file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]
+) -> ShardTar:
     """Write the tar of a shard to an open file; returns what was counted and hashed.
 
     Raises:
@@ -77,6 +84,7 @@ def write_tar(file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record |
     positions = plan.shard_range(shard)
     if len(written) != len(positions) or (plan.selection is None and written != list(positions)):
         raise ValueError(f"shard {shard}: wrote anchors {written[:3]}…, the plan has {positions}")
+
     return tar
 
 
@@ -100,9 +108,11 @@ def write_shard(
     """
     with replacing(shard_path(root, layer, shard)) as file:
         written = write_tar(file, plan, shard, records)
+
     existing = read_commit(root, plan, layer, shard)
     if existing is not None:
         return existing
+
     commit = CommitRecord(
         plan=plan.digest,
         layer=layer_name(layer),
@@ -113,4 +123,5 @@ def write_shard(
         made=dict(made()),
     )
     write_commit(root, layer, commit)
+
     return commit

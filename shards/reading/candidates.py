@@ -31,8 +31,10 @@ class CandidateChoice:
             if not len(allowed):
                 return 0, 0.0
             drawn = int(allowed[draw_candidate(self.seed, epoch, key, len(allowed))])
+
         if self.weights_NK is not None:
             weight = float(self.weights_NK[position, drawn])
+
         return drawn, weight
 
 
@@ -53,22 +55,34 @@ def choice_by_scores(
     if path not in shards.manifest.files:
         there = sorted(file[7:-8] for file in shards.manifest.files if file.startswith("scores/"))
         found = f"scores {', '.join(there)}" if there else "no scores"
-        raise InputError(f"{shards.root} has {found}, expected {name}; run: clsp shards score SET --name {name}")
+        raise InputError(
+            f"{shards.root} has {found}, expected {name}; run: clsp shards score SET --name {name}"
+        )
+
     scores = read_scores(shards.store.path(path), len(shards))
     if measure not in scores:
-        raise InputError(f"scores {name} have the measures {', '.join(scores)}; expected one of them, found {measure}")
+        raise InputError(
+            f"scores {name} have the measures {', '.join(scores)}; expected one of them, found {measure}"
+        )
+
     values_NK = scores[measure]
     if values_NK.shape[1] < shards.candidates:
         raise InputError(
             f"scores {name} are of {values_NK.shape[1]} candidates, the set has {shards.candidates}; score it again "
             "under another name"
         )
+
     values_NK = values_NK[:, : shards.candidates]
     allowed_NK = None if minimum is None else values_NK >= minimum
     if allowed_NK is not None and not allowed_NK.any():
-        raise InputError(f"no candidate has {measure} >= {minimum}, the highest is {values_NK.max():.4g}; lower it")
+        raise InputError(
+            f"no candidate has {measure} >= {minimum}, the highest is {values_NK.max():.4g}; lower it"
+        )
     if weighted and values_NK.min() < 0:
-        raise InputError(f"{measure} goes down to {values_NK.min():.4g}; weights must not be negative")
+        raise InputError(
+            f"{measure} goes down to {values_NK.min():.4g}; weights must not be negative"
+        )
+
     return CandidateChoice(seed, allowed_NK, values_NK if weighted else None)
 
 

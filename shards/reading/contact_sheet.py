@@ -7,7 +7,9 @@ from ...core import InputError, permutation
 from .shard_set import ShardSet
 
 GAP, ANCHOR_GAP, TARGET = 2, 8, 64
-BINS, PANEL, MARGIN = 40, (280, 120), 24
+BINS = 40
+PANEL = (280, 120)
+MARGIN = 24
 
 
 def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Image:
@@ -17,25 +19,41 @@ def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Imag
     side = shards.size * scale
     width = ANCHOR_GAP + (side + GAP) * (shards.candidates + 1)
     sheet = np.full(((side + GAP) * len(chosen), width, 3), 255, np.uint8)
+
     for row, position in enumerate(map(int, chosen)):
-        images = [shards.anchor(position), *(shards.candidate(position, k) for k in range(shards.candidates))]
+        images = [
+            shards.anchor(position),
+            *(shards.candidate(position, k) for k in range(shards.candidates)),
+        ]
         for column, image in enumerate(images):
-            top, left = row * (side + GAP), column * (side + GAP) + ANCHOR_GAP * (column > 0)
-            sheet[top : top + side, left : left + side] = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            top = row * (side + GAP)
+            left = column * (side + GAP) + ANCHOR_GAP * (column > 0)
+            sheet[top : top + side, left : left + side] = image.repeat(scale, axis=0).repeat(
+                scale, axis=1
+            )
+
     return Image.fromarray(sheet)
 
 
 def with_histograms(sheet: Image.Image, scores: dict[str, dict[str, np.ndarray]]) -> Image.Image:
     """The sheet with a histogram of every measure of every score below it, its range written under it."""
-    panels = [_histogram(f"{name}: {measure}", values) for name, of in scores.items() for measure, values in of.items()]
+    panels = [
+        _histogram(f"{name}: {measure}", values)
+        for name, of in scores.items()
+        for measure, values in of.items()
+    ]
     per_row = max(1, sheet.width // (PANEL[0] + MARGIN))
     height = -(-len(panels) // per_row) * (PANEL[1] + 2 * MARGIN)
     width = max(sheet.width, PANEL[0] + MARGIN)
     whole = Image.new("RGB", (width, sheet.height + height), "white")
     whole.paste(sheet)
+
     for number, panel in enumerate(panels):
         row, column = divmod(number, per_row)
-        whole.paste(panel, (column * (PANEL[0] + MARGIN), sheet.height + row * (PANEL[1] + 2 * MARGIN)))
+        whole.paste(
+            panel, (column * (PANEL[0] + MARGIN), sheet.height + row * (PANEL[1] + 2 * MARGIN))
+        )
+
     return whole
 
 
@@ -43,14 +61,20 @@ def _histogram(title: str, values: np.ndarray) -> Image.Image:
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
         raise InputError(f"scores {title}: no finite value to show")
+
     counts, edges = np.histogram(finite, BINS)
     panel = Image.new("RGB", (PANEL[0] + MARGIN, PANEL[1] + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(panel)
     draw.text((MARGIN // 2, 6), title, "black")
-    bar, bottom = PANEL[0] // BINS, MARGIN + PANEL[1]
+    bar = PANEL[0] // BINS
+    bottom = MARGIN + PANEL[1]
+
     for number, count in enumerate(counts):
-        left, top = MARGIN // 2 + number * bar, bottom - round(PANEL[1] * count / counts.max())
+        left = MARGIN // 2 + number * bar
+        top = bottom - round(PANEL[1] * count / counts.max())
         draw.rectangle((left, top, left + bar - 1, bottom), fill=(70, 110, 170))
+
     draw.text((MARGIN // 2, bottom + 4), f"{edges[0]:.4g}", "black")
     draw.text((MARGIN // 2 + PANEL[0] - 40, bottom + 4), f"{edges[-1]:.4g}", "black")
+
     return panel

@@ -17,9 +17,17 @@ class EpochOrder:
     Shards are permuted, then the records of every `window` consecutive ones are shuffled together.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], plan_digest: str, seed: int, epoch: int, window: int = WINDOW):
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        plan_digest: str,
+        seed: int,
+        epoch: int,
+        window: int = WINDOW,
+    ):
         sizes = np.asarray(shard_sizes, dtype=np.int64)
-        self.window, self._stream = window, (plan_digest, seed, epoch)
+        self.window = window
+        self._stream = (plan_digest, seed, epoch)
         self._firsts = np.concatenate([[0], np.cumsum(sizes)])
         self._shards = permutation(len(sizes), *self._stream, "shards")
         ends = np.cumsum(sizes[self._shards])
@@ -31,18 +39,27 @@ class EpochOrder:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         parts = []
         for number in range(first, len(self._starts) - 1):
-            begin, end = int(self._starts[number]), int(self._starts[number + 1])
+            begin = int(self._starts[number])
+            end = int(self._starts[number + 1])
             if begin >= stop:
                 break
             parts.append(self._window(number)[max(start - begin, 0) : min(stop, end) - begin])
+
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _window(self, number: int) -> np.ndarray:
         if self._cached[0] != number:
             chosen = self._shards[number * self.window : (number + 1) * self.window]
-            ranges = [np.arange(int(self._firsts[shard]), int(self._firsts[shard + 1])) for shard in chosen]
+            ranges = [
+                np.arange(int(self._firsts[shard]), int(self._firsts[shard + 1]))
+                for shard in chosen
+            ]
             positions = np.concatenate(ranges)
-            self._cached = (number, positions[permutation(len(positions), *self._stream, "records", number)])
+            self._cached = (
+                number,
+                positions[permutation(len(positions), *self._stream, "records", number)],
+            )
+
         return self._cached[1]
 
 
@@ -72,7 +89,9 @@ class BatchOrder:
     def __post_init__(self):
         object.__setattr__(self, "_samples", sum(self.shard_sizes))
         if self.batch_size % self.world_size:
-            raise ValueError(f"batch of {self.batch_size} is not divisible by {self.world_size} processes")
+            raise ValueError(
+                f"batch of {self.batch_size} is not divisible by {self.world_size} processes"
+            )
 
     @property
     def batches_per_epoch(self) -> int:
@@ -82,10 +101,13 @@ class BatchOrder:
     def batches(self, first: int, last: int) -> Iterator[list[tuple[int, int]]]:
         """This rank's part `[(epoch, position), …]` of the global batches `first` … `last - 1`, counted over epochs."""
         local = self.batch_size // self.world_size
-        order, order_epoch = None, -1
+        order = None
+        order_epoch = -1
+
         for batch in range(first, last):
             epoch, number = divmod(batch, self.batches_per_epoch)
             if order is None or epoch != order_epoch:
-                order, order_epoch = EpochOrder(self.shard_sizes, self.plan_digest, self.seed, epoch), epoch
+                order = EpochOrder(self.shard_sizes, self.plan_digest, self.seed, epoch)
+                order_epoch = epoch
             start = number * self.batch_size + self.rank * local
             yield [(epoch, position) for position in order.positions(start, start + local).tolist()]

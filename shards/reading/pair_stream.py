@@ -78,8 +78,10 @@ def pair_stream(
         decoding(_Decoder(shards)),
     ]
     stream = FluidWrapper(_ShardOrder(shards, seed, epochs))
+
     for stage in stages:
         stream.append(stage)
+
     return stream
 
 
@@ -87,8 +89,10 @@ class _ShardOrder:
     """The shards of every epoch, permuted: the same order on every rank and worker, which then share it."""
 
     def __init__(self, shards: ShardSet, seed: int, epochs: int | None):
-        self.count, self.digest = shards.plan.shard_count, shards.plan.digest
-        self.seed, self.epochs = seed, epochs
+        self.count = shards.plan.shard_count
+        self.digest = shards.plan.digest
+        self.seed = seed
+        self.epochs = epochs
 
     def __call__(self) -> Iterator[_Place]:
         epoch = 0
@@ -102,7 +106,8 @@ class _PairReader:
     """Reads a shard's tars, one per layer, side by side; keeps each record's anchor and the candidate drawn."""
 
     def __init__(self, shards: ShardSet, choice: CandidateChoice):
-        self.shards, self.choice = shards, choice
+        self.shards = shards
+        self.choice = choice
 
     def __call__(self, places: Iterator[_Place]) -> Iterator[Sample]:
         for place in places:
@@ -135,17 +140,25 @@ class _PairReader:
         name = shard_path(HERE, layer.number, shard).as_posix()
         advice = f"run: clsp shards verify {self.shards.root}"
         found = 0
+
         try:
             with self.shards.store.path(name).open("rb") as file:
                 for record in group_by_keys(tar_file_expander([{"url": name, "stream": file}])):
                     absent = [field for field in layer.plan.image_fields if field not in record]
-                    if absent:  # webdataset itself says nothing of a tar that ends between two members
-                        raise WorkError(f"{name}: record {record['__key__']} lacks {', '.join(absent)}; {advice}")
+                    if (
+                        absent
+                    ):  # webdataset itself says nothing of a tar that ends between two members
+                        raise WorkError(
+                            f"{name}: record {record['__key__']} lacks {', '.join(absent)}; {advice}"
+                        )
                     found += 1
                     yield record
         except (OSError, ValueError, tarfile.TarError) as error:
             reason = error.args[0] if isinstance(error, tarfile.TarError) else error
-            raise WorkError(f"{self.shards.root / name} cannot be read ({reason}); {advice}") from error
+            raise WorkError(
+                f"{self.shards.root / name} cannot be read ({reason}); {advice}"
+            ) from error
+
         expected = len(layer.plan.shard_range(shard))
         if found != expected:
             raise WorkError(f"{name} has {found} records, the plan {expected}; {advice}")
@@ -155,7 +168,8 @@ class _Shuffle:
     """webdataset's shuffling in a buffer, from a seed of this rank's and worker's own."""
 
     def __init__(self, seed: int, size: int):
-        self.seed, self.size = seed, size
+        self.seed = seed
+        self.size = size
 
     def __call__(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         if not self.size:
@@ -169,7 +183,8 @@ class _Decoder:
     """Decodes the two images of a sample."""
 
     def __init__(self, shards: ShardSet):
-        self.size, self.root = shards.size, shards.root
+        self.size = shards.size
+        self.root = shards.root
 
     def __call__(self, sample: Sample) -> Sample:
         images: dict[str, torch.Tensor] = {}
@@ -178,5 +193,8 @@ class _Decoder:
                 images[name] = decode_image(sample[name], codec, self.size)
             except (RuntimeError, WorkError) as error:
                 where = f"{self.root}: record {sample['__key__']}"
-                raise WorkError(f"{where} does not decode ({error}); run: clsp shards verify {self.root}") from error
+                raise WorkError(
+                    f"{where} does not decode ({error}); run: clsp shards verify {self.root}"
+                ) from error
+
         return {**sample, **images}

@@ -15,13 +15,18 @@ from .candidates import CandidateChoice
 from .order import BatchOrder
 from .shard_set import LayerReader, ShardSet
 
-DECODERS: dict[str, Any] = {"webp": torch.ops.image.decode_webp.default, "png": torch.ops.image.decode_png.default}
+DECODERS: dict[str, Any] = {
+    "webp": torch.ops.image.decode_webp.default,
+    "png": torch.ops.image.decode_png.default,
+}
 """The operators that torchvision's functions of those names call after 12 µs of checks and warnings, a quarter of a
 decode."""
 RGB = ImageReadMode.UNCHANGED.value  # nothing to convert: `check_header` lets RGB alone through
 
 
-def decode_image(content: bytes, codec: str, size: int, encoded: torch.Tensor | None = None) -> torch.Tensor:
+def decode_image(
+    content: bytes, codec: str, size: int, encoded: torch.Tensor | None = None
+) -> torch.Tensor:
     """Decode an image to `(3, size, size)` uint8, in memory channels last.
 
     Args:
@@ -34,6 +39,7 @@ def decode_image(content: bytes, codec: str, size: int, encoded: torch.Tensor | 
     check_header(content, codec, size)
     if encoded is None:
         encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
     return DECODERS[codec](encoded, RGB)
 
 
@@ -53,7 +59,8 @@ class PairBatch:
     def pin_memory(self) -> "PairBatch":
         """The batch in page-locked memory, for asynchronous copies to a device."""
         candidates = None if self.candidates_BCHW is None else self.candidates_BCHW.pin_memory()
-        labels, weights = self.labels_B.pin_memory(), self.weights_B.pin_memory()
+        labels = self.labels_B.pin_memory()
+        weights = self.weights_B.pin_memory()
         return PairBatch(self.anchors_BCHW.pin_memory(), candidates, labels, weights, self.keys)
 
 
@@ -70,9 +77,15 @@ class PairDataset(Dataset[PairBatch]):
     """
 
     def __init__(
-        self, shards: ShardSet, seed: int, with_candidates: bool = True, choice: CandidateChoice | None = None
+        self,
+        shards: ShardSet,
+        seed: int,
+        with_candidates: bool = True,
+        choice: CandidateChoice | None = None,
     ):
-        self.shards, self.seed, self.with_candidates = shards, seed, with_candidates
+        self.shards = shards
+        self.seed = seed
+        self.with_candidates = with_candidates
         self.choice = choice or CandidateChoice(seed)
 
     def __len__(self) -> int:
@@ -85,19 +98,26 @@ class PairDataset(Dataset[PairBatch]):
         positions = [position for _, position in items]
         found = [self.shards.key_and_label(position) for position in positions]
         keys = [key for key, _ in found]
-        candidates, weights = self._candidates(items, keys) if self.with_candidates else (None, [1.0] * len(keys))
+        candidates, weights = (
+            self._candidates(items, keys) if self.with_candidates else (None, [1.0] * len(keys))
+        )
         labels = torch.tensor([-1 if label is None else label for _, label in found])
         return PairBatch(self._anchors(positions), candidates, labels, torch.tensor(weights), keys)
 
     def _anchors(self, positions: Sequence[int]) -> torch.Tensor:
         if not self.shards.plan.shards.include_anchors:
-            anchors = [torch.from_numpy(self.shards.anchor(position).copy()) for position in positions]
+            anchors = [
+                torch.from_numpy(self.shards.anchor(position).copy()) for position in positions
+            ]
             return torch.stack(anchors).permute(0, 3, 1, 2)
         layer = self.shards.layers[0]
         return self._decode([(layer, position, 0) for position in positions])
 
-    def _candidates(self, items: Sequence[tuple[int, int]], keys: Sequence[str]) -> tuple[torch.Tensor, list[float]]:
-        members, weights = [], []
+    def _candidates(
+        self, items: Sequence[tuple[int, int]], keys: Sequence[str]
+    ) -> tuple[torch.Tensor, list[float]]:
+        members = []
+        weights = []
         for (epoch, position), key in zip(items, keys, strict=True):
             drawn, weight = self.choice.draw(epoch, position, key, self.shards.candidates)
             layer, member = self.shards.candidate_member(drawn)
@@ -109,14 +129,19 @@ class PairDataset(Dataset[PairBatch]):
         """The images of members (layer, position, place in the record), `(B, 3, H, W)`, in memory channels last."""
         contents = [self.shards.member_bytes(*member) for member in members]
         joined = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
-        images, size = [], self.shards.size
+        images = []
+        size = self.shards.size
+
         try:
-            for content, encoded, member in zip(contents, joined.split([*map(len, contents)]), members, strict=True):
+            for content, encoded, member in zip(
+                contents, joined.split([*map(len, contents)]), members, strict=True
+            ):
                 image = decode_image(content, member[0].plan.shards.codec, size, encoded)
                 images.append(image.permute(1, 2, 0))  # as decoded, so stacking copies straight
         except (RuntimeError, WorkError) as error:
             where = f"{self.shards.root}: record {self.shards.key(members[len(images)][1])}"
             raise WorkError(f"{where} does not decode ({error})") from error
+
         return torch.stack(images).permute(0, 3, 1, 2)
 
 
@@ -133,9 +158,15 @@ class PairLoader:
     `waited` are the seconds that the loop had to wait for batches.
     """
 
-    def __init__(self, dataset: PairDataset, order: BatchOrder, last: int, first: int = 0, workers: int = 0):
-        self.dataset, self.order, self.last, self.workers = dataset, order, last, workers
-        self.batch, self.waited = first, 0.0
+    def __init__(
+        self, dataset: PairDataset, order: BatchOrder, last: int, first: int = 0, workers: int = 0
+    ):
+        self.dataset = dataset
+        self.order = order
+        self.last = last
+        self.workers = workers
+        self.batch = first
+        self.waited = 0.0
 
     def __len__(self) -> int:
         return self.last - self.batch
@@ -150,6 +181,7 @@ class PairLoader:
             pin_memory=torch.cuda.is_available(),
         )
         batches = iter(loader)
+
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -163,7 +195,12 @@ class PairLoader:
         """Where the reading stands after the batches handed out so far, for any number of processes."""
         epoch, batch = divmod(self.batch, self.order.batches_per_epoch)
         seen = batch * self.order.batch_size
-        return {**self.dataset.shards.identity, "seed": self.dataset.seed, "epoch": epoch, "samples_seen": seen}
+        return {
+            **self.dataset.shards.identity,
+            "seed": self.dataset.seed,
+            "epoch": epoch,
+            "samples_seen": seen,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches of `state`.
@@ -175,10 +212,16 @@ class PairLoader:
         here = {**self.dataset.shards.identity, "seed": self.dataset.seed}
         faults = differences({key: state.get(key) for key in here}, here)
         if faults:
-            raise InputError(f"the data is not what the run was reading ({'; '.join(faults)}); give it the same set")
+            raise InputError(
+                f"the data is not what the run was reading ({'; '.join(faults)}); give it the same set"
+            )
+
         batch, rest = divmod(int(state["samples_seen"]), self.order.batch_size)
         if rest:
-            raise InputError(f"{state['samples_seen']} samples were seen, no multiple of {self.order.batch_size}")
+            raise InputError(
+                f"{state['samples_seen']} samples were seen, no multiple of {self.order.batch_size}"
+            )
+
         self.batch = int(state["epoch"]) * self.order.batches_per_epoch + batch
 
 
@@ -190,7 +233,9 @@ class _BatchSampler:
     """The batches of `order`, made one by one: an epoch of millions is never held as Python objects."""
 
     def __init__(self, order: BatchOrder, first: int, last: int):
-        self.order, self.first, self.last = order, first, last
+        self.order = order
+        self.first = first
+        self.last = last
 
     def __iter__(self):
         return self.order.batches(self.first, self.last)

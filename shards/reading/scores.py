@@ -30,14 +30,20 @@ def check_name(root: Path, name: str) -> Path:
     path = scores_path(root, name)
     if not NAME.fullmatch(name):
         raise InputError(f"scores name {name!r}: expected letters, digits, - and _")
+
     sealed = path.relative_to(root).as_posix() in read_manifest(root).files
     if path.exists() and sealed:  # an unsealed file is what a killed writer left
         raise InputError(f"{path} exists; scores are never changed, choose another name")
+
     return path
 
 
 def add_scores(
-    root: Path, name: str, keys: Iterable[str], scores: dict[str, np.ndarray], made: Mapping[str, Any] | None = None
+    root: Path,
+    name: str,
+    keys: Iterable[str],
+    scores: dict[str, np.ndarray],
+    made: Mapping[str, Any] | None = None,
 ) -> str:
     """Add scores to the sealed set at `root` and seal it anew; returns the new set ID.
 
@@ -57,11 +63,16 @@ def add_scores(
         "key": pa.array(np.repeat(np.array(all_keys, dtype=object), candidates), pa.string()),
         "candidate": pa.array(np.tile(np.arange(candidates, dtype=np.int32), len(all_keys))),
     }
+
     for measure, values_NK in scores.items():
         columns[measure] = pa.array(np.asarray(values_NK, np.float32).reshape(-1))
+
     with replacing(path) as file:
-        table = pa.table(columns).replace_schema_metadata({"clsp": canonical_json(dict(made))} if made else None)
+        table = pa.table(columns).replace_schema_metadata(
+            {"clsp": canonical_json(dict(made))} if made else None
+        )
         pq.write_table(table, file, compression="zstd", write_statistics=False)
+
     return add_scores_entry(root, name)
 
 
@@ -72,20 +83,28 @@ def read_scores(path: Path, anchors: int) -> dict[str, np.ndarray]:
         WorkError: not a readable table of scores for that many anchors.
     """
     table = _read_table(path, anchors)
-    return {measure: table[measure].to_numpy().reshape(anchors, -1) for measure in table.schema.names[2:]}
+    return {
+        measure: table[measure].to_numpy().reshape(anchors, -1)
+        for measure in table.schema.names[2:]
+    }
 
 
 def _read_table(path: Path, anchors: int) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
+            schema = file.schema_arrow
+            rows = file.metadata.num_rows
             measures = [field.name for field in schema if field.type == pa.float32()]
             expected = [pa.field("key", pa.string()), pa.field("candidate", pa.int32())]
             fits = list(schema)[:2] == expected and schema.names[2:] == measures != []
             if not fits or rows % anchors or not 0 < rows <= anchors * MAX_CANDIDATES:
-                raise WorkError(f"{path}: columns {schema.names}, {rows} rows; expected key, candidate, scores")
+                raise WorkError(
+                    f"{path}: columns {schema.names}, {rows} rows; expected key, candidate, scores"
+                )
+
             table = file.read()
             table.validate(full=True)
+
             return table
     except (OSError, pa.ArrowException, ValueError) as error:
         raise WorkError(f"{path}: not readable scores ({error})") from error
@@ -99,6 +118,7 @@ def check_scores(path: Path, shards: "ShardSet") -> None:
     keys = own.take(pa.array(np.repeat(np.arange(len(shards)), candidates)))
     if not table["key"].combine_chunks().equals(keys):
         raise WorkError(f"{path}: its keys are not those of the set")
+
     numbers = pa.array(np.tile(np.arange(candidates, dtype=np.int32), len(shards)))
     if candidates > shards.candidates or not table["candidate"].combine_chunks().equals(numbers):
         raise WorkError(f"{path}: its candidates are not those of the set")

@@ -59,20 +59,28 @@ class ShardSet:
         self.set_id = self.manifest.set_id
         used = [layer.name for layer in self.manifest.layers] if layers is None else list(layers)
         if not used or used != [layer.name for layer in self.manifest.layers][: len(used)]:
-            raise InputError(f"{location} has {len(self.manifest.layers)} layers, asked for {', '.join(used)}")
+            raise InputError(
+                f"{location} has {len(self.manifest.layers)} layers, asked for {', '.join(used)}"
+            )
+
         self.layers: list[LayerReader] = []
         for number in range(len(used)):
             self.layers.append(self._open_layer(number, self.layers))
+
         self.plan: Plan = self.layers[0].plan
         if self.manifest.plan != self.plan.digest:
-            raise InputError(f"{location}: plan.json is not the manifest's; run: clsp shards verify {location}")
+            raise InputError(
+                f"{location}: plan.json is not the manifest's; run: clsp shards verify {location}"
+            )
+
         self._members = [
             (layer, member)
             for layer in self.layers
             for member, field in enumerate(layer.plan.image_fields)
             if not field.startswith("anchor")
         ]
-        self._records, self._count = self.plan.shards.records, self.plan.count
+        self._records = self.plan.shards.records
+        self._count = self.plan.count
         self._anchors = self._check_source(anchors)
         self._opened: dict[tuple[int, int], tuple[ShardRows, mmap.mmap]] = {}
 
@@ -87,10 +95,16 @@ class ShardSet:
             first.count,
             first.shards.records,
         ):
-            raise InputError(f"{path}: not the plan of the manifest's {declared.name}; run: clsp shards verify")
+            raise InputError(
+                f"{path}: not the plan of the manifest's {declared.name}; run: clsp shards verify"
+            )
+
         index = index_path(HERE, number).as_posix()
         if index not in self.manifest.files:
-            raise InputError(f"{self.root}: the manifest does not seal {index}; fetch the set again")
+            raise InputError(
+                f"{self.root}: the manifest does not seal {index}; fetch the set again"
+            )
+
         return LayerReader(number, plan, LayerIndex(self.store.path(index), plan))
 
     def __len__(self) -> int:
@@ -117,7 +131,10 @@ class ShardSet:
     @property
     def identity(self) -> dict[str, Any]:
         """What the content read is: the plan's digest, and the digest of the index of every layer used."""
-        indexes = {layer_name(layer.number): index_path(HERE, layer.number).as_posix() for layer in self.layers}
+        indexes = {
+            layer_name(layer.number): index_path(HERE, layer.number).as_posix()
+            for layer in self.layers
+        }
         digests = {name: self.manifest.files[index].sha256 for name, index in indexes.items()}
         return {"plan": self.plan.digest, "layers": digests}
 
@@ -153,12 +170,19 @@ class ShardSet:
         """
         labels = self.layers[0].index.column("label")
         if labels.null_count:
-            raise InputError(f"{self.root} has no labels; expected a set made from a labelled source")
+            raise InputError(
+                f"{self.root} has no labels; expected a set made from a labelled source"
+            )
+
         return labels.to_numpy()
 
     def anchor_bytes(self, position: int) -> bytes | None:
         """The encoded anchor, or None in a set without anchors."""
-        return self.member_bytes(self.layers[0], position, 0) if self.plan.shards.include_anchors else None
+        return (
+            self.member_bytes(self.layers[0], position, 0)
+            if self.plan.shards.include_anchors
+            else None
+        )
 
     def candidate_bytes(self, position: int, candidate: int) -> bytes:
         """Encoded candidate `candidate` (0 … K-1) of an anchor."""
@@ -186,20 +210,25 @@ class ShardSet:
     def anchor_record(self, position: int) -> Anchor:
         """The anchor with its index, key, label and digest, as the source gave it."""
         row = self.layers[0].index.table(position // self._records)[position % self._records]
-        return Anchor(row["index"], row["key"], self.anchor(position), row["label"], row["anchor"].hex())
+        return Anchor(
+            row["index"], row["key"], self.anchor(position), row["label"], row["anchor"].hex()
+        )
 
     def member_bytes(self, layer: LayerReader, position: int, member: int) -> bytes:
         """The bytes of a record's member in a layer."""
         if not 0 <= position < self._count:
             raise IndexError(position)
+
         shard, row = divmod(position, self._records)
         rows, mapped = self._opened.get((layer.number, shard)) or self._open_shard(layer, shard)
-        size, start = rows.sizes_NM.item(row, member), rows.offsets_NM.item(row, member)
+        size = rows.sizes_NM.item(row, member)
+        start = rows.offsets_NM.item(row, member)
         content = mapped[start : start + size]
         if len(content) != size:
             raise WorkError(
                 f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}"
             )
+
         return content
 
     def candidate_member(self, candidate: int) -> tuple[LayerReader, int]:
@@ -217,7 +246,9 @@ class ShardSet:
         expected = self.layers[0].index.table(shard)[row]
         anchor = anchors[expected["index"]]
         if (anchor.key, bytes.fromhex(anchor.digest)) != (expected["key"], expected["anchor"]):
-            raise WorkError(f"anchor {anchor.key} of {anchors.config.path} is not the image the set was made from")
+            raise WorkError(
+                f"anchor {anchor.key} of {anchors.config.path} is not the image the set was made from"
+            )
         return anchor
 
     def _check_source(self, anchors: ImageSource | None) -> ImageSource | None:
@@ -230,6 +261,7 @@ class ShardSet:
                     f"{self.root} was made from anchors with (split, count, size, resize) = {wanted}, the source given "
                     f"has {found}; check the recipe's [anchors]"
                 )
+
         return anchors
 
     def _decode(self, content: bytes, position: int, layer: LayerReader) -> np.ndarray:
@@ -245,8 +277,12 @@ class ShardSet:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             path = self.root / name
-            raise WorkError(f"{path} cannot be read ({error}); run: clsp shards verify {self.root}") from error
+            raise WorkError(
+                f"{path} cannot be read ({error}); run: clsp shards verify {self.root}"
+            ) from error
+
         if len(self._opened) >= OPEN_SHARDS:
             self._opened.pop(next(iter(self._opened)))
+
         opened = self._opened[layer.number, shard] = layer.index.rows(shard), mapped
         return opened

@@ -38,7 +38,9 @@ class LocalStore(Store):
     """A set in a local folder."""
 
     def __init__(self, root: Path):
-        self.location, self.root, self.manifest = str(root), root, read_manifest(root)
+        self.location = str(root)
+        self.root = root
+        self.manifest = read_manifest(root)
 
     def path(self, name: str) -> Path:
         """The path of a file, whether or not it exists."""
@@ -60,7 +62,9 @@ class RemoteStore(Store):
     """
 
     def __init__(self, location: str, cache: Path, cache_bytes: int = CACHE_BYTES):
-        self.location, self.cache, self.cache_bytes = location, cache.absolute(), cache_bytes
+        self.location = location
+        self.cache = cache.absolute()
+        self.cache_bytes = cache_bytes
         self._remote = Remote(location)
         self.manifest, content = fetch_manifest(self._remote)
         self.root = self.cache / self.manifest.set_id[:16]
@@ -79,13 +83,18 @@ class RemoteStore(Store):
         path = self.root / name
         if name == MANIFEST:
             return path
+
         entry = self.manifest.files.get(name)
         if entry is None:
-            raise WorkError(f"{self.location} has no file {name}; run: clsp shards verify on the set")
+            raise WorkError(
+                f"{self.location} has no file {name}; run: clsp shards verify on the set"
+            )
+
         if not _used(path, entry):
             with locked(self.root / LOCKS / name):
                 if not _used(path, entry):  # another process may have fetched it meanwhile
                     self._fetch(name, entry, path)
+
         return path
 
     def _fetch(self, name: str, entry: FileEntry, path: Path) -> None:
@@ -107,7 +116,9 @@ class RemoteStore(Store):
                     total -= size
 
 
-def open_store(location: str | Path, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Store:
+def open_store(
+    location: str | Path, cache: Path | None = None, cache_bytes: int = CACHE_BYTES
+) -> Store:
     """The files of the set in a local folder, or at a URL.
 
     Args:
@@ -116,8 +127,13 @@ def open_store(location: str | Path, cache: Path | None = None, cache_bytes: int
     """
     if "://" not in str(location):
         return LocalStore(Path(location))
+
     remote = Remote(location)
-    return LocalStore(remote.root) if remote.local else RemoteStore(str(location), cache or cache_folder(), cache_bytes)
+    return (
+        LocalStore(remote.root)
+        if remote.local
+        else RemoteStore(str(location), cache or cache_folder(), cache_bytes)
+    )
 
 
 def cache_folder() -> Path:

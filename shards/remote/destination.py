@@ -22,9 +22,15 @@ def check_claim(target: Remote, plan: bytes) -> bool:
     else:
         found = target.read(PLAN, MAX_JSON_BYTES)
         if found is None and not target.is_empty():
-            raise InputError(f"{target.url} exists and is no shard set; choose an empty or new place")
+            raise InputError(
+                f"{target.url} exists and is no shard set; choose an empty or new place"
+            )
+
     if found is not None and found != plan:
-        raise InputError(f"{target.url} holds another set (its {PLAN} differs); choose another place")
+        raise InputError(
+            f"{target.url} holds another set (its {PLAN} differs); choose another place"
+        )
+
     return found is not None
 
 
@@ -32,14 +38,19 @@ def check_extends(new: Manifest, old: bytes | None, where: str) -> None:
     """Raise InputError unless every file of the manifest `old` is in `new` as it was (layers and scores are added)."""
     if old is None:
         return
+
     files = parse_manifest(old, f"{where}/{MANIFEST}").files
     for name in sorted(files):
         if name not in DESCRIPTIONS and new.files.get(name) != files[name]:
             fault = "differs" if name in new.files else "is not in the set to copy"
-            raise InputError(f"{where} holds a later or another state of this set ({name} {fault}); nothing was copied")
+            raise InputError(
+                f"{where} holds a later or another state of this set ({name} {fault}); nothing was copied"
+            )
 
 
-def finished_shards(records: Iterable[tuple[str, bytes | None]], new: Manifest, where: str) -> set[str]:
+def finished_shards(
+    records: Iterable[tuple[str, bytes | None]], new: Manifest, where: str
+) -> set[str]:
     """The commit records among those found at the target that are ours byte for byte.
 
     Raises:
@@ -53,7 +64,10 @@ def finished_shards(records: Iterable[tuple[str, bytes | None]], new: Manifest, 
         if hashlib.sha256(content).hexdigest() == new.files[name].sha256:
             finished.add(name)
         elif _sealed_digest(content) not in (None, tar.sha256):
-            raise InputError(f"{where} holds {shard_of(name)} of another run of this plan; choose another place")
+            raise InputError(
+                f"{where} holds {shard_of(name)} of another run of this plan; choose another place"
+            )
+
     return finished
 
 

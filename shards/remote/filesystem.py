@@ -14,7 +14,9 @@ from ...core import InputError
 from ..format.manifest import FileEntry
 
 CHUNK = 1 << 20
-BLOCK = 8 << 20  # what a ranged reader asks for at once; fsspec's own 50 MiB times the workers would fill memory
+BLOCK = (
+    8 << 20
+)  # what a ranged reader asks for at once; fsspec's own 50 MiB times the workers would fill memory
 HTTP_PROTOCOLS = {"http", "https"}
 
 
@@ -37,7 +39,8 @@ class Remote:
     def fs(self) -> Any:
         """The file system, of this process."""
         if self._pid != os.getpid():  # an event loop does not survive a fork
-            self._fs, self._pid = _connect(self.url)[0], os.getpid()
+            self._fs = _connect(self.url)[0]
+            self._pid = os.getpid()
         return self._fs
 
     @property
@@ -59,7 +62,10 @@ class Remote:
         http = HTTP_PROTOCOLS.intersection(
             [self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol
         )
-        options = {"block_size": 0, "size": size} if http else {} if self.local else {"block_size": BLOCK}
+        options = (
+            {"block_size": 0, "size": size} if http else {} if self.local else {"block_size": BLOCK}
+        )
+
         with self.fs.open(self.at(name), "rb", **options) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
@@ -75,6 +81,7 @@ class Remote:
                         raise InputError(f"{self.where(name)}: more than {limit} bytes; not read")
         except (FileNotFoundError, NotADirectoryError):
             return None
+
         return content
 
     def size(self, name: str) -> int | None:
@@ -99,7 +106,9 @@ class Remote:
             paths = [path.rstrip("/") for path in self.fs.ls(self._base, detail=False)]
         except FileNotFoundError:
             return True
-        return all(path == self._base.rstrip("/") or path.rsplit("/", 1)[-1][:1] == "." for path in paths)
+        return all(
+            path == self._base.rstrip("/") or path.rsplit("/", 1)[-1][:1] == "." for path in paths
+        )
 
 
 def _connect(url: str) -> tuple[Any, str]:
@@ -107,13 +116,18 @@ def _connect(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"use_listings_cache": False}  # other processes write here too
     if protocol in HTTP_PROTOCOLS:
         options["client_kwargs"] = {"timeout": _http_timeout()}
+
     try:
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         needed = getattr(error.__cause__, "name", None) or str(error)
-        raise InputError(f"{protocol}:// needs {needed}; run: pip install 'clsp[remote]'") from error
+        raise InputError(
+            f"{protocol}:// needs {needed}; run: pip install 'clsp[remote]'"
+        ) from error
     except ValueError as error:
-        raise InputError(f"{url}: {error}; expected a folder or a URL such as s3://bucket/name") from error
+        raise InputError(
+            f"{url}: {error}; expected a folder or a URL such as s3://bucket/name"
+        ) from error
 
 
 def _http_timeout() -> Any:

@@ -37,40 +37,64 @@ def push_to_hub(
     """
     place = _URL.fullmatch(url.rstrip("/"))
     if place is None:
-        raise InputError(f"{url}: expected hf://datasets/USER/NAME, with @BRANCH for another branch than main")
+        raise InputError(
+            f"{url}: expected hf://datasets/USER/NAME, with @BRANCH for another branch than main"
+        )
+
     manifest, content = fetch_manifest(Remote(root.absolute()), expect)
     files = {**manifest.files, MANIFEST: FileEntry(bytes=len(content), sha256=manifest.set_id)}
     repository = _Repository(api or HfApi(), root, url, *place.groups())
     there = retrying(lambda: repository.sound(files), url)
+
     if there:
         retrying(lambda: check_extends(manifest, repository.manifest(there), url), url)
     else:
         retrying(repository.create, url)
-        there = retrying(lambda: repository.sound(files), url)  # a new branch begins as a copy of main
+        there = retrying(
+            lambda: repository.sound(files), url
+        )  # a new branch begins as a copy of main
+
     done = sum(there.values())
     for names in batches(set(files), {name for name, is_sound in there.items() if is_sound}):
         retrying(lambda names=names: repository.commit({name: files[name] for name in names}), url)
         done += len(names)
         if report:
             report(done, len(files))
+
     return manifest.set_id
 
 
 def batches(names: set[str], there: set[str]) -> list[list[str]]:
     """The files of each commit: the plan first, every tar before its record, descriptions late, the manifest alone."""
-    pairs = [name for record in sorted(names) if (tar := shard_of(record)) in names for name in (tar, record) if name]
+    pairs = [
+        name
+        for record in sorted(names)
+        if (tar := shard_of(record)) in names
+        for name in (tar, record)
+        if name
+    ]
     ends = [name for name in (*DESCRIPTIONS, MANIFEST) if name in names]
     rest = sorted(names - {PLAN, *pairs, *ends})
     missing = [name for name in (PLAN, *pairs, *rest, *ends[:-1]) if name not in there]
-    groups = [missing[first : first + FILES_PER_COMMIT] for first in range(0, len(missing), FILES_PER_COMMIT)]
+    groups = [
+        missing[first : first + FILES_PER_COMMIT]
+        for first in range(0, len(missing), FILES_PER_COMMIT)
+    ]
+
     return groups + ([] if MANIFEST in there else [[MANIFEST]])
 
 
 class _Repository:
     """A dataset repository, or a folder in one, as the place of a set."""
 
-    def __init__(self, api: Any, root: Path, url: str, name: str, branch: str | None, folder: str | None):
-        self.api, self.root, self.url, self.name, self.branch = api, root, url, name, branch
+    def __init__(
+        self, api: Any, root: Path, url: str, name: str, branch: str | None, folder: str | None
+    ):
+        self.api = api
+        self.root = root
+        self.url = url
+        self.name = name
+        self.branch = branch
         self.folder = f"{folder}/" if folder else ""
         self.place: dict[str, Any] = {"repo_type": "dataset", "revision": branch}
 
@@ -78,7 +102,9 @@ class _Repository:
         """Make repository and branch where there are none."""
         self.api.create_repo(self.name, repo_type="dataset", exist_ok=True)
         if self.branch:
-            self.api.create_branch(self.name, branch=self.branch, repo_type="dataset", exist_ok=True)
+            self.api.create_branch(
+                self.name, branch=self.branch, repo_type="dataset", exist_ok=True
+            )
 
     def sound(self, files: dict[str, FileEntry]) -> dict[str, bool]:
         """The files of the set that are there, each with whether its bytes are ours.
@@ -88,12 +114,20 @@ class _Repository:
         """
         there = self._compare(files)
         if there and not there.get(PLAN):
-            fault = f"another set (its {PLAN} differs)" if PLAN in there else f"a {min(there)} that is of no shard set"
+            fault = (
+                f"another set (its {PLAN} differs)"
+                if PLAN in there
+                else f"a {min(there)} that is of no shard set"
+            )
             raise InputError(f"{self.url} holds {fault}; choose another repository or folder")
+
         # Tars never change, so other bytes under a tar's name are another run of the same plan.
         alien = [name for name, is_sound in there.items() if name.endswith(".tar") and not is_sound]
         if alien:
-            raise InputError(f"{self.url} holds {alien[0]} of another run of this plan; choose another repository")
+            raise InputError(
+                f"{self.url} holds {alien[0]} of another run of this plan; choose another repository"
+            )
+
         return there
 
     def manifest(self, there: dict[str, bool]) -> bytes | None:
@@ -107,23 +141,37 @@ class _Repository:
         """Add the files in one commit and compare what arrived."""
         for name, entry in files.items():
             if sha256_file(self.root / name) != entry.sha256:
-                raise WorkError(f"{self.root / name}: its bytes are not those of the manifest; run: clsp shards verify")
-        operations = [CommitOperationAdd(self.folder + name, str(self.root / name)) for name in files]
-        self.api.create_commit(self.name, operations, commit_message=f"Add {len(files)} files", **self.place)
+                raise WorkError(
+                    f"{self.root / name}: its bytes are not those of the manifest; run: clsp shards verify"
+                )
+
+        operations = [
+            CommitOperationAdd(self.folder + name, str(self.root / name)) for name in files
+        ]
+        self.api.create_commit(
+            self.name, operations, commit_message=f"Add {len(files)} files", **self.place
+        )
         arrived = self._compare(files)
+
         for name in files:
             if not arrived.get(name):
                 raise DamagedError(f"{name} arrived with other bytes than those sent")
 
     def _compare(self, files: dict[str, FileEntry]) -> dict[str, bool]:
-        found, names = {}, [self.folder + name for name in files]
+        found = {}
+        names = [self.folder + name for name in files]
         try:
             for first in range(0, len(names), FILES_PER_COMMIT):
-                infos = self.api.get_paths_info(self.name, names[first : first + FILES_PER_COMMIT], **self.place)
+                infos = self.api.get_paths_info(
+                    self.name, names[first : first + FILES_PER_COMMIT], **self.place
+                )
                 found |= {info.path.removeprefix(self.folder): info for info in infos}
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return {}
-        return {name: self._is_ours(info, self.root / name, files[name]) for name, info in found.items()}
+
+        return {
+            name: self._is_ours(info, self.root / name, files[name]) for name, info in found.items()
+        }
 
     @staticmethod
     def _is_ours(info: Any, path: Path, entry: FileEntry) -> bool:
@@ -132,4 +180,6 @@ class _Repository:
         if info.lfs is not None:
             return info.lfs.sha256 == entry.sha256
         # Small texts are plain Git blobs, named by the SHA-1 of a header and their bytes.
-        return info.blob_id == hashlib.sha1(b"blob %d\0" % entry.bytes + path.read_bytes()).hexdigest()
+        return (
+            info.blob_id == hashlib.sha1(b"blob %d\0" % entry.bytes + path.read_bytes()).hexdigest()
+        )

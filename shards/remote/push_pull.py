@@ -22,7 +22,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def push(root: Path, url: str, report: Report | None = None, workers: int = 8, *, expect: str | None = None) -> str:
+def push(
+    root: Path,
+    url: str,
+    report: Report | None = None,
+    workers: int = 8,
+    *,
+    expect: str | None = None,
+) -> str:
     """Copy the sealed set at `root` to a URL or folder and return its set ID; run again, it goes on.
 
     Args:
@@ -34,15 +41,21 @@ def push(root: Path, url: str, report: Report | None = None, workers: int = 8, *
         WorkError: a file did not arrive.
     """
     if url.split("://")[0] in HTTP_PROTOCOLS:
-        raise InputError(f"{url}: nothing can be written there; give a folder or a URL such as s3://bucket/name")
+        raise InputError(
+            f"{url}: nothing can be written there; give a folder or a URL such as s3://bucket/name"
+        )
+
     if url.startswith("hf://"):
         from .hub_push import push_to_hub
 
         return push_to_hub(root, url, report, expect=expect)
+
     return _Transfer(Remote(root.absolute()), Remote(url), expect, workers).run(report)
 
 
-def pull(url: str, root: Path, expect: str | None = None, report: Report | None = None, workers: int = 8) -> str:
+def pull(
+    url: str, root: Path, expect: str | None = None, report: Report | None = None, workers: int = 8
+) -> str:
     """Copy the sealed set at a URL or folder to `root` and return its set ID; run again, it goes on.
 
     Args:
@@ -60,9 +73,14 @@ class _Transfer:
     """One copy of a set from `source` to `target`, of which at least one is a local folder."""
 
     def __init__(self, source: Remote, target: Remote, expect: str | None, workers: int):
-        self.source, self.target, self.workers = source, target, workers
+        self.source = source
+        self.target = target
+        self.workers = workers
         self.manifest, content = fetch_manifest(source, expect)
-        self.files = {**self.manifest.files, MANIFEST: FileEntry(bytes=len(content), sha256=self.manifest.set_id)}
+        self.files = {
+            **self.manifest.files,
+            MANIFEST: FileEntry(bytes=len(content), sha256=self.manifest.set_id),
+        }
         self.stop = threading.Event()
 
     def run(self, report: Report | None) -> str:
@@ -70,8 +88,10 @@ class _Transfer:
         plan = retrying(self._plan, self.source.where(PLAN))
         resumes = retrying(lambda: check_claim(self.target, plan), self.target.where(PLAN))
         finished = self._finished() if resumes else set()
+
         if self.target.local:
             remove_temporaries(self.target.root)
+
         done = 0
 
         def tell(job: Job) -> None:
@@ -82,11 +102,14 @@ class _Transfer:
 
         for jobs in self.phases():
             self._each(jobs, lambda job: self._copy(job, resumes, finished), tell)
+
         return self.manifest.set_id
 
     def phases(self) -> list[list[Job]]:
         """What is copied in parallel, in order; a target without the last file is an unfinished copy."""
-        shards = [(tar, name) for name in self.files if (tar := shard_of(name)) in self.files and tar]
+        shards = [
+            (tar, name) for name in self.files if (tar := shard_of(name)) in self.files and tar
+        ]
         apart = {PLAN, MANIFEST, *DESCRIPTIONS}.union(*shards)
         rest = [(name,) for name in self.files if name not in apart]
         descriptions = [(name,) for name in DESCRIPTIONS if name in self.files]
@@ -101,7 +124,8 @@ class _Transfer:
 
     def _finished(self) -> set[str]:
         """The commit records at the target that are ours; raises InputError if the target has a state that is not."""
-        target, limit = self.target, MAX_JSON_BYTES
+        target = self.target
+        limit = MAX_JSON_BYTES
         old = retrying(lambda: target.read(MANIFEST, limit), target.where(MANIFEST))
         check_extends(self.manifest, old, target.url)
         names = [name for name in self.files if shard_of(name)]
@@ -136,10 +160,14 @@ class _Transfer:
             send(self.source.root / name, self.target, name, entry, self.stop)
 
     def _each(
-        self, items: list[Item], work: Callable[[Item], Result], tell: Callable[[Item], None] = lambda _: None
+        self,
+        items: list[Item],
+        work: Callable[[Item], Result],
+        tell: Callable[[Item], None] = lambda _: None,
     ) -> list[tuple[Item, Result]]:
         """Every item with its result; at the first error, or Ctrl-C, nothing more begins and all come to rest."""
-        pool, results = ThreadPoolExecutor(self.workers, "transfer"), []
+        pool = ThreadPoolExecutor(self.workers, "transfer")
+        results = []
         try:
             futures = {pool.submit(work, item): item for item in items}
             for future in as_completed(futures):
@@ -150,4 +178,5 @@ class _Transfer:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
         return results

@@ -19,7 +19,18 @@ from .filesystem import Remote
 
 ATTEMPTS = 4
 BACKOFF = 0.5
-BACKENDS = {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "requests", "s3fs"}
+BACKENDS = {
+    "adlfs",
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "botocore",
+    "gcsfs",
+    "google",
+    "httpx",
+    "requests",
+    "s3fs",
+}
 """Libraries whose own exceptions, not all of them OSErrors, mean that a transfer failed."""
 
 DISK_FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
@@ -31,10 +42,16 @@ class DamagedError(OSError):
     """A file arrived with other bytes than its manifest has."""
 
 
-def receive(source: Remote, name: str, entry: FileEntry, path: Path, stop: threading.Event | None = None) -> None:
+def receive(
+    source: Remote, name: str, entry: FileEntry, path: Path, stop: threading.Event | None = None
+) -> None:
     """Copy a file to `path`, which takes its name only once size and SHA-256 are those of `entry`."""
-    digest, size = hashlib.sha256(), 0
-    with replacing(path) as file, contextlib.closing(source.chunks(name, max(entry.bytes, 1))) as chunks:
+    digest = hashlib.sha256()
+    size = 0
+    with (
+        replacing(path) as file,
+        contextlib.closing(source.chunks(name, max(entry.bytes, 1))) as chunks,
+    ):
         for chunk in chunks:
             check_stop(stop)
             size += len(chunk)
@@ -42,18 +59,22 @@ def receive(source: Remote, name: str, entry: FileEntry, path: Path, stop: threa
                 raise DamagedError(f"more than the {entry.bytes} bytes of the manifest")
             digest.update(chunk)
             file.write(chunk)
+
         if size != entry.bytes or digest.hexdigest() != entry.sha256:
             raise DamagedError(
                 f"{size} bytes of SHA-256 {digest.hexdigest()}, the manifest has {entry.bytes} bytes of {entry.sha256}"
             )
 
 
-def send(path: Path, target: Remote, name: str, entry: FileEntry, stop: threading.Event | None = None) -> None:
+def send(
+    path: Path, target: Remote, name: str, entry: FileEntry, stop: threading.Event | None = None
+) -> None:
     """Upload a file and read it back; what does not agree with `entry` is removed again."""
     if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
         raise WorkError(
             f"{path}: its bytes are not those of the manifest; run: clsp shards verify {path.parent} --deep"
         )
+
     # The file system's own upload, not a writer: a writer that fails half-way would publish what it has.
     target.fs.put_file(str(path), target.at(name), callback=_Stoppable(stop))
     check_stop(stop)
@@ -78,9 +99,13 @@ def retrying(work: Callable[[], Result], where: str, stop: threading.Event | Non
             _raise_if_lasting(error, where)
             if attempt == ATTEMPTS:
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise WorkError(f"{where}: {reason}; tried {ATTEMPTS} times, run again to go on") from error
+                raise WorkError(
+                    f"{where}: {reason}; tried {ATTEMPTS} times, run again to go on"
+                ) from error
+
         pause = BACKOFF * 2 ** (attempt - 1)
         stop.wait(pause) if stop else time.sleep(pause)
+
     raise AssertionError
 
 
@@ -92,10 +117,17 @@ def check_stop(stop: threading.Event | None) -> None:
 
 def _raise_if_lasting(error: Exception, where: str) -> None:
     """Raise what another attempt cannot mend: local faults and bugs as they are, refusals as bad input."""
-    if type(error).__name__ == "NoCredentialsError" or (isinstance(error, PermissionError) and not error.filename):
-        raise InputError(f"{where}: access denied ({error}); give credentials in the environment") from error
+    if type(error).__name__ == "NoCredentialsError" or (
+        isinstance(error, PermissionError) and not error.filename
+    ):
+        raise InputError(
+            f"{where}: access denied ({error}); give credentials in the environment"
+        ) from error
+
     disk_is_full = isinstance(error, OSError) and error.filename and error.errno in DISK_FULL
-    known = isinstance(error, (OSError, EOFError)) or type(error).__module__.split(".")[0] in BACKENDS
+    known = (
+        isinstance(error, (OSError, EOFError)) or type(error).__module__.split(".")[0] in BACKENDS
+    )
     if not known or isinstance(error, PERMANENT) or disk_is_full:
         raise error
 
@@ -122,13 +154,23 @@ def fetch_manifest(source: Remote, expect: str | None = None) -> tuple[Manifest,
     content = retrying(lambda: source.read(MANIFEST, MAX_JSON_BYTES), where)
     if content is None:
         if retrying(lambda: source.size(PLAN), source.where(PLAN)) is not None:
-            raise InputError(f"{source.url} is not finished (no {MANIFEST}); run again the command that writes it")
-        raise InputError(f"{where} does not exist; expected a sealed shard set (clsp shards push copies one there)")
+            raise InputError(
+                f"{source.url} is not finished (no {MANIFEST}); run again the command that writes it"
+            )
+        raise InputError(
+            f"{where} does not exist; expected a sealed shard set (clsp shards push copies one there)"
+        )
+
     manifest = parse_manifest(content, where)
     if hashlib.sha256(content).hexdigest() != manifest.set_id:
-        raise InputError(f"{where} is not in the form that clsp writes, so it has no set ID; copy the set again")
+        raise InputError(
+            f"{where} is not in the form that clsp writes, so it has no set ID; copy the set again"
+        )
     if PLAN not in manifest.files or manifest.files[PLAN].sha256 != manifest.plan:
         raise InputError(f"{where} does not seal its {PLAN}; copy the set again")
     if expect is not None and manifest.set_id != expect:
-        raise InputError(f"{source.url} has the set ID {manifest.set_id}, expected {expect}; check the address")
+        raise InputError(
+            f"{source.url} has the set ID {manifest.set_id}, expected {expect}; check the address"
+        )
+
     return manifest, content

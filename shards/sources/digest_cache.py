@@ -13,12 +13,22 @@ def remember_digest(anchors: ImageSource, path: Path) -> None:
     A source is the same while its fingerprint is: `datasets` takes it from the files' names, sizes and times, or from
     the hub's commit. Sources without a fingerprint are read again.
     """
-    source = {"fingerprint": anchors.source.fingerprint, "count": anchors.source_count, "config": _reading(anchors)}
+    source = {
+        "fingerprint": anchors.source.fingerprint,
+        "count": anchors.source_count,
+        "config": _reading(anchors),
+    }
+
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
-    if source["fingerprint"] and isinstance(known, dict) and {key: known.get(key) for key in source} == source:
+
+    if (
+        source["fingerprint"]
+        and isinstance(known, dict)
+        and {key: known.get(key) for key in source} == source
+    ):
         anchors.__dict__["digest"] = known["digest"]  # the cached property
     elif source["fingerprint"]:
         write_file(path, json.dumps({**source, "digest": anchors.digest}).encode())

@@ -19,16 +19,23 @@ class DigitsSource:
 
     def __init__(self, split: str):
         if split not in ("train", "test"):
-            raise InputError(f"anchors.split: digits has the splits train and test, found {split!r}")
+            raise InputError(
+                f"anchors.split: digits has the splits train and test, found {split!r}"
+            )
+
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise InputError("anchors.path: digits needs scikit-learn; run: pip install 'clsp[all]'") from error
+            raise InputError(
+                "anchors.path: digits needs scikit-learn; run: pip install 'clsp[all]'"
+            ) from error
+
         grey, labels = map(np.asarray, load_digits(return_X_y=True))
         images = np.rint(grey.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
         is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
         chosen = is_test if split == "test" else ~is_test
-        self._images, self._labels = images[chosen], labels[chosen]
+        self._images = images[chosen]
+        self._labels = labels[chosen]
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -57,9 +57,16 @@ def _load(path: str, split: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
     local = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or local.suffix in (".parquet", ".arrow") or path.count("/") > 1
+    looks_local = (
+        path.startswith((".", "/", "~"))
+        or local.suffix in (".parquet", ".arrow")
+        or path.count("/") > 1
+    )
     if looks_local and not local.exists():
-        raise InputError(f"anchors.path: {path} does not exist; expected a hub id, a parquet file, a folder, or digits")
+        raise InputError(
+            f"anchors.path: {path} does not exist; expected a hub id, a parquet file, a folder, or digits"
+        )
+
     datasets.disable_progress_bars()
     try:
         if local.is_file():
@@ -70,8 +77,14 @@ def _load(path: str, split: str) -> Any:
             f"anchors.path: {path} was not found on this machine or on the hub; expected a hub id, a parquet file, "
             f"a folder, or digits ({type(error).__name__})"
         ) from error
-    except (ValueError, RuntimeError, DatasetGenerationError) as error:  # a loading script is a RuntimeError
-        raise InputError(f"anchors.path: {path} split {split} cannot be read: {str(error).splitlines()[0]}") from error
+    except (
+        ValueError,
+        RuntimeError,
+        DatasetGenerationError,
+    ) as error:  # a loading script is a RuntimeError
+        raise InputError(
+            f"anchors.path: {path} split {split} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _image_column(features: Any, path: str) -> str:
@@ -79,9 +92,14 @@ def _image_column(features: Any, path: str) -> str:
 
     for name, feature in features.items():
         # A parquet file without the hub's metadata shows an image as the plain structure {bytes, path}.
-        if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
+        if isinstance(feature, Image) or (
+            isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        ):
             return name
-    raise InputError(f"anchors.path: {path} has the columns {', '.join(features)}; expected one that holds images")
+
+    raise InputError(
+        f"anchors.path: {path} has the columns {', '.join(features)}; expected one that holds images"
+    )
 
 
 def _holds_classes(feature: Any) -> bool:
@@ -92,8 +110,12 @@ def _holds_classes(feature: Any) -> bool:
 
 def _named_column(features: Any, name: str, path: str) -> str:
     if name not in features or not _holds_classes(features[name]):
-        found = ", ".join(column for column in features if _holds_classes(features[column])) or "none"
-        raise InputError(f"{path} has no column {name!r} of class numbers; expected one of: {found}")
+        found = (
+            ", ".join(column for column in features if _holds_classes(features[column])) or "none"
+        )
+        raise InputError(
+            f"{path} has no column {name!r} of class numbers; expected one of: {found}"
+        )
     return name
 
 
@@ -101,4 +123,9 @@ def _label_column(features: Any) -> str | None:
     from datasets import ClassLabel
 
     named = [name for name in LABEL_NAMES if name in features and _holds_classes(features[name])]
-    return next(iter(named + [name for name, feature in features.items() if isinstance(feature, ClassLabel)]), None)
+    return next(
+        iter(
+            named + [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        ),
+        None,
+    )

@@ -76,13 +76,21 @@ class ImageSource(Sequence[Anchor]):
     def __init__(self, config: AnchorsConfig):
         self.config = config
         if not SPLIT.fullmatch(config.split):
-            raise InputError(f"anchors.split: {config.split!r}; expected up to 64 printable ASCII letters, no slash")
+            raise InputError(
+                f"anchors.split: {config.split!r}; expected up to 64 printable ASCII letters, no slash"
+            )
+
         self.source: Source = (
-            DigitsSource(config.split) if config.path == "digits" else HFSource(config.path, config.split, config.label)
+            DigitsSource(config.split)
+            if config.path == "digits"
+            else HFSource(config.path, config.split, config.label)
         )
         self.source_count = min(len(self.source), config.limit or len(self.source))
         if self.source_count == 0:
-            raise InputError(f"anchors.path: {config.path} split {config.split} has no images, expected at least one")
+            raise InputError(
+                f"anchors.path: {config.path} split {config.split} has no images, expected at least one"
+            )
+
         self.indices_N = np.arange(self.source_count)
         self.size: int = config.size or self._first_size()
 
@@ -95,7 +103,10 @@ class ImageSource(Sequence[Anchor]):
         rest = copy.copy(self)
         rest.indices_N = np.setdiff1d(self.indices_N, np.fromiter(skipped, np.int64))
         if len(rest) == 0:
-            raise InputError(f"anchors.path: none of the {len(self)} images of {self.config.path} decodes")
+            raise InputError(
+                f"anchors.path: none of the {len(self)} images of {self.config.path} decodes"
+            )
+
         return rest
 
     def __len__(self) -> int:
@@ -110,7 +121,8 @@ class ImageSource(Sequence[Anchor]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        key, index = self.key(index), int(self.indices_N[index])
+        key = self.key(index)
+        index = int(self.indices_N[index])
         content = self._content(index)
         image = self._fit(self._decode(content, index), index)
         return Anchor(index, key, image, self.source.label(index), identity(content))
@@ -147,6 +159,7 @@ class ImageSource(Sequence[Anchor]):
                     raise
                 content = b""  # left out later
             total.update(bytes.fromhex(identity(content)))
+
         return total.hexdigest()
 
     def labels(self) -> np.ndarray:
@@ -160,17 +173,22 @@ class ImageSource(Sequence[Anchor]):
             raise InputError(
                 f"{self.config.path} split {self.config.split} has images without a label; expected one each"
             )
+
         return np.array(labels, dtype=np.int64)
 
     def _first_size(self) -> int:
         first = 0
-        while self.config.on_error == "skip" and first < len(self) - 1 and self.why_unreadable(first):
+        while (
+            self.config.on_error == "skip" and first < len(self) - 1 and self.why_unreadable(first)
+        ):
             first += 1
+
         height, width = self._decode(self._content(first), first).shape[:2]
         if height != width:
             raise InputError(
                 f"{self._where(first)}: {width}x{height} pixels, expected a square image; set anchors.size"
             )
+
         return height
 
     def _where(self, index: int) -> str:
@@ -190,10 +208,13 @@ class ImageSource(Sequence[Anchor]):
     def _decode(self, content: bytes | np.ndarray, index: int) -> np.ndarray:
         if isinstance(content, np.ndarray):
             return content
+
         try:
             with Image.open(io.BytesIO(content)) as image:
                 upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I;16"):  # Pillow's own conversion would clip 16 bits to 8
+                if upright.mode.startswith(
+                    "I;16"
+                ):  # Pillow's own conversion would clip 16 bits to 8
                     upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                 elif upright.mode in ("I", "F"):
                     raise ValueError(f"mode {upright.mode}, expected 8 or 16 bits per channel")
@@ -212,13 +233,20 @@ class ImageSource(Sequence[Anchor]):
                 f"{self._where(index)}: {width}x{height} pixels, the first anchor has {self.size}x{self.size}; "
                 "set anchors.size"
             )
-        pil, target = Image.fromarray(image), (self.size, self.size)
+
+        pil = Image.fromarray(image)
+        target = (self.size, self.size)
         resampling: Any = Image.Resampling.BICUBIC
         if self.config.resize == "squash":
             return np.asarray(pil.resize(target, resampling))
+
         return np.asarray(ImageOps.fit(pil, target, resampling))
 
 
 def identity(content: bytes | np.ndarray) -> str:
     """128-bit BLAKE2b of the encoded bytes where the source has them, else of shape and pixels."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest() if isinstance(content, bytes) else pixel_digest(content)
+    return (
+        hashlib.blake2b(content, digest_size=16).hexdigest()
+        if isinstance(content, bytes)
+        else pixel_digest(content)
+    )

@@ -12,7 +12,9 @@ from .images import ImageSource
 CHUNK = 4096
 
 
-def screened(anchors: ImageSource, listing: Path | None = None, report: Report | None = None) -> ImageSource:
+def screened(
+    anchors: ImageSource, listing: Path | None = None, report: Report | None = None
+) -> ImageSource:
     """Those of the anchors that decode, in their order and with their own keys; all of them, unread, on `fail`.
 
     Args:
@@ -24,13 +26,18 @@ def screened(anchors: ImageSource, listing: Path | None = None, report: Report |
     """
     if anchors.config.on_error == "fail":
         return anchors
+
     skipped = _listed(anchors, listing)
     if skipped is None:
         skipped = unreadable(anchors, report)
         if listing:
-            rows = [{"key": anchors.key(index), "index": index, "reason": why} for index, why in skipped.items()]
+            rows = [
+                {"key": anchors.key(index), "index": index, "reason": why}
+                for index, why in skipped.items()
+            ]
             content = {**_source(anchors), "skipped": rows}
             write_file(listing, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
     return anchors.without(skipped)
 
 
@@ -44,6 +51,7 @@ def unreadable(anchors: ImageSource, report: Report | None = None) -> dict[int, 
             found.update({place: why for place, why in zip(places, reasons, strict=True) if why})
             if report:
                 report(places.stop, len(anchors))
+
     return found
 
 
@@ -55,11 +63,15 @@ def _listed(anchors: ImageSource, listing: Path | None) -> dict[int, str] | None
     """What an earlier listing of this source skips, if all of it still does not decode."""
     if listing is None or not listing.exists():
         return None
+
     try:
         content = json.loads(listing.read_text())
         skipped = {int(row["index"]): str(row["reason"]) for row in content["skipped"]}
         same = {key: content[key] for key in _source(anchors)} == _source(anchors)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{listing} is no list of skipped anchors; remove it") from error
-    same = same and all(0 <= index < len(anchors) and anchors.why_unreadable(index) for index in skipped)
+
+    same = same and all(
+        0 <= index < len(anchors) and anchors.why_unreadable(index) for index in skipped
+    )
     return skipped if same else None

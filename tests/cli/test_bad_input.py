@@ -52,7 +52,10 @@ def test_bad_settings(make, tmp_path, setting, parts):
 
 def test_bad_part_and_missing_model(make, clsp, tmp_path):
     assert_one_line(make("--part", "2/2"), "--part 2/2", "i/n")
-    assert_one_line(clsp("shards", "make", "--recipe=digits", "--out", tmp_path / "x" / "set"), "clsp diffusion train")
+    assert_one_line(
+        clsp("shards", "make", "--recipe=digits", "--out", tmp_path / "x" / "set"),
+        "clsp diffusion train",
+    )
     assert_one_line(make("--diffusion", tmp_path / "nowhere"), "does not exist")
 
 
@@ -60,7 +63,9 @@ def test_a_set_of_another_plan_or_another_thing(make, tmp_path, shard_set):
     shutil.copytree(shard_set, tmp_path / "other")
     before = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
     assert_one_line(make(out=tmp_path / "other"), "another plan", "sampler.steps: 2 there, 1 here")
-    assert {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()
+    } == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     assert_one_line(make(out=tmp_path / "mine"), "is no shard set")
@@ -69,11 +74,15 @@ def test_a_set_of_another_plan_or_another_thing(make, tmp_path, shard_set):
 
 def test_an_image_that_does_not_decode(make, tmp_path):
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(
+        buffer, "PNG"
+    )
     contents = [buffer.getvalue(), buffer.getvalue()[:100]]
     cells = {"image": [{"bytes": content, "path": None} for content in contents]}
     datasets.Dataset.from_dict(cells).to_parquet(tmp_path / "x.parquet")
-    assert_one_line(make("--set", f"anchors.path={tmp_path / 'x.parquet'}"), "train_00000001", "does not decode")
+    assert_one_line(
+        make("--set", f"anchors.path={tmp_path / 'x.parquet'}"), "train_00000001", "does not decode"
+    )
 
 
 def test_a_set_of_another_schema_version(clsp, shard_set, tmp_path):
@@ -83,13 +92,23 @@ def test_a_set_of_another_schema_version(clsp, shard_set, tmp_path):
         path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": "2.0"}))
     for command in (["shards", "verify"], ["shards", "info"], ["shards", "status"]):
         assert_one_line(clsp(*command, tmp_path / "set"), "schema version 2.0", "reads 1.x")
-    pretrain = ("pretrain", "--recipe", "digits", "--shards", tmp_path / "set", "--out", tmp_path / "run")
+    pretrain = (
+        "pretrain",
+        "--recipe",
+        "digits",
+        "--shards",
+        tmp_path / "set",
+        "--out",
+        tmp_path / "run",
+    )
     assert_one_line(clsp(*pretrain), "schema version 2.0")
 
 
 def test_evaluating_what_is_no_checkpoint(clsp, tmp_path):
     for task in ("linear-eval", "knn"):
-        found = clsp(task, "--recipe", "digits", "--checkpoint", tmp_path, "--out", tmp_path / "out")
+        found = clsp(
+            task, "--recipe", "digits", "--checkpoint", tmp_path, "--out", tmp_path / "out"
+        )
         assert_one_line(found, "holds no checkpoint")
     assert_one_line(clsp("compare", tmp_path, "--out", tmp_path), "holds no results")
     assert_one_line(clsp("report", tmp_path, "--out", tmp_path / "x.html"), "no results.json")

@@ -10,7 +10,9 @@ CIFAR10 = REPOSITORY.parent / "shared" / "cifar10"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="the real CIFAR-10 images are not beside the checkout")
+@pytest.mark.skipif(
+    not CIFAR10.is_dir(), reason="the real CIFAR-10 images are not beside the checkout"
+)
 def test_the_cifar10_recipe_on_real_images(clsp, tmp_path):
     """64 anchors with a U-Net of the recipe's own design (35.7 M weights), trained for two steps; every command."""
     short = {

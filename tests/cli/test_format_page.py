@@ -19,7 +19,9 @@ PAGE = Path(__file__).parents[2].joinpath("docs", "format.md").read_text()
 def test_check_values_of_the_noise():
     text = PAGE.split("the first four:")[1].split(".\n\n")[0]
     expected = [float(number) for number in re.findall(r"`(-?[\d.]+)`", text)]
-    found = keyed_normal(noise_keys(0, ["train_00000000"], torch.device("cpu")), (4,), 999, 0, Stream.STEP)
+    found = keyed_normal(
+        noise_keys(0, ["train_00000000"], torch.device("cpu")), (4,), 999, 0, Stream.STEP
+    )
     assert len(expected) == 4 and np.array_equal(found[0].numpy(), np.array(expected, np.float32))
 
 
@@ -31,7 +33,9 @@ def test_members_are_where_the_page_says(shard_set):
             start, shard = 0, row["shard"]
             tar = (shard_set / "layer-000" / f"shard-{shard:06d}.tar").read_bytes()
         for name, size in zip(
-            ["anchor.webp", "c000.webp", "c001.webp", "c002.webp", "json"], row["sizes"], strict=True
+            ["anchor.webp", "c000.webp", "c001.webp", "c002.webp", "json"],
+            row["sizes"],
+            strict=True,
         ):
             header = tar[start : start + 512]
             assert header[:100].rstrip(b"\0").decode() == f"{row['key']}.{name}"
@@ -42,10 +46,20 @@ def test_members_are_where_the_page_says(shard_set):
 
 def test_the_digests_are_the_ones_of_the_page(shard_set, digits):
     content = json.loads((shard_set / "plan.json").read_text())
-    identities = [hashlib.blake2b(b"8x8x3:" + anchor.image.tobytes(), digest_size=16).digest() for anchor in digits]
-    assert content["source"]["digest"] == hashlib.blake2b(b"".join(identities), digest_size=16).hexdigest()
+    identities = [
+        hashlib.blake2b(b"8x8x3:" + anchor.image.tobytes(), digest_size=16).digest()
+        for anchor in digits
+    ]
+    assert (
+        content["source"]["digest"]
+        == hashlib.blake2b(b"".join(identities), digest_size=16).hexdigest()
+    )
     name = hashlib.sha256((shard_set / "plan.json").read_bytes()).hexdigest()
-    assert name == read_plan(shard_set).digest == json.loads((shard_set / "manifest.json").read_text())["plan"]
+    assert (
+        name
+        == read_plan(shard_set).digest
+        == json.loads((shard_set / "manifest.json").read_text())["plan"]
+    )
 
 
 def name_hash(*parts: object) -> int:
@@ -60,7 +74,16 @@ def test_the_reading_order_is_the_one_of_the_page():
     shards = permuted(20, "p", 3, 7, "shards")
     expected: list[int] = []
     for window in range(2):
-        positions = [shard * 5 + record for shard in shards[window * 16 : window * 16 + 16] for record in range(5)]
-        expected += [positions[place] for place in permuted(len(positions), "p", 3, 7, "records", window)]
+        positions = [
+            shard * 5 + record
+            for shard in shards[window * 16 : window * 16 + 16]
+            for record in range(5)
+        ]
+        expected += [
+            positions[place] for place in permuted(len(positions), "p", 3, 7, "records", window)
+        ]
     assert epoch_order([5] * 20, "p", 3, 7).tolist() == expected
-    assert draw_candidate(3, 7, "train_00000001", 8) == name_hash(3, 7, "train_00000001", "candidate") % 8
+    assert (
+        draw_candidate(3, 7, "train_00000001", 8)
+        == name_hash(3, 7, "train_00000001", "candidate") % 8
+    )

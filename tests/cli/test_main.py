@@ -22,7 +22,9 @@ def test_help_imports_no_torch_and_is_quick(arguments):
         "heavy = {'torch', 'diffusers', 'timm', 'kornia', 'datasets', 'webdataset', 'pandas'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
     assert "Commands:" in found.stdout
 
@@ -31,11 +33,15 @@ def test_help_answers_in_half_a_second_of_processor_time():  # the wall clock of
     before = os.times()
     subprocess.run([sys.executable, "-m", "clsp.cli", "--help"], check=True, capture_output=True)
     after = os.times()
-    used = after.children_user - before.children_user + after.children_system - before.children_system
+    used = (
+        after.children_user - before.children_user + after.children_system - before.children_system
+    )
     assert used < 0.5
 
 
-@pytest.mark.parametrize(("path", "command"), [pytest.param(*leaf, id=" ".join(leaf[0])) for leaf in leaves(root)])
+@pytest.mark.parametrize(
+    ("path", "command"), [pytest.param(*leaf, id=" ".join(leaf[0])) for leaf in leaves(root)]
+)
 def test_every_command_has_help_and_an_example(path, command):
     assert command.help and command.epilog.startswith("Example: clsp " + " ".join(path))
 
@@ -45,7 +51,9 @@ def test_the_table_says_what_the_commands_say():
         entry = COMMANDS
         for name in path:
             entry = entry[name]
-        assert entry[1].rstrip(".").split(":")[0].split(",")[0].lower() in command.help.lower().replace("\n", " ")
+        assert entry[1].rstrip(".").split(":")[0].split(",")[
+            0
+        ].lower() in command.help.lower().replace("\n", " ")
 
 
 def test_wrong_usage_is_one_line_and_exit_code_2(clsp):

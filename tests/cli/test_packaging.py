@@ -34,14 +34,30 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel):
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
-    paths = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*") if path.suffix in KEPT]
+    paths = [
+        path
+        for folder in FOLDERS
+        for path in (REPOSITORY / folder).rglob("*")
+        if path.suffix in KEPT
+    ]
     assert found == {f"clsp/{path.relative_to(REPOSITORY).as_posix()}" for path in paths}
 
 
 def test_it_works_outside_the_checkout(wheel, tmp_path):
     """Installed by pip into a folder of its own; its libraries are those of this environment."""
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        site,
+        wheel,
+    ]
     subprocess.run(install, check=True, capture_output=True)
     code = (
         "import clsp.cli.recipe as r, clsp.generate, clsp.train; from clsp.cli.recipe import load_recipe; "
@@ -50,14 +66,18 @@ def test_it_works_outside_the_checkout(wheel, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     for command in ([sys.executable, "-c", code], [site / "bin" / "clsp", "shards", "--help"]):
-        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+        found = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+        )
         assert found.returncode == 0, found.stderr
     assert "preview" in found.stdout
 
 
 def test_shards_and_the_command_line_need_the_base_install_only(shard_set):
     """Reading, checking and looking at a set with torch and everything else of the extra `all` out of reach."""
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["all"]
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]["all"]
     names = {"scikit-learn": "sklearn"}
     blocked = [names.get(line.split(">")[0], line.split(">")[0]) for line in extras]
     assert "torch" in blocked and "timm" in blocked
@@ -68,5 +88,7 @@ def test_shards_and_the_command_line_need_the_base_install_only(shard_set):
         "sys.exit(max(run(['shards', *command, sys.argv[1]]) for command in commands))"
     )
     command = [sys.executable, "-c", code, shard_set, ",".join(blocked)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
     assert found.returncode == 0 and "is sound" in found.stdout, found.stderr

@@ -18,14 +18,22 @@ def test_knn_is_measured_meanwhile_and_changes_nothing(clsp, shard_set, tmp_path
     ]
     assert ["knn" in row for row in logs[0] + logs[1]] == [False, False, True, True]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
-    weights = [sha256_file(tmp_path / name / "backbone" / "model.safetensors") for name in ("plain", "probed")]
+    weights = [
+        sha256_file(tmp_path / name / "backbone" / "model.safetensors")
+        for name in ("plain", "probed")
+    ]
     assert weights[0] == weights[1]
     evaluate = ("knn", *common, "--checkpoint", tmp_path / "probed", "--out", tmp_path / "probed")
     assert clsp(*evaluate).returncode == 0
-    assert logs[1][-1]["knn"] == json.loads((tmp_path / "probed" / "knn.json").read_text())["result"]["k20"]
+    assert (
+        logs[1][-1]["knn"]
+        == json.loads((tmp_path / "probed" / "knn.json").read_text())["result"]["k20"]
+    )
 
 
-def test_bf16_where_it_is_emulated_is_said_and_done(clsp, shard_set, tmp_path, monkeypatch, forget_precision):
+def test_bf16_where_it_is_emulated_is_said_and_done(
+    clsp, shard_set, tmp_path, monkeypatch, forget_precision
+):
     asked = [f"--set={key}.precision=bf16" for key in ("pretrain", "linear_eval")]
     common = ("--recipe", "digits", *settings({**SMALL_NETWORKS, "pretrain.epochs": 1}), *asked)
     common = (*common, "--set=linear_eval.train_limit=200")
@@ -33,9 +41,14 @@ def test_bf16_where_it_is_emulated_is_said_and_done(clsp, shard_set, tmp_path, m
     run = tmp_path / "run"
     forget_precision()
     trained = clsp("pretrain", *common, "--shards", shard_set, "--out", run)
-    assert trained.returncode == 0 and "note: pretrain.precision asks for bfloat16" in trained.stdout
+    assert (
+        trained.returncode == 0 and "note: pretrain.precision asks for bfloat16" in trained.stdout
+    )
     evaluated = clsp("knn", *common, "--checkpoint", run, "--out", run)
-    assert evaluated.returncode == 0 and "note: linear_eval.precision asks for bfloat16" in evaluated.stdout
+    assert (
+        evaluated.returncode == 0
+        and "note: linear_eval.precision asks for bfloat16" in evaluated.stdout
+    )
     assert json.loads((run / "knn.json").read_text())["precision"] == "bf16"
 
     monkeypatch.setenv("CLSP_BF16", "yes")

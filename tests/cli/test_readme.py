@@ -15,7 +15,11 @@ from conftest import REPOSITORY, SMALL_NETWORKS, run_make, settings
 from PIL import Image
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.strip().splitlines()
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,9 @@ def images_of_cifar_size(tmp_path_factory):
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "PNG")
             contents.append({"bytes": buffer.getvalue(), "path": None})
         labels = [number % 10 for number in range(count)]
-        datasets.Dataset.from_dict({"img": contents, "label": labels}).to_parquet(folder / f"{split}.parquet")
+        datasets.Dataset.from_dict({"img": contents, "label": labels}).to_parquet(
+            folder / f"{split}.parquet"
+        )
     return folder
 
 
@@ -64,7 +70,10 @@ def test_every_other_command_of_the_readme(
     }
     ran = []
     for line in COMMANDS:
-        if line in ("make demo", "make test"):  # the demo has a test of its own, and this is `make test`
+        if line in (
+            "make demo",
+            "make test",
+        ):  # the demo has a test of its own, and this is `make test`
             continue
         if line.startswith("make"):
             words = [word.replace("GPUS=4", "GPUS=2") for word in line.split()[1:]]
@@ -83,7 +92,9 @@ def test_every_other_command_of_the_readme(
     assert json.loads((run / "linear.json").read_text())["result"]["protocol"] == "clsp"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_readme_reads_a_set_with_and_without_clsp(shard_set, monkeypatch, tmp_path):
     with_clsp, without, stream = re.findall(r"```python\n(.*?)```", README, re.S)

@@ -14,7 +14,11 @@ def test_every_shipped_recipe_resolves_and_survives_its_file(name, tmp_path):
 
 
 def test_overrides_are_toml_values_or_plain_strings():
-    overrides = ["sampler.steps=20", "anchors.path=photos/mine", "pretrain.backbone_kwargs.channels=[8, 8]"]
+    overrides = [
+        "sampler.steps=20",
+        "anchors.path=photos/mine",
+        "pretrain.backbone_kwargs.channels=[8, 8]",
+    ]
     recipe = load_recipe("digits", overrides)
     assert recipe.sampler.steps == 20 and recipe.anchors.path == "photos/mine"
     assert recipe.pretrain.backbone_kwargs["channels"] == [8, 8]
@@ -40,7 +44,9 @@ def test_bad_overrides_say_what_to_do(override, message):
 
 
 def test_unknown_recipes_and_broken_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="shipped are cifar10, cifar100, digits, imagenet100, stl10"):
+    with pytest.raises(
+        InputError, match="shipped are cifar10, cifar100, digits, imagenet100, stl10"
+    ):
         load_recipe("cifar11")
     (tmp_path / "x.toml").write_text("[anchors\n")
     with pytest.raises(InputError, match="is not TOML"):
@@ -59,7 +65,9 @@ def test_settings_of_a_method_hold_for_it_alone_and_yield_to_overrides():
     assert (moco.batch_size, moco.lr, moco.synthetic.weight) == (512, 0.3, 0.5)
     assert moco.augment.solarise_probability == 0.2 and moco.augment.crop_scale == 0.08
     assert load_recipe("cifar10").pretrain.batch_size == 1024
-    assert load_recipe("cifar10", ["pretrain.lr=0.7", "pretrain.method=mocov2plus"]).pretrain.lr == 0.7
+    assert (
+        load_recipe("cifar10", ["pretrain.lr=0.7", "pretrain.method=mocov2plus"]).pretrain.lr == 0.7
+    )
 
 
 def test_inline_tables_of_overrides_replace_and_dotted_keys_add():
@@ -70,7 +78,10 @@ def test_inline_tables_of_overrides_replace_and_dotted_keys_add():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[methods.mocov2]\nlr = 0.1", r"\[methods.mocov2\] is of no method; there are all4one, mocov2plus"),
+        (
+            "[methods.mocov2]\nlr = 0.1",
+            r"\[methods.mocov2\] is of no method; there are all4one, mocov2plus",
+        ),
         ("methods = 3", "methods is 3, expected a table"),
         ("pretrain = 3", "pretrain is 3, expected a table"),
         ("[methods.simclr]\nlearning_rate = 0.1", "unknown key pretrain.learning_rate"),
@@ -90,7 +101,9 @@ def test_settings_of_the_default_method_hold_where_none_is_named(tmp_path):
 
 
 def test_a_resolved_recipe_that_chose_precision_by_the_machine_is_read_as_float32(tmp_path):
-    (tmp_path / "older.toml").write_text('[linear_eval]\nprecision = "auto"\n[transfer]\nprecision = "auto"\n')
+    (tmp_path / "older.toml").write_text(
+        '[linear_eval]\nprecision = "auto"\n[transfer]\nprecision = "auto"\n'
+    )
     recipe = load_recipe(str(tmp_path / "older.toml"))
     assert (recipe.linear_eval.precision, recipe.transfer.precision) == ("no", "no")
 
@@ -107,7 +120,15 @@ def test_the_papers_recipes_make_the_plans_of_versions_before_there_was_clipping
     assert recipe.sampler.recorded() == recorded
     assert SamplerConfig.from_record(recorded) == recipe.sampler
     plan = Plan(
-        source=SourcePlan(name="cifar10", split="train", licence="", count=50000, size=32, resize="crop", digest="00"),
+        source=SourcePlan(
+            name="cifar10",
+            split="train",
+            licence="",
+            count=50000,
+            size=32,
+            resize="crop",
+            digest="00",
+        ),
         diffusion=DiffusionPlan(origin="google/ddpm-cifar10-32", digest="11"),
         sampler=recipe.sampler.recorded(),
         shards=recipe.shards,
@@ -124,5 +145,9 @@ def test_other_recipes_clip(name):
 def test_the_papers_diffusion_model_is_recorded_without_later_keys(name):
     later = {"lr_schedule", "snr_gamma", "ema_warmup"}
     assert not later & set(load_recipe(name).diffusion.recorded())
-    settings = ["diffusion.lr_schedule=cosine", "diffusion.snr_gamma=5", "diffusion.ema_warmup=true"]
+    settings = [
+        "diffusion.lr_schedule=cosine",
+        "diffusion.snr_gamma=5",
+        "diffusion.ema_warmup=true",
+    ]
     assert later <= set(load_recipe(name, settings).diffusion.recorded())

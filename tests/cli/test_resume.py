@@ -19,18 +19,42 @@ from processes import run_clsp, run_ranks, start_clsp, start_ranks
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ["anchors.limit=96", "shards.records=8", "shards.candidates=3", "sampler.steps=6", "sampler.micro_batch=8"]
+SETTINGS = [
+    "anchors.limit=96",
+    "shards.records=8",
+    "shards.candidates=3",
+    "sampler.steps=6",
+    "sampler.micro_batch=8",
+]
 
 
 def command(model_folder, out):
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    arguments = ["shards", "make", "--recipe", "digits", "--out", out, "--diffusion", model_folder, *settings]
+    arguments = [
+        "shards",
+        "make",
+        "--recipe",
+        "digits",
+        "--out",
+        out,
+        "--diffusion",
+        model_folder,
+        *settings,
+    ]
     return [str(argument) for argument in arguments]
 
 
 def content(root):
-    files = [*root.glob("layer-*/*"), *root.glob("*.parquet"), root / "plan.json", root / "README.md"]
-    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = [
+        *root.glob("layer-*/*"),
+        *root.glob("*.parquet"),
+        root / "plan.json",
+        root / "README.md",
+    ]
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +73,9 @@ def start_and_signal(model_folder, root, signum, after_shards):
     return process.wait(), process.stderr
 
 
-def test_killed_at_random_moments_the_set_ends_with_the_same_bytes(model_folder, tmp_path, uninterrupted):
+def test_killed_at_random_moments_the_set_ends_with_the_same_bytes(
+    model_folder, tmp_path, uninterrupted
+):
     random.seed(0)
     root = tmp_path / "set"
     for after in (1, 5, 9):
@@ -58,7 +84,9 @@ def test_killed_at_random_moments_the_set_ends_with_the_same_bytes(model_folder,
         committed = set(root.glob("commits/*/*.json"))
         times = {path: path.stat().st_mtime_ns for path in committed}
     run_clsp(*command(model_folder, root))
-    assert {path: path.stat().st_mtime_ns for path in committed} == times  # finished shards were not made again
+    assert {
+        path: path.stat().st_mtime_ns for path in committed
+    } == times  # finished shards were not made again
     assert content(root) == content(uninterrupted)
     assert verify_set(root, deep=True) == [] and not list(root.rglob("*.tmp"))
 
@@ -72,18 +100,27 @@ def test_a_polite_stop_exits_with_75_and_is_resumable(model_folder, tmp_path, un
     assert content(root) == content(uninterrupted)
 
 
-def test_four_processes_with_two_threads_each_give_the_bytes_of_one(model_folder, tmp_path, uninterrupted):
+def test_four_processes_with_two_threads_each_give_the_bytes_of_one(
+    model_folder, tmp_path, uninterrupted
+):
     ranks = run_ranks(4, run, command(model_folder, tmp_path / "set"), threads=2)
     assert sum(rank.stdout.count("is sealed, set ID") for rank in ranks) >= 1
     assert content(tmp_path / "set") == content(uninterrupted)
-    makers = {json.loads(path.read_text())["made"]["processes"] for path in (tmp_path / "set").glob("commits/*/*")}
+    makers = {
+        json.loads(path.read_text())["made"]["processes"]
+        for path in (tmp_path / "set").glob("commits/*/*")
+    }
     assert makers == {4}
 
 
-def test_a_process_that_dies_ends_the_job_by_name_and_three_others_finish_it(model_folder, tmp_path, uninterrupted):
+def test_a_process_that_dies_ends_the_job_by_name_and_three_others_finish_it(
+    model_folder, tmp_path, uninterrupted
+):
     root = tmp_path / "set"
     line = [*launcher(2), "-m", "clsp.cli", *command(model_folder, root)]
-    job = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ON_CPU)
+    job = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ON_CPU
+    )
     while len(list(root.glob("commits/*/*.json"))) < 2:
         assert job.poll() is None
         time.sleep(0.01)
@@ -103,7 +140,9 @@ def process_of_rank(launcher: int, rank: int) -> int:
 
 
 def test_a_process_that_fails_says_which_it_is(model_folder, tmp_path, uninterrupted):
-    (tmp_path / "set" / "layer-000" / "shard-000001.tar").mkdir(parents=True)  # only the second process meets it
+    (tmp_path / "set" / "layer-000" / "shard-000001.tar").mkdir(
+        parents=True
+    )  # only the second process meets it
     shutil.copy(uninterrupted / "plan.json", tmp_path / "set")
     first, second = start_ranks(2, run, command(model_folder, tmp_path / "set"))
     assert second.wait() == 2 and "clsp: process 1 of 2: " in second.stderr

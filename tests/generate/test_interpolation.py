@@ -31,7 +31,9 @@ def test_interpolation_mixes_the_bottleneck_and_keeps_the_skips():
     mixed = interpolate(sample, anchor.bottleneck, 0.1)
     expected = 0.1 * sample.bottleneck.numpy() + 0.9 * anchor.bottleneck.numpy()
     torch.testing.assert_close(mixed.bottleneck, torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(mixed.skips, sample.skips, strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(mixed.skips, sample.skips, strict=True)
+    )
     assert torch.equal(interpolate(sample, anchor.bottleneck, 1.0).bottleneck, sample.bottleneck)
 
 
@@ -46,7 +48,9 @@ def test_interpolation_mixes_the_bottleneck_and_keeps_the_skips():
 def test_networks_that_do_not_split_are_refused(change, named):
     config = dict(
         UNet2DModel(
-            block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2
+            block_out_channels=(32, 32),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
         ).config
     )
     check_unet_config(config, "model")

@@ -9,9 +9,21 @@ from scipy import stats
 
 # The known-answer vectors that the Philox authors publish with Random123 (kat_vectors, philox4x32 10).
 KNOWN_ANSWERS = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -45,7 +57,10 @@ def test_normal_values_follow_the_specification_value_by_value():
         u = philox_in_python([block, timestep, candidate, Stream.STEP], key_words)
         for a, b in ((u[0], u[1]), (u[2], u[3])):
             radius = math.sqrt(-2 * math.log((a + 1) / 2**32))
-            expected += [radius * math.cos(2 * math.pi * b / 2**32), radius * math.sin(2 * math.pi * b / 2**32)]
+            expected += [
+                radius * math.cos(2 * math.pi * b / 2**32),
+                radius * math.sin(2 * math.pi * b / 2**32),
+            ]
     keys = noise_keys(seed, [key], torch.device("cpu"))
     found = keyed_normal(keys, (10,), timestep, candidate, Stream.STEP)
     np.testing.assert_array_equal(found[0].numpy(), np.array(expected[:10], np.float32))
@@ -60,9 +75,17 @@ def test_an_image_depends_on_nothing_but_its_own_name():
 
 def test_every_part_of_the_name_matters():
     def noise(seed=0, key="a", timestep=9, candidate=1, stream=Stream.ANCHOR):
-        return keyed_normal(noise_keys(seed, [key], torch.device("cpu")), (64,), timestep, candidate, stream)
+        return keyed_normal(
+            noise_keys(seed, [key], torch.device("cpu")), (64,), timestep, candidate, stream
+        )
 
-    others = [noise(seed=1), noise(key="b"), noise(timestep=19), noise(candidate=2), noise(stream=Stream.STEP)]
+    others = [
+        noise(seed=1),
+        noise(key="b"),
+        noise(timestep=19),
+        noise(candidate=2),
+        noise(stream=Stream.STEP),
+    ]
     assert all(not torch.isclose(noise(), other).any() for other in others)
 
 

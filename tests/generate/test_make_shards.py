@@ -12,13 +12,20 @@ from clsp.shards.format.plan import read_plan
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_shard_belongs_to_exactly_one_process(parts, world_size):
-    mine = [assigned_shards(29, (part, parts), rank, world_size) for part in range(parts) for rank in range(world_size)]
+    mine = [
+        assigned_shards(29, (part, parts), rank, world_size)
+        for part in range(parts)
+        for rank in range(world_size)
+    ]
     assert sorted(sum(mine, [])) == list(range(29))
 
 
 def content_digests(root: Path) -> dict[str, str]:
     files = [*root.glob("layer-*/*.tar"), *root.glob("*.parquet"), root / "plan.json"]
-    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def test_parts_and_processes_give_the_bytes_of_one(model, digits, shard_set, tmp_path):
@@ -38,11 +45,15 @@ def test_candidates_are_the_samplers_and_anchors_the_sources(model, digits, shar
     shards = ShardSet(shard_set)
     sampler = Sampler(model, SamplerConfig(steps=2, micro_batch=8))
     chosen = digits[16:24]  # the first micro-batch of the second shard
-    expected = sampler(np.stack([anchor.image for anchor in chosen]), [anchor.key for anchor in chosen], 3)
+    expected = sampler(
+        np.stack([anchor.image for anchor in chosen]), [anchor.key for anchor in chosen], 3
+    )
     for row, anchor in enumerate(chosen):
         assert np.array_equal(shards.anchor(anchor.index), anchor.image)
         for candidate in range(3):
-            assert np.array_equal(shards.candidate(anchor.index, candidate), expected[row, candidate])
+            assert np.array_equal(
+                shards.candidate(anchor.index, candidate), expected[row, candidate]
+            )
 
 
 def test_a_second_writer_of_the_same_part_changes_nothing(model, digits, shard_set, tmp_path):
@@ -86,6 +97,8 @@ def test_a_shard_of_flat_colours_is_refused_naming_anchors(model, digits, tmp_pa
 
     write_plan(tmp_path / "set", plan)
     flat = Flat(model, config)
-    with pytest.raises(WorkError, match=r"12 of 16 anchors is one flat colour \(train_00000000, train_00000001"):
+    with pytest.raises(
+        WorkError, match=r"12 of 16 anchors is one flat colour \(train_00000000, train_00000001"
+    ):
         make_shards(tmp_path / "set", plan, digits, flat)
     assert not list((tmp_path / "set").glob("layer-000/*"))

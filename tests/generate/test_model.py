@@ -44,7 +44,9 @@ def test_models_that_do_not_fit_are_refused(model_folder, tmp_path):
     other = tmp_path / "v"
     shutil.copytree(model_folder, other)
     scheduler = other / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
+    scheduler.write_text(
+        json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"})
+    )
     with pytest.raises(InputError, match="predicts v_prediction, expected epsilon"):
         load_diffusion(str(other), 8)
     config = other / "unet" / "config.json"

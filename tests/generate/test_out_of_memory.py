@@ -28,14 +28,23 @@ def small_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
 )
-def test_the_line_names_the_largest_micro_batch_that_fits(model, digits, small_memory, tmp_path, error):
+def test_the_line_names_the_largest_micro_batch_that_fits(
+    model, digits, small_memory, tmp_path, error
+):
     config = SamplerConfig(steps=2, micro_batch=16)
     plan = make_plan(digits, model, config, ShardsConfig(candidates=1, records=16))
     write_plan(tmp_path / "set", plan)
     small_memory(5, error)
-    with pytest.raises(WorkError, match=r"out of memory on cpu with sampler.micro_batch=16; set sampler.micro_batch=4"):
+    with pytest.raises(
+        WorkError,
+        match=r"out of memory on cpu with sampler.micro_batch=16; set sampler.micro_batch=4",
+    ):
         make_shards(tmp_path / "set", plan, digits, Sampler(model, config))
     failed = [event for event in read_log(tmp_path / "set") if event["event"] == "failed"]
     assert len(failed) == 1 and failed[0]["shard"] == 0 and "micro_batch=4" in failed[0]["message"]
@@ -48,4 +57,6 @@ def test_where_nothing_fits_it_says_so(model, small_memory):
 
 
 def test_other_errors_are_not_memory():
-    assert not is_out_of_memory(RuntimeError("shapes do not match")) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match")) and is_out_of_memory(
+        MemoryError()
+    )

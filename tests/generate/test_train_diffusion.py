@@ -20,12 +20,20 @@ from diffusers import DDPMPipeline
 from processes import run_ranks
 
 CONFIG = DiffusionConfig(
-    channels=(32, 32), attention=(False, False), blocks=1, steps=6, batch_size=8, warmup_steps=2, checkpoint_steps=2
+    channels=(32, 32),
+    attention=(False, False),
+    blocks=1,
+    steps=6,
+    batch_size=8,
+    warmup_steps=2,
+    checkpoint_steps=2,
 )
 
 
 def weights(folder) -> str:
-    return hashlib.sha256((folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    ).hexdigest()
 
 
 class CrashError(Exception):
@@ -81,8 +89,15 @@ def test_ranks_share_the_global_batches_and_an_epoch_has_every_image_once():
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path):
-    settings = [f"--set=diffusion.{key}" for key in ("steps=4", "batch_size=8", "checkpoint_steps=2", "warmup_steps=1")]
-    run_ranks(2, run, ["diffusion", "train", "--recipe", "digits", *settings, "--out", str(tmp_path / "model")])
+    settings = [
+        f"--set=diffusion.{key}"
+        for key in ("steps=4", "batch_size=8", "checkpoint_steps=2", "warmup_steps=1")
+    ]
+    run_ranks(
+        2,
+        run,
+        ["diffusion", "train", "--recipe", "digits", *settings, "--out", str(tmp_path / "model")],
+    )
     assert DDPMPipeline.from_pretrained(tmp_path / "model").unet.config["sample_size"] == 8
     assert not list((tmp_path / "model").glob("*.pt"))
 
@@ -99,38 +114,67 @@ def test_grids_and_the_probe_go_with_the_training_and_do_not_disturb_it(digits, 
     config = CONFIG.model_copy(update={"sample_steps": 3, "probe_images": 80, "probe_encoder": "x"})
     out = train_diffusion(digits, config, tmp_path / "watched", probe=probe)
     assert weights(out) == weights(plain)
-    assert [path.name for path in sorted((out / "samples").iterdir())] == ["step-00000003.png", "step-00000006.png"]
+    assert [path.name for path in sorted((out / "samples").iterdir())] == [
+        "step-00000003.png",
+        "step-00000006.png",
+    ]
     assert [images.shape for images in seen] == [(80, 8, 8, 3)] * 2 and seen[0].dtype == np.uint8
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [3, 6] and rows[1]["frechet"] == 80 and "loss" in rows[1]
-    drawn = DDPMPipeline.from_pretrained(out).unet  # the last grid is of the averaged weights, which were saved
+    assert (
+        [row["step"] for row in rows] == [3, 6] and rows[1]["frechet"] == 80 and "loss" in rows[1]
+    )
+    drawn = DDPMPipeline.from_pretrained(
+        out
+    ).unet  # the last grid is of the averaged weights, which were saved
     expected = torch.cat(list(draw_images(drawn, {"num_train_timesteps": 1000}, 8, 80)))
     assert np.array_equal(to_uint8(expected), seen[1])
 
 
-def test_bf16_training_keeps_float32_weights_and_learns_nearly_the_same(digits, tmp_path, forget_precision):
+def test_bf16_training_keeps_float32_weights_and_learns_nearly_the_same(
+    digits, tmp_path, forget_precision
+):
     full = train_diffusion(digits, CONFIG, tmp_path / "full")
     forget_precision()
-    half = train_diffusion(digits, CONFIG.model_copy(update={"precision": "bf16"}), tmp_path / "half")
+    half = train_diffusion(
+        digits, CONFIG.model_copy(update={"precision": "bf16"}), tmp_path / "half"
+    )
     one, other = (DDPMPipeline.from_pretrained(out).unet.state_dict() for out in (full, half))
     assert all(tensor.dtype == torch.float32 for tensor in other.values())
     difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
-    assert 0 < difference.abs().max() < 2 * CONFIG.lr * CONFIG.steps  # Adam moves a weight by at most lr a step
+    assert (
+        0 < difference.abs().max() < 2 * CONFIG.lr * CONFIG.steps
+    )  # Adam moves a weight by at most lr a step
 
 
 def test_a_probe_needs_to_know_how_often_and_in_whose_features(clsp, tmp_path):
-    found = clsp("diffusion", "train", "--recipe", "digits", "--set=diffusion.probe_images=64", "--out", tmp_path / "m")
+    found = clsp(
+        "diffusion",
+        "train",
+        "--recipe",
+        "digits",
+        "--set=diffusion.probe_images=64",
+        "--out",
+        tmp_path / "m",
+    )
     assert found.returncode == 2 and "probe_images needs sample_steps" in found.stderr
 
 
 def test_the_frechet_probe_of_the_command(clsp, tmp_path):
     config = PretrainConfig(backbone_kwargs={"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]})
     save_backbone(build_backbone(config), config, 8, tmp_path / "encoder")
-    values = {"steps": 4, "batch_size": 8, "sample_steps": 2, "probe_images": 64, "probe_encoder": tmp_path / "encoder"}
+    values = {
+        "steps": 4,
+        "batch_size": 8,
+        "sample_steps": 2,
+        "probe_images": 64,
+        "probe_encoder": tmp_path / "encoder",
+    }
     settings = [f"--set=diffusion.{key}={value}" for key, value in values.items()]
     found = clsp("diffusion", "train", "--recipe", "digits", *settings, "--out", tmp_path / "model")
     assert found.returncode == 0, found.stderr
-    rows = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == [2, 4] and all(row["frechet"] > 0 for row in rows)
 
 
@@ -138,7 +182,11 @@ def test_the_learning_rate_falls_along_a_cosine_behind_the_warm_up():
     config = DiffusionConfig(steps=1000, warmup_steps=100, lr=1e-3)
     cosine = config.model_copy(update={"lr_schedule": "cosine"})
     for step in (0, 50, 99):
-        assert config.learning_rate(step) == cosine.learning_rate(step) == pytest.approx(1e-3 * (step + 1) / 100)
+        assert (
+            config.learning_rate(step)
+            == cosine.learning_rate(step)
+            == pytest.approx(1e-3 * (step + 1) / 100)
+        )
     assert config.learning_rate(999) == cosine.learning_rate(100) == 1e-3
     assert cosine.learning_rate(550) == pytest.approx(0.5e-3)
     assert 0 < cosine.learning_rate(999) < 1e-8
@@ -168,9 +216,23 @@ def test_the_average_warms_up_as_asked(digits, tmp_path):
         assert ema.get_decay(6) == pytest.approx(expected)
 
 
-def test_a_training_keeps_the_precision_it_was_begun_with(clsp, tmp_path, monkeypatch, forget_precision):
-    values = {"steps": 3, "batch_size": 8, "precision": "auto", "channels": "[32]", "attention": "[false]"}
-    command = ["diffusion", "train", "--recipe", "digits", *[f"--set=diffusion.{k}={v}" for k, v in values.items()]]
+def test_a_training_keeps_the_precision_it_was_begun_with(
+    clsp, tmp_path, monkeypatch, forget_precision
+):
+    values = {
+        "steps": 3,
+        "batch_size": 8,
+        "precision": "auto",
+        "channels": "[32]",
+        "attention": "[false]",
+    }
+    command = [
+        "diffusion",
+        "train",
+        "--recipe",
+        "digits",
+        *[f"--set=diffusion.{k}={v}" for k, v in values.items()],
+    ]
 
     def precision(folder) -> str:
         return json.loads((folder / "training.json").read_text())["precision"]

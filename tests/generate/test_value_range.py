@@ -24,7 +24,9 @@ class GaussianModel(torch.nn.Module):
     def forward(self, x, timestep):
         alpha_bar = self.alpha_bars[timestep]
         total = alpha_bar * self.std**2 + 1 - alpha_bar
-        return SimpleNamespace(sample=(1 - alpha_bar) ** 0.5 * (x - alpha_bar**0.5 * self.mean) / total)
+        return SimpleNamespace(
+            sample=(1 - alpha_bar) ** 0.5 * (x - alpha_bar**0.5 * self.mean) / total
+        )
 
 
 @pytest.fixture
@@ -32,7 +34,9 @@ def trained_on(model, digits):
     pixels = np.stack([anchor.image for anchor in digits]) / 127.5 - 1
 
     def build(scale, shift):
-        return dataclasses.replace(model, unet=GaussianModel(scale * pixels.mean() + shift, scale * pixels.std()))
+        return dataclasses.replace(
+            model, unet=GaussianModel(scale * pixels.mean() + shift, scale * pixels.std())
+        )
 
     return build, pixels
 

@@ -102,14 +102,19 @@ def plan(shard_set):
 def records(digits, plan: Plan, shard: int):
     for index in plan.shard_range(shard):
         shape = (plan.shards.candidates, 8, 8, 3)
-        yield Record(digits[index], np.random.default_rng([plan.start, index]).integers(0, 256, shape, np.uint8))
+        yield Record(
+            digits[index],
+            np.random.default_rng([plan.start, index]).integers(0, 256, shape, np.uint8),
+        )
 
 
 def write_layer(root, plan, digits, layer):
     finished = committed_shards(root, plan, layer)
     for shard in range(plan.shard_count):
         if shard not in finished:
-            write_shard(root, plan, layer, shard, records(digits, plan, shard), lambda: {"by": "test"})
+            write_shard(
+                root, plan, layer, shard, records(digits, plan, shard), lambda: {"by": "test"}
+            )
     assert seal_if_complete(root, plan, layer) is not None
 
 
@@ -135,10 +140,17 @@ def jobs(plan, digits, tmp_path_factory):
     shutil.copytree(folder / "make", folder / "extend")
     extend(folder / "extend")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clsp.core.stamp.time", SimpleNamespace(strftime=lambda form, now: "now", gmtime=lambda: None))
+        patch.setattr(
+            "clsp.core.stamp.time",
+            SimpleNamespace(strftime=lambda form, now: "now", gmtime=lambda: None),
+        )
         subset(folder / "subset")
         starts = {"make": None, "extend": folder / "make", "subset": None}
-        yield {name: (starts[name], do, folder / name) for name, do in locals().items() if name in starts}
+        yield {
+            name: (starts[name], do, folder / name)
+            for name, do in locals().items()
+            if name in starts
+        }
 
 
 def contents(root):
@@ -186,7 +198,10 @@ def chosen(events, count):
     dice = random.Random(0)
     some = others + dice.sample(writes, max(0, min(len(writes), count - len(others))))
     some = some if len(some) <= count else dice.sample(some, count)
-    return [(n, events[n - 1][0] == "write" and number % 2 == 0) for number, n in enumerate(sorted(some))]
+    return [
+        (n, events[n - 1][0] == "write" and number % 2 == 0)
+        for number, n in enumerate(sorted(some))
+    ]
 
 
 def check_resume(job, root, where):
@@ -240,16 +255,25 @@ def test_a_kill_costs_nothing_that_was_finished(jobs, quick, tmp_path, name, cou
 
 def check_order(root, events):
     """Fail where something takes its name before what it relies on is safe; returns the files that took their name."""
-    last = {"write": {}, "fsync": {}, "mkdir": {}, "rename": {}}  # kind → path → number of the last such operation
+    last = {
+        "write": {},
+        "fsync": {},
+        "mkdir": {},
+        "rename": {},
+    }  # kind → path → number of the last such operation
     synced, renamed = last["fsync"], last["rename"]
     for number, (kind, path, *source) in enumerate(events, 1):
         if kind == "rename":
-            assert synced[source[0]] > last["write"][source[0]], f"{path} took its name before its bytes were safe"
+            assert synced[source[0]] > last["write"][source[0]], (
+                f"{path} took its name before its bytes were safe"
+            )
             needed = dict(renamed) if path.name == MANIFEST else {}
             if path.parent.parent.name == "commits":
                 tar = root / path.parent.name / f"{path.stem}.tar"
                 needed[tar] = renamed[tar]
-            needed |= {folder: when for folder, when in last["mkdir"].items() if folder in path.parents}
+            needed |= {
+                folder: when for folder, when in last["mkdir"].items() if folder in path.parents
+            }
             for other, when in needed.items():
                 assert when < synced[other.parent], f"{path} before the name of {other} was safe"
         last[kind][path] = number

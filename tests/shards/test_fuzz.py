@@ -27,7 +27,11 @@ pytestmark = pytest.mark.slow
 
 REFUSED = (InputError, WorkError)
 fuzzed = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 COMMIT, TAR, INDEX, SCORES = (
     "commits/layer-000/shard-000001.json",
@@ -91,7 +95,12 @@ def read_everything(root, plan):
         if shards is not None:
             for position in (16, 31):
                 attempt(
-                    lambda p=position: (shards.key(p), shards.label(p), shards.candidate(p, 2), shards.anchor_record(p))
+                    lambda p=position: (
+                        shards.key(p),
+                        shards.label(p),
+                        shards.candidate(p, 2),
+                        shards.anchor_record(p),
+                    )
                 )
                 attempt(lambda p=position: PairDataset(shards, 0)[(0, p)])
             attempt(shards.labels)
@@ -192,13 +201,27 @@ LEAVES = st.one_of(
     st.booleans(),
     st.sampled_from([0, -1, 2**31, 2**63, 10**30, 1e308, 0.5]),
     st.sampled_from(
-        ["", "../x", "/etc/passwd", "a\\b", "layer-000", "\ud800", "\0", "x" * 300, "1.9", "2.0", "0" * 64]
+        [
+            "",
+            "../x",
+            "/etc/passwd",
+            "a\\b",
+            "layer-000",
+            "\ud800",
+            "\0",
+            "x" * 300,
+            "1.9",
+            "2.0",
+            "0" * 64,
+        ]
     ),
     st.text(max_size=5),
 )
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -206,7 +229,13 @@ VALUES = st.recursive(
 def spots(value, at=()):
     """The place of every value inside nested JSON."""
     yield at
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield from spots(inner, (*at, key))
 
@@ -231,7 +260,17 @@ def test_mutated_json(root, name, data):
             elif isinstance(inside, dict):
                 inside[
                     data.draw(
-                        st.sampled_from(["../x", "/etc/passwd", "a\\b", "x", "x/" * 3 + "y", "\ud800", "x" * 300])
+                        st.sampled_from(
+                            [
+                                "../x",
+                                "/etc/passwd",
+                                "a\\b",
+                                "x",
+                                "x/" * 3 + "y",
+                                "\ud800",
+                                "x" * 300,
+                            ]
+                        )
                     )
                 ] = data.draw(st.one_of(VALUES, st.just({"bytes": 3, "sha256": "0" * 64})))
         (root / name).write_text(json.dumps(value))
@@ -241,12 +280,16 @@ def test_mutated_json(root, name, data):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json", COMMIT])
-@pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"', "[" * 5000 + "]" * 5000, "9" * 5000])
+@pytest.mark.parametrize(
+    "value", ["NaN", "1e999", '"\\ud800"', "[" * 5000 + "]" * 5000, "9" * 5000]
+)
 def test_json_that_cannot_be_written_again(root, name, value):
     plan = read_plan(root)
     field = {"manifest.json": "provenance", "plan.json": "sampler", COMMIT: "made"}[name]
     content = (root / name).read_text()
-    (root / name).write_text(content.replace(f'"{field}": {{', f'"{field}": {{"x": {value}, ', 1).replace(", }", "}"))
+    (root / name).write_text(
+        content.replace(f'"{field}": {{', f'"{field}": {{"x": {value}, ', 1).replace(", }", "}")
+    )
     if name != "manifest.json":
         agree(root, name)
     if name != COMMIT:
@@ -256,7 +299,21 @@ def test_json_that_cannot_be_written_again(root, name, value):
 
 
 @pytest.mark.parametrize(
-    "bad", ["../x", "/etc/passwd", "a\\b", "a/../../x", "", ".", ".x", "a//b", "a/", "x" * 256, "é", "a\n"]
+    "bad",
+    [
+        "../x",
+        "/etc/passwd",
+        "a\\b",
+        "a/../../x",
+        "",
+        ".",
+        ".x",
+        "a//b",
+        "a/",
+        "x" * 256,
+        "é",
+        "a\n",
+    ],
 )
 def test_names_that_leave_the_folder_are_refused(root, bad):
     manifest = json.loads((root / "manifest.json").read_text())
@@ -340,7 +397,9 @@ def put_member(path: Path, number: int, content: bytes):
     with tarfile.open(path) as tar:
         member = tar.getmembers()[number]
     data = bytearray(path.read_bytes())
-    data[member.offset_data : member.offset_data + member.size] = content.ljust(member.size, b"\0")[: member.size]
+    data[member.offset_data : member.offset_data + member.size] = content.ljust(member.size, b"\0")[
+        : member.size
+    ]
     path.write_bytes(data)
 
 
@@ -381,7 +440,13 @@ def header(kind, size: bytes):
     return bytes(block)
 
 
-KINDS = [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_SPARSE]
+KINDS = [
+    tarfile.REGTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.GNUTYPE_SPARSE,
+]
 SIZES = [
     b"77777777777\0",
     b"\x80" + b"\xff" * 11,

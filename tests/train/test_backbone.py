@@ -8,18 +8,28 @@ from clsp.core import InputError
 from clsp.train import PretrainConfig, build_backbone, embed, load_backbone
 from clsp.train.backbone import save_backbone
 
-SMALL = PretrainConfig(backbone_kwargs={"channels": [8, 16, 16, 32]}, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+SMALL = PretrainConfig(
+    backbone_kwargs={"channels": [8, 16, 16, 32]}, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
+)
 OTHERS = [
-    PretrainConfig(stem="default", backbone="convnext_atto", backbone_kwargs={"depths": [1, 1, 1, 1]}),
     PretrainConfig(
-        stem="default", backbone="vit_tiny_patch16_224", backbone_kwargs={"img_size": 32, "patch_size": 8, "depth": 1}
+        stem="default", backbone="convnext_atto", backbone_kwargs={"depths": [1, 1, 1, 1]}
+    ),
+    PretrainConfig(
+        stem="default",
+        backbone="vit_tiny_patch16_224",
+        backbone_kwargs={"img_size": 32, "patch_size": 8, "depth": 1},
     ),
 ]
 
 
 def test_cifar_stem_keeps_the_resolution():
     model = build_backbone(SMALL)
-    assert model.conv1.kernel_size == (3, 3) and model.conv1.stride == (1, 1) and model.conv1.padding == (1, 1)
+    assert (
+        model.conv1.kernel_size == (3, 3)
+        and model.conv1.stride == (1, 1)
+        and model.conv1.padding == (1, 1)
+    )
     assert isinstance(model.maxpool, torch.nn.Identity)
     assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 4, 4)
 
@@ -35,15 +45,24 @@ def test_an_export_loads_with_timm_and_embeds_equally(config, tmp_path):
     with torch.no_grad():
         assert torch.equal(embed(loaded, images), embed(model, images))
         assert torch.equal(by_timm(images), model(images))
-    assert (tuple(facts["mean"]), tuple(facts["std"]), facts["input_size"]) == (config.mean, config.std, [3, 32, 32])
-    assert sorted(path.name for path in (tmp_path / "backbone").iterdir()) == ["config.json", "model.safetensors"]
+    assert (tuple(facts["mean"]), tuple(facts["std"]), facts["input_size"]) == (
+        config.mean,
+        config.std,
+        [3, 32, 32],
+    )
+    assert sorted(path.name for path in (tmp_path / "backbone").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.slow
 def test_plain_timm_fails_on_the_cifar_stem(tmp_path):
     save_backbone(build_backbone(SMALL), SMALL, 32, tmp_path / "backbone")
     code = f"import timm; timm.create_model('local-dir:{tmp_path / 'backbone'}', pretrained=True)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert found.returncode != 0 and "clsp_resnet18_cifar" in found.stderr
 
 

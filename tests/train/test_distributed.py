@@ -35,14 +35,33 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method
     for name, expected in one.items():
         for found in two:
             torch.testing.assert_close(
-                found[name], expected, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+                found[name],
+                expected,
+                atol=1e-6,
+                rtol=1e-4,
+                msg=lambda text, name=name: f"{name}: {text}",
             )
 
 
-def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(clsp, shard_set, tmp_path):
+def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(
+    clsp, shard_set, tmp_path
+):
     """SIGTERM comes to both and to their workers at slightly different times; one process alone can go on, too."""
-    values = {**SMALL_NETWORKS, "pretrain.epochs": 40, "pretrain.batch_norm": "joint", "pretrain.workers": 1}
-    arguments = ["pretrain", "--recipe", "digits", "--shards", str(shard_set), *settings(values), "--out"]
+    values = {
+        **SMALL_NETWORKS,
+        "pretrain.epochs": 40,
+        "pretrain.batch_norm": "joint",
+        "pretrain.workers": 1,
+    }
+    arguments = [
+        "pretrain",
+        "--recipe",
+        "digits",
+        "--shards",
+        str(shard_set),
+        *settings(values),
+        "--out",
+    ]
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
     run_ranks(2, run, [*arguments, str(whole)])
     command = [*launcher(2), "-m", "clsp.cli", *arguments, str(parts)]
@@ -55,10 +74,14 @@ def test_two_processes_stop_behind_the_same_step_and_go_on_to_the_same_weights(c
     assert not (parts / "backbone").exists() and "resumable" in errors
     shutil.copytree(parts, alone)
     run_ranks(2, run, [*arguments, str(parts)])
-    one, two = (safetensors.torch.load_file(out / "backbone" / "model.safetensors") for out in (whole, parts))
+    one, two = (
+        safetensors.torch.load_file(out / "backbone" / "model.safetensors")
+        for out in (whole, parts)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert clsp(*arguments, alone).returncode == 0
     steps = [
-        [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] for out in (whole, alone)
+        [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+        for out in (whole, alone)
     ]
     assert steps[0] == steps[1] and len(steps[0]) == 40

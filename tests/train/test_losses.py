@@ -35,7 +35,9 @@ def test_nt_xent(count, temperature):
 
 def test_the_mean_over_ranks_is_the_loss_of_the_global_batch():
     z1, z2 = (torch.from_numpy(unit(8, 5, seed)) for seed in (0, 1))
-    parts = [nt_xent(z1[s : s + 4], z2[s : s + 4], 0.2, z1, z2, rank) for rank, s in enumerate((0, 4))]
+    parts = [
+        nt_xent(z1[s : s + 4], z2[s : s + 4], 0.2, z1, z2, rank) for rank, s in enumerate((0, 4))
+    ]
     assert torch.stack(parts).mean().item() == pytest.approx(nt_xent(z1, z2, 0.2).item(), rel=1e-6)
 
 
@@ -54,7 +56,9 @@ def test_alignment_weights_samples_over_the_whole_batch():
     z1, z3 = (torch.from_numpy(unit(4, 5, seed)) for seed in (0, 1))
     weights = torch.tensor([1.0, 0.0, 0.0, 2.0])
     distances = 2 - 2 * (z1 * z3).sum(1)
-    assert alignment(z1, z3, weights).item() == pytest.approx((distances[0] + 2 * distances[3]).item() / 4, rel=1e-6)
+    assert alignment(z1, z3, weights).item() == pytest.approx(
+        (distances[0] + 2 * distances[3]).item() / 4, rel=1e-6
+    )
 
 
 def cross_entropy(logits: np.ndarray, target: int) -> float:
@@ -64,7 +68,10 @@ def cross_entropy(logits: np.ndarray, target: int) -> float:
 def test_info_nce_with_a_queue():
     queries, keys, queue = unit(5, 4, 0), unit(5, 4, 1), unit(9, 4, 2)
     expected = np.mean(
-        [cross_entropy(np.array([q @ k, *(queue @ q)]) / 0.2, 0) for q, k in zip(queries, keys, strict=True)]
+        [
+            cross_entropy(np.array([q @ k, *(queue @ q)]) / 0.2, 0)
+            for q, k in zip(queries, keys, strict=True)
+        ]
     )
     found = info_nce(*(torch.from_numpy(x) for x in (queries, keys, queue)), 0.2)
     assert found.item() == pytest.approx(expected, rel=1e-6)
@@ -94,7 +101,9 @@ def test_supervised_contrastive():
 def test_supervised_contrastive_with_labels_all_different_is_nt_xent():
     z1, z2 = (torch.from_numpy(unit(6, 5, seed)) for seed in (0, 1))
     everyone = torch.cat([z1, z2])
-    found = supervised_contrastive(everyone, everyone, torch.arange(12), torch.arange(6).repeat(2), 0.2)
+    found = supervised_contrastive(
+        everyone, everyone, torch.arange(12), torch.arange(6).repeat(2), 0.2
+    )
     assert found.item() == pytest.approx(nt_xent(z1, z2, 0.2).item(), rel=1e-6)
 
 
@@ -107,7 +116,12 @@ def test_redundancy():
     for key, output in ((keys[0], outputs[1]), (keys[1], outputs[0])):
         for i in range(3):
             for j in range(3):
-                cosine = key[:, i] @ output[:, j] / np.linalg.norm(key[:, i]) / np.linalg.norm(output[:, j])
+                cosine = (
+                    key[:, i]
+                    @ output[:, j]
+                    / np.linalg.norm(key[:, i])
+                    / np.linalg.norm(output[:, j])
+                )
                 (on if i == j else off).append((cosine - (i == j)) ** 2)
     expected = 0.5 * math.sqrt(np.mean(on)) + 0.5 * math.sqrt(np.mean(off))
     found = redundancy([torch.from_numpy(x) for x in keys], [torch.from_numpy(x) for x in outputs])

@@ -27,7 +27,9 @@ def views():
 
 @pytest.mark.parametrize("batch_norm", ["joint", "per_view"])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_the_synthetic_term_is_added_to_any_method_and_changes_nothing_else(method, batch_norm, views):
+def test_the_synthetic_term_is_added_to_any_method_and_changes_nothing_else(
+    method, batch_norm, views
+):
     off = {"source": "none"}
     plain = built(method, batch_norm=batch_norm, synthetic=off)(views[:2], None, None, LABELS)
     with_term = built(method, batch_norm="per_view")(views[:2], views[2], None, LABELS)
@@ -42,7 +44,11 @@ def test_every_trained_parameter_gets_a_gradient_and_no_key_encoder_does(method,
     found = built(method)
     sum(found(views[:2], views[2], None, LABELS).values()).backward()
     for name, parameter in found.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad == (not name.startswith("keys.")), name
+        assert (
+            (parameter.grad is not None)
+            == parameter.requires_grad
+            == (not name.startswith("keys."))
+        ), name
 
 
 def test_mocov2plus_by_hand(views):
@@ -62,7 +68,10 @@ def test_mocov2plus_by_hand(views):
     k1, k2 = (normalize(twin.keys(view), dim=1).double() for view in views[:2])
 
     def direction(q, k, queue):
-        logits = torch.stack([torch.stack([a @ b, *(queue @ a)]) for a, b in zip(q, k, strict=True)]) / 0.2
+        logits = (
+            torch.stack([torch.stack([a @ b, *(queue @ a)]) for a, b in zip(q, k, strict=True)])
+            / 0.2
+        )
         return cross_entropy(logits, torch.zeros(8, dtype=torch.long))
 
     expected = (direction(q1, k2, queues[1]) + direction(q2, k1, queues[0])) / 2
@@ -79,7 +88,10 @@ def test_nnclr_by_hand(views):
     y1, y2 = (twin.projector(twin.backbone(view)) for view in views[:2])
     p1, p2 = (normalize(twin.predictor(y), dim=1).double() for y in (y1, y2))
     n1, n2 = (queue[(normalize(y.double(), dim=1) @ queue.T).argmax(dim=1)] for y in (y1, y2))
-    expected = (cross_entropy(n1 @ p2.T / 0.2, torch.arange(8)) + cross_entropy(n2 @ p1.T / 0.2, torch.arange(8))) / 2
+    expected = (
+        cross_entropy(n1 @ p2.T / 0.2, torch.arange(8))
+        + cross_entropy(n2 @ p1.T / 0.2, torch.arange(8))
+    ) / 2
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(method.queue.embeddings_QD[:8], normalize(y1, dim=1))
 
@@ -98,9 +110,10 @@ def test_all4one_finds_its_neighbours_by_the_momentum_encoder(views):
     centroid = [normalize(twin.attention(part + twin.positions)[:, 0], dim=1) for part in near]
     shifted = [
         normalize(
-            twin.attention(torch.cat([twin.centroid_predictor(y[a])[:, None], near[a][:, :4]], 1) + twin.positions)[
-                :, 0
-            ],
+            twin.attention(
+                torch.cat([twin.centroid_predictor(y[a])[:, None], near[a][:, :4]], 1)
+                + twin.positions
+            )[:, 0],
             dim=1,
         )
         for a in (0, 1)
@@ -120,13 +133,19 @@ def test_the_queue_holds_the_last_embeddings_in_turn():
 
 def test_the_momentum_goes_along_a_cosine():
     config = PretrainConfig(momentum_start=0.99, momentum_end=0.999)
-    assert [key_momentum(step, 100, config) for step in (0, 50, 100)] == pytest.approx([0.99, 0.9945, 0.999])
+    assert [key_momentum(step, 100, config) for step in (0, 50, 100)] == pytest.approx(
+        [0.99, 0.9945, 0.999]
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("mocov2plus", {"queue_size": 12}, "queue_size is 12, expected a multiple of batch_size = 8"),
+        (
+            "mocov2plus",
+            {"queue_size": 12},
+            "queue_size is 12, expected a multiple of batch_size = 8",
+        ),
         ("nnclr", {"queue_size": 4}, "queue_size is 4"),
         ("all4one", {"projector_out": 12}, "projector_out is 12, expected a multiple of 8"),
     ],

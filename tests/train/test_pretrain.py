@@ -11,7 +11,14 @@ from clsp.train import METHODS, PretrainConfig, layers_used, pretrain
 from clsp.train.step import Stepper
 from conftest import SMALL_METHOD
 
-BASE = {**SMALL_METHOD, "epochs": 3, "batch_size": 16, "queue_size": 32, "warmup_epochs": 1, "workers": 0}
+BASE = {
+    **SMALL_METHOD,
+    "epochs": 3,
+    "batch_size": 16,
+    "queue_size": 32,
+    "warmup_epochs": 1,
+    "workers": 0,
+}
 BASE["checkpoint_epochs"] = 2
 
 
@@ -30,7 +37,10 @@ def weights(out) -> str:
 
 def losses(out) -> list[dict]:
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "waited")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds", "waited")}
+        for row in rows
+    ]
 
 
 def stop_at(step_to_stop: int, monkeypatch, kill: bool = False) -> None:
@@ -57,13 +67,19 @@ class CrashError(Exception):
     "changes",
     [
         {},
-        {"batch_norm": "joint", "optimizer": "lars", "synthetic": {"probability": 0.5, "warmup": 2}},
+        {
+            "batch_norm": "joint",
+            "optimizer": "lars",
+            "synthetic": {"probability": 0.5, "warmup": 2},
+        },
         {"optimizer": "adamw", "synthetic": {"source": "inflation"}, "accumulation": 2},
     ],
     ids=["sgd-per-view", "lars-joint", "adamw-inflation-accumulation"],
 )
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "crashed"])
-def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(shards, tmp_path, monkeypatch, method, changes, kill):
+def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(
+    shards, tmp_path, monkeypatch, method, changes, kill
+):
     chosen = config(method=method, **changes)
     pretrain(shards, chosen, tmp_path / "whole")
     stop_at(2, monkeypatch, kill)  # in the middle of the second of three epochs
@@ -80,7 +96,11 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(shards, tmp_path,
 
 def test_lambda_zero_and_no_source_are_the_baseline(shards, tmp_path):
     found = {}
-    for name, synthetic in {"none": {"source": "none"}, "zero": {"weight": 0.0}, "on": {"weight": 1.0}}.items():
+    for name, synthetic in {
+        "none": {"source": "none"},
+        "zero": {"weight": 0.0},
+        "on": {"weight": 1.0},
+    }.items():
         chosen = config(epochs=1, synthetic=synthetic)
         pretrain(shards, chosen, tmp_path / name)
         found[name] = (weights(tmp_path / name), chosen.run_name)
@@ -128,7 +148,9 @@ def test_the_folder_of_another_run_is_refused(shards, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_keys(shards, tmp_path):
     pretrain(shards, config(epochs=1), tmp_path / "good")
-    with pytest.raises(WorkError, match=r"at step \d+ \(anchors train_.*last good checkpoint is none"):
+    with pytest.raises(
+        WorkError, match=r"at step \d+ \(anchors train_.*last good checkpoint is none"
+    ):
         pretrain(shards, config(lr=1e30, warmup_epochs=0), tmp_path / "bad")
 
 

@@ -19,7 +19,11 @@ from clsp.train.views import Views
 BASE = {
     "epochs": 1,
     "batch_size": 16,
-    "backbone_kwargs": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1], "norm_layer": "groupnorm1"},
+    "backbone_kwargs": {
+        "channels": [8, 8, 8, 8],
+        "layers": [1, 1, 1, 1],
+        "norm_layer": "groupnorm1",
+    },
     "projector_hidden": 16,
     "projector_out": 8,
     "workers": 0,
@@ -34,7 +38,9 @@ def stepper(shards: ShardSet, **changes) -> Stepper:
     order = BatchOrder(shards.shard_sizes, shards.plan.digest, 0, 16)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     views = Views(config, 8, torch.device("cpu"))
-    return Stepper(Accelerator(), method, method, optimizer, config, order, views, shards.candidates)
+    return Stepper(
+        Accelerator(), method, method, optimizer, config, order, views, shards.candidates
+    )
 
 
 def batch_of(shards: ShardSet, count: int = 16):
@@ -63,8 +69,15 @@ def test_inflation_replaces_the_share_that_the_weights_say(shard_set):
 def test_inflation_has_the_weaker_augmentation_and_its_own_name():
     config = PretrainConfig(synthetic={"source": "inflation", "weight": 0.0})
     weak = config.augmentation
-    assert (weak.crop_scale, weak.jitter_probability, weak.brightness, weak.hue) == (0.2, 0.4, 0.2, 0.05)
-    assert config.run_name == "simclr+inflation" and PretrainConfig().augmentation.crop_scale == 0.08
+    assert (weak.crop_scale, weak.jitter_probability, weak.brightness, weak.hue) == (
+        0.2,
+        0.4,
+        0.2,
+        0.05,
+    )
+    assert (
+        config.run_name == "simclr+inflation" and PretrainConfig().augmentation.crop_scale == 0.08
+    )
 
 
 def test_weights_of_scores_and_of_the_draw_multiply(shard_set):
@@ -85,7 +98,9 @@ def test_accumulated_gradients_are_the_mean_over_the_parts(shard_set):
     views, third, _ = reference._inputs(3, batch)
     expected = []
     for part in (slice(0, 8), slice(8, 16)):
-        values = reference.method([view[part] for view in views], third[part], None, batch.labels_B[part])
+        values = reference.method(
+            [view[part] for view in views], third[part], None, batch.labels_B[part]
+        )
         expected.append(sum(values.values()))
     (sum(expected) / 2).backward()
     assert float(losses["loss"]) == pytest.approx(float(sum(expected).detach() / 2), rel=1e-5)
@@ -94,7 +109,9 @@ def test_accumulated_gradients_are_the_mean_over_the_parts(shard_set):
         torch.testing.assert_close(moved, found.rate * parameter.grad, atol=1e-7, rtol=1e-4)
 
 
-def test_what_a_method_needs_of_the_set_is_checked_first(shard_set, make_set, tmp_path, monkeypatch):
+def test_what_a_method_needs_of_the_set_is_checked_first(
+    shard_set, make_set, tmp_path, monkeypatch
+):
     shards = ShardSet(shard_set)
     order = BatchOrder(shards.shard_sizes, shards.plan.digest, 0, 16)
     with pytest.raises(InputError, match="has no scores, expected simclr"):
@@ -115,7 +132,11 @@ def test_a_run_with_scores_reads_them(make_set, tmp_path):
     add_scores(root, "known", keys, {"cosine": values}, {})
     digests = set()
     for synthetic in ({}, {"scores": "known", "measure": "cosine", "weighted": True}):
-        out = pretrain(ShardSet(root), PretrainConfig(**BASE, synthetic=synthetic), tmp_path / str(len(digests)))
+        out = pretrain(
+            ShardSet(root),
+            PretrainConfig(**BASE, synthetic=synthetic),
+            tmp_path / str(len(digests)),
+        )
         digests.add((out / "model.safetensors").read_bytes())
     assert len(digests) == 2
 
@@ -139,13 +160,17 @@ def test_trackers_get_the_metrics_and_unknown_ones_are_refused(shard_set, tmp_pa
     logged = json.loads((tmp_path / "run" / "log.jsonl").read_text())
     assert found.Scalars("loss")[0].value == pytest.approx(logged["loss"], rel=1e-5)
     with pytest.raises(InputError, match="aim is not installed"):
-        pretrain(ShardSet(shard_set), PretrainConfig(**{**BASE, "trackers": ["aim"]}), tmp_path / "other")
+        pretrain(
+            ShardSet(shard_set), PretrainConfig(**{**BASE, "trackers": ["aim"]}), tmp_path / "other"
+        )
 
 
 def test_lars_is_solo_learns():
     method = build_method(PretrainConfig(**{**BASE, "optimizer": "lars"}))
     groups = build_optimizer(method, PretrainConfig(**{**BASE, "optimizer": "lars"})).param_groups
-    assert {group["trust_coeff"] for group in groups} == {0.02} and all(group["trust_clip"] for group in groups)
+    assert {group["trust_coeff"] for group in groups} == {0.02} and all(
+        group["trust_clip"] for group in groups
+    )
     assert {group["weight_decay"] for group in groups} == {0.0, 1e-4}
 
 

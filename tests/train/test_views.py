@@ -12,7 +12,9 @@ ADJUST = {
     "saturation": functional.adjust_saturation,
 }
 
-IMAGES = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 def views(**changes) -> Views:
@@ -24,7 +26,12 @@ def test_a_view_depends_on_seed_step_rank_and_number_alone():
     first = make(IMAGES, 1, 5, 0)
     make(IMAGES, 3, 5, 0)  # another view in between changes nothing
     assert torch.equal(make(IMAGES, 1, 5, 0), first)
-    others = [make(IMAGES, 2, 5, 0), make(IMAGES, 1, 6, 0), make(IMAGES, 1, 5, 1), views(seed=1)(IMAGES, 1, 5, 0)]
+    others = [
+        make(IMAGES, 2, 5, 0),
+        make(IMAGES, 1, 6, 0),
+        make(IMAGES, 1, 5, 1),
+        views(seed=1)(IMAGES, 1, 5, 0),
+    ]
     assert all(not torch.equal(other, first) for other in others)
 
 
@@ -36,7 +43,13 @@ def test_parameters_are_drawn_per_image():
 
 def test_normalisation():
     config = AugmentConfig(
-        crop_scale=1.0, flip=False, brightness=0, contrast=0, saturation=0, hue=0, grey_probability=0
+        crop_scale=1.0,
+        flip=False,
+        brightness=0,
+        contrast=0,
+        saturation=0,
+        hue=0,
+        grey_probability=0,
     )
     flat = torch.full((2, 3, 16, 16), 51, dtype=torch.uint8)
     made = views(augment=config, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))(flat, 1, 0, 0)
@@ -50,19 +63,32 @@ def varying(channel_means: torch.Tensor) -> bool:
 
 def test_each_setting_switches_its_operation():
     """On flat grey images only brightness shows in the level, on half-black ones only crop and flip in the place."""
-    off = {"crop_scale": 1.0, "flip": False, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+    off = {
+        "crop_scale": 1.0,
+        "flip": False,
+        "brightness": 0,
+        "contrast": 0,
+        "saturation": 0,
+        "hue": 0,
+    }
     flat = torch.full((64, 3, 16, 16), 0.4)
     half = torch.zeros(64, 3, 16, 16)
     half[..., :8] = 1.0
 
     def made(images, **on):
         torch.manual_seed(0)
-        return build_augmentation(AugmentConfig(**{**off, "grey_probability": 0.0, **on}), 16)(images)
+        return build_augmentation(AugmentConfig(**{**off, "grey_probability": 0.0, **on}), 16)(
+            images
+        )
 
-    assert not varying(made(flat).mean(dim=(2, 3))) and varying(made(flat, brightness=0.4).mean(dim=(2, 3)))
+    assert not varying(made(flat).mean(dim=(2, 3))) and varying(
+        made(flat, brightness=0.4).mean(dim=(2, 3))
+    )
     flipped = made(half, flip=True)[..., 0].mean(dim=(1, 2)) < 0.5
     assert 16 < flipped.sum() < 48
-    assert varying(made(half, crop_scale=0.1).mean(dim=(2, 3))) and not varying(made(half).mean(dim=(2, 3)))
+    assert varying(made(half, crop_scale=0.1).mean(dim=(2, 3))) and not varying(
+        made(half).mean(dim=(2, 3))
+    )
     red = torch.zeros(64, 3, 16, 16)
     red[:, 0] = 1.0
     grey = made(red, grey_probability=0.5)
@@ -75,13 +101,26 @@ PICTURES = [
     Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC)
     for coarse in np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8)
 ]
-PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey_probability": 0.0, "flip": False}
+PLAIN = {
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,
+    "grey_probability": 0.0,
+    "flip": False,
+}
 
 
 def differences(operation: torch.nn.Module, by_pil) -> torch.Tensor:
     """Grey levels between an operation on the batch and torchvision's on each picture."""
     expected = torch.stack([functional.to_tensor(by_pil(picture)) for picture in PICTURES])
-    return 255 * (operation(torch.stack([functional.to_tensor(picture) for picture in PICTURES])) - expected).abs()
+    return (
+        255
+        * (
+            operation(torch.stack([functional.to_tensor(picture) for picture in PICTURES]))
+            - expected
+        ).abs()
+    )
 
 
 def only(**on) -> torch.nn.Module:
@@ -96,7 +135,9 @@ def test_colour_operations_are_pils(name, factor):
     (jitter,) = only(**{name: 0.4})
     parameters = jitter.forward_parameters((8, 3, 32, 32))
     parameters[f"{name}_factor"] = torch.full((8,), factor)
-    found = differences(lambda batch: jitter(batch, params=parameters), lambda p: ADJUST[name](p, factor))
+    found = differences(
+        lambda batch: jitter(batch, params=parameters), lambda p: ADJUST[name](p, factor)
+    )
     assert found.max() < 1.5
 
 
@@ -105,7 +146,9 @@ def test_hue_is_pils_but_for_pils_rounding(shift):
     (jitter,) = only(hue=0.1)
     parameters = jitter.forward_parameters((8, 3, 32, 32))
     parameters["hue_factor"] = torch.full((8,), shift)
-    found = differences(lambda batch: jitter(batch, params=parameters), lambda p: functional.adjust_hue(p, shift))
+    found = differences(
+        lambda batch: jitter(batch, params=parameters), lambda p: functional.adjust_hue(p, shift)
+    )
     assert found.max() < 13 and found.mean() < 1.1
 
 
@@ -126,7 +169,8 @@ def test_blur_and_flip_are_pils():
     parameters = blur.forward_parameters((8, 3, 32, 32))
     parameters["sigma"] = torch.full((8,), 1.0)
     found = differences(
-        lambda batch: blur(batch, params=parameters), lambda p: functional.gaussian_blur(p, [3, 3], [1.0, 1.0])
+        lambda batch: blur(batch, params=parameters),
+        lambda p: functional.gaussian_blur(p, [3, 3], [1.0, 1.0]),
     )
     assert found.max() < 1.5
     (flip,) = only(flip=True)
@@ -141,7 +185,9 @@ def test_crops_are_pils(batched, most, mean):
     crop = build_augmentation(AugmentConfig(**PLAIN), 32, batched)[0]
     torch.manual_seed(0)
     found = crop(torch.stack([functional.to_tensor(picture) for picture in PICTURES]))
-    for picture, image, corners in zip(PICTURES, found, crop._params["src"].int().tolist(), strict=True):
+    for picture, image, corners in zip(
+        PICTURES, found, crop._params["src"].int().tolist(), strict=True
+    ):
         (left, top), _, (right, bottom), _ = corners
         box = (top, left, bottom - top + 1, right - left + 1)
         expected = functional.to_tensor(functional.resized_crop(picture, *box, [32, 32]))

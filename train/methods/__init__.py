@@ -7,4 +7,14 @@ from .nnclr import NNCLR
 from .simclr import SimCLR
 from .supcon import SupCon
 
-__all__ = ["METHODS", "NNCLR", "All4One", "Method", "MoCoV2Plus", "SimCLR", "SupCon", "build_method", "method_class"]
+__all__ = [
+    "METHODS",
+    "NNCLR",
+    "All4One",
+    "Method",
+    "MoCoV2Plus",
+    "SimCLR",
+    "SupCon",
+    "build_method",
+    "method_class",
+]

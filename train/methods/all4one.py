@@ -31,13 +31,17 @@ class All4One(Method):
         super().__init__(config)
         width = config.projector_out
         if width % HEADS:
-            raise InputError(f"pretrain.projector_out is {width}, expected a multiple of {HEADS} (attention heads)")
+            raise InputError(
+                f"pretrain.projector_out is {width}, expected a multiple of {HEADS} (attention heads)"
+            )
+
         self.predictor, self.centroid_predictor = (
             mlp([width, config.predictor_hidden, width], config.head_norm) for _ in range(2)
         )
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, DROPOUT, batch_first=True)
         self.attention = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-        self.keys, self.queue = MomentumCopy(self.backbone, self.projector), Queue(config)
+        self.keys = MomentumCopy(self.backbone, self.projector)
+        self.queue = Queue(config)
         self.register_buffer("positions", sinusoids(NEIGHBOURS, width), persistent=False)
 
     def before_step(self, step: int, steps: int) -> None:
@@ -55,21 +59,27 @@ class All4One(Method):
         # The shift: the view's own prediction takes the first place and the furthest neighbour falls out.
         own = self.passed(self.centroid_predictor, y_BD)
         shifted = [
-            self._centroid(torch.cat([p[:, None], near[:, :-1]], 1)) for p, near in zip(own, neighbours, strict=True)
+            self._centroid(torch.cat([p[:, None], near[:, :-1]], 1))
+            for p, near in zip(own, neighbours, strict=True)
         ]
         everyone = [gather_with_gradient(y) for y in y_BD]
         losses = {
-            "neighbour": self._both([near[:, 0] for near in neighbours], predictions, self.config.temperature),
+            "neighbour": self._both(
+                [near[:, 0] for near in neighbours], predictions, self.config.temperature
+            ),
             "centroid": self._both(centroids, shifted, CENTROID_TEMPERATURE),
             "redundancy": redundancy([gather(key) for key in keys], everyone),
         }
         self.queue.add(keys[0])
+
         return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
 
     def _centroid(self, sequence_BSD: torch.Tensor) -> torch.Tensor:
         return self.attention(sequence_BSD + self.positions)[:, 0]
 
-    def _both(self, targets: Sequence[torch.Tensor], found: Sequence[torch.Tensor], temperature: float):
+    def _both(
+        self, targets: Sequence[torch.Tensor], found: Sequence[torch.Tensor], temperature: float
+    ):
         """The mean of view 1's targets against view 2's outputs, and the other way round."""
         rank, _ = rank_and_world_size()
         t1, t2 = (F.normalize(target, dim=1) for target in targets)
@@ -79,5 +89,7 @@ class All4One(Method):
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
     """Positional encodings `(length, width)` (Vaswani et al. 2017)."""
-    angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+    angles = torch.arange(length)[:, None] * torch.exp(
+        torch.arange(0, width, 2) * (-math.log(10_000) / width)
+    )
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)

@@ -34,7 +34,10 @@ def method_class(config: PretrainConfig) -> type["Method"]:
         InputError: there is no method of that name.
     """
     if config.method not in METHODS:
-        raise InputError(f"pretrain.method: no method {config.method!r}; there are {', '.join(sorted(METHODS))}")
+        raise InputError(
+            f"pretrain.method: no method {config.method!r}; there are {', '.join(sorted(METHODS))}"
+        )
+
     return METHODS[config.method]
 
 
@@ -64,7 +67,9 @@ class Method(nn.Module, abc.ABC):
         features = int(self.backbone.num_features)  # type: ignore[arg-type]
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
         norm = config.head_norm if config.projector_norm else None
-        self.projector = mlp([features, *hidden, config.projector_out], norm, norm_last=config.projector_norm)
+        self.projector = mlp(
+            [features, *hidden, config.projector_out], norm, norm_last=config.projector_norm
+        )
 
     @abc.abstractmethod
     def base_loss(
@@ -99,8 +104,10 @@ class Method(nn.Module, abc.ABC):
         y = self._project(list(views), third)
         losses = self.base_loss(y[: self.views], views, labels_B)
         if third is not None:
-            z1, z3 = F.normalize(y[0], dim=1), F.normalize(y[self.views], dim=1)
+            z1 = F.normalize(y[0], dim=1)
+            z3 = F.normalize(y[self.views], dim=1)
             losses["synthetic"] = alignment(z1, z3, weights_B)
+
         return losses
 
     def passed(self, module: Callable[[torch.Tensor], torch.Tensor], parts: Sequence[torch.Tensor]):
@@ -133,16 +140,21 @@ def mlp(widths: Sequence[int], norm: str | None, norm_last: bool = False) -> nn.
             layers.append(nn.BatchNorm1d(after) if norm == "batch" else nn.LayerNorm(after))
         if not last:
             layers.append(nn.ReLU(inplace=True))
+
     return nn.Sequential(*layers)
 
 
 @contextlib.contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     """Batch normalisation inside the block normalises as usual but leaves its running statistics alone."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [
+        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
     momenta = [layer.momentum for layer in layers]
+
     for layer in layers:
         layer.momentum = 0.0
+
     try:
         yield
     finally:

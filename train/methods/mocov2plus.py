@@ -18,7 +18,8 @@ class MoCoV2Plus(Method):
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         self.keys = MomentumCopy(self.backbone, self.projector)
-        self.queue1, self.queue2 = Queue(config), Queue(config)
+        self.queue1 = Queue(config)
+        self.queue2 = Queue(config)
 
     def before_step(self, step: int, steps: int) -> None:
         """Move the key encoder."""

@@ -24,7 +24,9 @@ class MomentumCopy(nn.Module):
 
     def __init__(self, *modules: nn.Module):
         super().__init__()
-        self.copies = nn.Sequential(*(copy.deepcopy(module) for module in modules)).requires_grad_(False)
+        self.copies = nn.Sequential(*(copy.deepcopy(module) for module in modules)).requires_grad_(
+            False
+        )
 
     @torch.no_grad()
     def follow(self, modules: Sequence[nn.Module], momentum: float) -> None:
@@ -55,7 +57,11 @@ class Queue(nn.Module):
             raise InputError(
                 f"pretrain.queue_size is {config.queue_size}, expected a multiple of batch_size = {config.batch_size}"
             )
-        self.register_buffer("embeddings_QD", F.normalize(torch.randn(config.queue_size, config.projector_out), dim=1))
+
+        self.register_buffer(
+            "embeddings_QD",
+            F.normalize(torch.randn(config.queue_size, config.projector_out), dim=1),
+        )
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()

@@ -18,7 +18,9 @@ class NNCLR(Method):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        self.predictor = mlp([config.projector_out, config.predictor_hidden, config.projector_out], config.head_norm)
+        self.predictor = mlp(
+            [config.projector_out, config.predictor_hidden, config.projector_out], config.head_norm
+        )
         self.queue = Queue(config)
 
     def base_loss(
@@ -27,10 +29,15 @@ class NNCLR(Method):
         """`contrastive`: the mean of both directions (equation 3, with the predictor's outputs gathered)."""
         z1, z2 = (F.normalize(y.detach(), dim=1) for y in y_BD)
         p1, p2 = (F.normalize(p, dim=1) for p in self.passed(self.predictor, y_BD))
-        queue, temperature, (rank, _) = self.queue.embeddings_QD, self.config.temperature, rank_and_world_size()
+        queue = self.queue.embeddings_QD
+        temperature = self.config.temperature
+        (rank, _) = rank_and_world_size()
         first = cross_view(nearest(z1, queue, 1)[:, 0], gather_with_gradient(p2), temperature, rank)
-        second = cross_view(nearest(z2, queue, 1)[:, 0], gather_with_gradient(p1), temperature, rank)
+        second = cross_view(
+            nearest(z2, queue, 1)[:, 0], gather_with_gradient(p1), temperature, rank
+        )
         self.queue.add(z1)
+
         return {"contrastive": (first + second) / 2}
 
 

@@ -19,6 +19,7 @@ class SimCLR(Method):
     ) -> dict[str, torch.Tensor]:
         """`contrastive`: NT-Xent of the local samples against all ranks' embeddings."""
         z1, z2 = (F.normalize(y, dim=1) for y in y_BD)
-        everyone1, everyone2 = gather_with_gradient(z1), gather_with_gradient(z2)
+        everyone1 = gather_with_gradient(z1)
+        everyone2 = gather_with_gradient(z2)
         rank, _ = rank_and_world_size()
         return {"contrastive": nt_xent(z1, z2, self.config.temperature, everyone1, everyone2, rank)}

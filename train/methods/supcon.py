@@ -26,5 +26,7 @@ class SupCon(Method):
         rank, _ = rank_and_world_size()
         own = torch.arange(len(z1), device=z1.device) + rank * len(z1)
         places = torch.cat([own, own + len(everyone) // 2])
-        loss = supervised_contrastive(torch.cat([z1, z2]), everyone, places, labels, self.config.temperature)
+        loss = supervised_contrastive(
+            torch.cat([z1, z2]), everyone, places, labels, self.config.temperature
+        )
         return {"contrastive": loss}

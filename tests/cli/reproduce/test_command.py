@@ -25,12 +25,22 @@ SMALL = {**SMALL_NETWORKS, "anchors.limit": 64, "shards.records": 16, "reproduce
 def test_the_pipeline_has_a_stage_per_command_and_run(tmp_path):
     runs = load_recipe("cifar10").reproduce.runs
     stages = pipeline(tmp_path, runs, 2, 2)
-    assert [stage.name for stage in stages[:5]] == ["diffusion", "shards-0", "shards-1", "verify", "preview"]
+    assert [stage.name for stage in stages[:5]] == [
+        "diffusion",
+        "shards-0",
+        "shards-1",
+        "verify",
+        "preview",
+    ]
     trained = [stage for stage in stages if stage.arguments[0] == "pretrain"]
-    assert [stage.name for stage in trained] == [f"{name}-s{seed}" for seed in (0, 1) for name in runs]
+    assert [stage.name for stage in trained] == [
+        f"{name}-s{seed}" for seed in (0, 1) for name in runs
+    ]
     moco = next(stage for stage in trained if stage.name == "mocov2plus+shards-s1")
     assert str(tmp_path / "recipes" / "mocov2plus.toml") in moco.arguments
-    assert "pretrain.synthetic.source=shards" in moco.arguments and "pretrain.seed=1" in moco.arguments
+    assert (
+        "pretrain.synthetic.source=shards" in moco.arguments and "pretrain.seed=1" in moco.arguments
+    )
     names = {stage.name for stage in stages}
     assert all(set(stage.after) <= names for stage in stages)
 
@@ -78,7 +88,15 @@ def test_what_came_before_the_driver_counts_into_the_slice(tmp_path):
     begun = time.monotonic()
     with pytest.raises(InputError, match=r"--max-minutes 1 is too short"):
         Sleeps(tmp_path, [Stage("whole", ("60",))], 1, 60, begun - 59).run()
-    command = ["reproduce", "--recipe", "digits", "--max-minutes", "1", "--out", str(tmp_path / "out")]
+    command = [
+        "reproduce",
+        "--recipe",
+        "digits",
+        "--max-minutes",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     with pytest.raises(InputError, match=r"--max-minutes 1 is too short for one step of diffusion"):
         root.main(command, standalone_mode=False, obj=begun - 60)
     assert time.monotonic() - begun < 40
@@ -100,9 +118,14 @@ def test_a_set_that_fails_verification_ends_the_work_with_its_fault(shard_set, t
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)
-    stages = [Stage("verify", ("shards", "verify", str(tmp_path / "shards"), "--deep")), Stage("next", (), ("verify",))]
+    stages = [
+        Stage("verify", ("shards", "verify", str(tmp_path / "shards"), "--deep")),
+        Stage("next", (), ("verify",)),
+    ]
     driver = Driver(tmp_path, stages, 1)
-    with pytest.raises(WorkError, match=r"stage verify: .*shard-000001.*SHA-256 differs.*\(log: .*verify\.log\)"):
+    with pytest.raises(
+        WorkError, match=r"stage verify: .*shard-000001.*SHA-256 differs.*\(log: .*verify\.log\)"
+    ):
         driver.run()
     assert driver.finished == set()
     assert tar.read_bytes() == content
@@ -119,7 +142,9 @@ def test_a_stage_with_bad_input_or_without_memory_ends_the_work_with_its_reason(
             process.kill()
             return process
 
-    with pytest.raises(WorkError, match=r"stage bad was killed \(exit code -9\); if memory ran out, use --jobs 1"):
+    with pytest.raises(
+        WorkError, match=r"stage bad was killed \(exit code -9\); if memory ran out, use --jobs 1"
+    ):
         OutOfMemory(tmp_path, [bad], 1).run()
 
 
@@ -127,7 +152,17 @@ def test_a_stage_with_bad_input_or_without_memory_ends_the_work_with_its_reason(
 def test_a_stop_of_the_whole_process_group_waits_for_the_stages(tmp_path):
     out = tmp_path / "out"
     values = {**SMALL, "diffusion.steps": 100_000, "diffusion.checkpoint_steps": 10}
-    command = [sys.executable, "-m", "clsp.cli", "reproduce", "--recipe", "digits", "--out", out, *settings(values)]
+    command = [
+        sys.executable,
+        "-m",
+        "clsp.cli",
+        "reproduce",
+        "--recipe",
+        "digits",
+        "--out",
+        out,
+        *settings(values),
+    ]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(out.glob("diffusion/checkpoint*")):
         assert driver.poll() is None
@@ -150,10 +185,18 @@ def processes():
 
 @pytest.mark.slow
 def test_a_slice_too_short_for_the_real_thing_says_so_and_a_longer_one_goes_on(clsp, tmp_path):
-    command = ["reproduce", "--recipe", "digits", *settings({**SMALL, "reproduce.runs": '["mocov2plus+shards"]'})]
+    command = [
+        "reproduce",
+        "--recipe",
+        "digits",
+        *settings({**SMALL, "reproduce.runs": '["mocov2plus+shards"]'}),
+    ]
     command += ["--set=pretrain.queue_size=32", "--out", tmp_path / "out"]
     short = clsp(*command, "--max-minutes", 0.001)
-    assert short.returncode == 2 and "--max-minutes 0.001 is too short for one step of diffusion" in short.stderr
+    assert (
+        short.returncode == 2
+        and "--max-minutes 0.001 is too short for one step of diffusion" in short.stderr
+    )
     found = clsp(*command)
     assert found.returncode == 0, found.stderr
     costs = json.loads((tmp_path / "out" / "costs.json").read_text())
@@ -170,9 +213,17 @@ def test_a_slice_too_short_for_the_real_thing_says_so_and_a_longer_one_goes_on(c
 
 def test_profiles_and_runs_that_do_not_exist_are_bad_input(clsp, tmp_path):
     found = clsp("reproduce", "--recipe", "cifar10", "--profile", "week", "--out", tmp_path / "out")
-    assert found.returncode == 2 and "recipe cifar10 has profiles paper, hour, minutes" in found.stderr
-    found = clsp("reproduce", "--recipe", "digits", "--set=reproduce.runs=[byol]", "--out", tmp_path / "out")
-    assert found.returncode == 2 and "no method byol" in found.stderr and not (tmp_path / "out").exists()
+    assert (
+        found.returncode == 2 and "recipe cifar10 has profiles paper, hour, minutes" in found.stderr
+    )
+    found = clsp(
+        "reproduce", "--recipe", "digits", "--set=reproduce.runs=[byol]", "--out", tmp_path / "out"
+    )
+    assert (
+        found.returncode == 2
+        and "no method byol" in found.stderr
+        and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize("profile", ["minutes", "hour", "paper"])

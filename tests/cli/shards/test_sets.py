@@ -12,7 +12,12 @@ def test_subset_push_pull_and_export(clsp, shard_set, tmp_path):
     found = clsp("shards", "pull", tmp_path / "there", tmp_path / "back", "--expect", set_id)
     assert found.returncode == 0 and set_id in found.stdout, found.stderr
     assert verify_set(tmp_path / "back", deep=True, expect=set_id) == []
-    assert clsp("shards", "pull", tmp_path / "there", tmp_path / "other", "--expect", "0" * 64).returncode == 2
+    assert (
+        clsp(
+            "shards", "pull", tmp_path / "there", tmp_path / "other", "--expect", "0" * 64
+        ).returncode
+        == 2
+    )
     assert clsp("shards", "export", tmp_path / "back", "--npy", tmp_path / "x.npy").returncode == 0
     half = ShardSet(tmp_path / "half")
     assert np.array_equal(np.load(tmp_path / "x.npy")[3, 1], half.candidate(3, 1))
@@ -22,7 +27,9 @@ def test_import_status_and_info(clsp, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 2, 8, 8, 3), np.uint8)
     np.save(tmp_path / "authors.npy", images)
     arguments = ("--recipe=digits", "--set=anchors.limit=30", "--set=shards.records=16")
-    found = clsp("shards", "import-npy", tmp_path / "authors.npy", *arguments, "--out", tmp_path / "set")
+    found = clsp(
+        "shards", "import-npy", tmp_path / "authors.npy", *arguments, "--out", tmp_path / "set"
+    )
     assert found.returncode == 0, found.stderr
     assert np.array_equal(ShardSet(tmp_path / "set").candidate(29, 1), images[29, 1])
     found = clsp("shards", "status", tmp_path / "set")

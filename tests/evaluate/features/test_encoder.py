@@ -22,10 +22,13 @@ def test_features_are_those_of_plain_timm(tmp_path, images, name):
     model = timm.create_model(name, num_classes=0, **options)
     model(torch.randn(8, 3, 64, 64))  # moves the running statistics
     data = {"input_size": (3, 64, 64), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    timm.models.save_for_hf(model, str(tmp_path), model_args=options, data_config=data, safe_serialization=True)
-    normalised = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(data["mean"])[:, None, None]) / (
-        torch.tensor(data["std"])[:, None, None]
+    timm.models.save_for_hf(
+        model, str(tmp_path), model_args=options, data_config=data, safe_serialization=True
     )
+    normalised = (
+        torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+        - torch.tensor(data["mean"])[:, None, None]
+    ) / (torch.tensor(data["std"])[:, None, None])
     with torch.no_grad():
         expected, mirrored = model.eval()(normalised), model(normalised.flip(-1))
     encoder = load_encoder(tmp_path, "no")
@@ -38,7 +41,9 @@ def test_features_are_those_of_plain_timm(tmp_path, images, name):
 def test_other_sizes_are_scaled_as_pillow_scales_them(images):
     from PIL import Image
 
-    encoder = Encoder(torch.nn.Identity(), {"input_size": (3, 32, 32), "mean": (0, 0, 0), "std": (1, 1, 1)}, "no")
+    encoder = Encoder(
+        torch.nn.Identity(), {"input_size": (3, 32, 32), "mean": (0, 0, 0), "std": (1, 1, 1)}, "no"
+    )
     found = encoder(images).view(5, 3, 32, 32).permute(0, 2, 3, 1).numpy() * 255
     expected = np.asarray(Image.fromarray(images[0]).resize((32, 32), Image.Resampling.BICUBIC))
     assert np.abs(found[0] - expected).max() <= 1.5
@@ -57,6 +62,8 @@ def test_a_checkpoint_that_is_no_backbone_is_refused(tmp_path):
         load_encoder(tmp_path)
     config = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
     for cfg in (config, {"input_size": [3, 32, 32]}):
-        (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": cfg}))
+        (tmp_path / "config.json").write_text(
+            json.dumps({"architecture": "resnet18", "pretrained_cfg": cfg})
+        )
         with pytest.raises(InputError, match="no loadable timm backbone"):
             load_encoder(tmp_path)

@@ -11,7 +11,9 @@ from clsp.train.backbone import save_backbone
 
 def test_features_are_the_backbones_in_eval_mode_on_normalised_images(tmp_path, digits):
     config = PretrainConfig(
-        backbone_kwargs={"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]}, mean=(0.2, 0.3, 0.4), std=(0.5, 0.6, 0.7)
+        backbone_kwargs={"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]},
+        mean=(0.2, 0.3, 0.4),
+        std=(0.5, 0.6, 0.7),
     )
     torch.manual_seed(0)
     model = build_backbone(config)
@@ -32,7 +34,10 @@ def test_features_are_the_backbones_in_eval_mode_on_normalised_images(tmp_path, 
 
 def test_training_images_are_the_anchors_and_test_images_the_other_split():
     train, test = labelled_sets(AnchorsConfig(limit=5), LinearEvalConfig(), 8)
-    assert (len(train), len(test)) == (1438, 359)  # anchors.limit bounds the shard set, not the evaluation
+    assert (len(train), len(test)) == (
+        1438,
+        359,
+    )  # anchors.limit bounds the shard set, not the evaluation
     assert len(ImageSource(AnchorsConfig(limit=5))) == 5
 
 

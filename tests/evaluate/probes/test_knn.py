@@ -7,7 +7,9 @@ from clsp.evaluate import Features, KnnConfig, evaluate_knn, knn_predict
 
 
 def knn_by_hand(train, labels, query, k, temperature, classes):
-    cosines = [float(np.dot(row, query) / np.linalg.norm(row) / np.linalg.norm(query)) for row in train]
+    cosines = [
+        float(np.dot(row, query) / np.linalg.norm(row) / np.linalg.norm(query)) for row in train
+    ]
     votes = [0.0] * classes
     for index in sorted(range(len(train)), key=lambda i: -cosines[i])[:k]:
         votes[labels[index]] += math.exp(cosines[index] / temperature)
@@ -19,7 +21,9 @@ def test_votes_agree_with_a_computation_by_hand(k):
     rng = np.random.default_rng(0)
     train, labels, test = rng.normal(size=(60, 6)), rng.integers(0, 4, 60), rng.normal(size=(25, 6))
     expected = [knn_by_hand(train, labels, query, k, 0.07, 4) for query in test]
-    found = knn_predict(*map(torch.from_numpy, (train, labels, test)), classes=4, k=k, temperature=0.07)
+    found = knn_predict(
+        *map(torch.from_numpy, (train, labels, test)), classes=4, k=k, temperature=0.07
+    )
     assert found.tolist() == expected
 
 

@@ -7,21 +7,28 @@ from sklearn.linear_model import LogisticRegression
 
 
 def features(seed: int, count: int = 600) -> Features:
-    x, y = make_classification(count, 12, n_informative=8, n_classes=7, n_clusters_per_class=1, random_state=seed)
+    x, y = make_classification(
+        count, 12, n_informative=8, n_classes=7, n_clusters_per_class=1, random_state=seed
+    )
     return Features(torch.from_numpy(x).float(), None, torch.from_numpy(y))
 
 
 def split(data: Features, at: int) -> tuple[Features, Features]:
     return tuple(
-        Features(data.plain_NF[part], None, data.labels_N[part]) for part in (slice(None, at), slice(at, None))
+        Features(data.plain_NF[part], None, data.labels_N[part])
+        for part in (slice(None, at), slice(at, None))
     )
 
 
 def test_accuracy_is_that_of_logistic_regression_without_regularisation():
     train, test = split(features(0), 400)
-    result = evaluate_linear(train, test, 7, LinearEvalConfig(epochs=60, milestones=(30, 45), lr=0.5, flip=False))
+    result = evaluate_linear(
+        train, test, 7, LinearEvalConfig(epochs=60, milestones=(30, 45), lr=0.5, flip=False)
+    )
     reference = LogisticRegression(C=1e6, max_iter=5000).fit(train.plain_NF, train.labels_N)
-    assert result["top1"] == pytest.approx(100 * reference.score(test.plain_NF, test.labels_N), abs=3)
+    assert result["top1"] == pytest.approx(
+        100 * reference.score(test.plain_NF, test.labels_N), abs=3
+    )
     low, high = result["top1_interval"]
     assert low < result["top1"] < high and result["top5"] >= result["top1"]
 

@@ -16,13 +16,17 @@ def digits_features():
 @pytest.mark.parametrize("l2", [1e4, 10.0, 1e-1])
 def test_agrees_with_scikit_learn(digits_features, l2):
     x, y = digits_features
-    found = next(iter(fit_path(torch.from_numpy(x).float(), torch.from_numpy(y), 10, [l2], 5000, 1e-7)))
+    found = next(
+        iter(fit_path(torch.from_numpy(x).float(), torch.from_numpy(y), 10, [l2], 5000, 1e-7))
+    )
     reference = LogisticRegression(C=1 / l2, max_iter=20000, tol=1e-7).fit(x, y)
     logits = found.logits(torch.from_numpy(x).float()).numpy()
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     np.testing.assert_allclose(probabilities, reference.predict_proba(x), atol=2e-3)
-    np.testing.assert_allclose(found.weights_FC.T, reference.coef_, atol=5e-2 * np.abs(reference.coef_).max())
+    np.testing.assert_allclose(
+        found.weights_FC.T, reference.coef_, atol=5e-2 * np.abs(reference.coef_).max()
+    )
     assert found.converged and found.l2 == l2
 
 
@@ -31,7 +35,9 @@ def test_a_path_ends_where_single_fits_end(digits_features):
     path = list(fit_path(x, y, 10, [1.0, 1e3], 5000, 1e-6))
     assert [fitted.l2 for fitted in path] == [1e3, 1.0]  # strongest first
     alone = next(iter(fit_path(x, y, 10, [1.0], 5000, 1e-6)))
-    torch.testing.assert_close(path[1].logits(x).softmax(1), alone.logits(x).softmax(1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        path[1].logits(x).softmax(1), alone.logits(x).softmax(1), atol=2e-3, rtol=0
+    )
 
 
 def test_features_that_are_constant_or_repeated_do_no_harm():

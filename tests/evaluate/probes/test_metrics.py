@@ -27,6 +27,8 @@ def test_mean_per_class_interval_covers_as_often_as_it_says():
     covered = 0
     for _ in range(400):
         hits = generator.random(400) < chances[labels]
-        low, high = classification(np.where(hits, labels, -1)[:, None], labels, 10)["mean_per_class_interval"]
+        low, high = classification(np.where(hits, labels, -1)[:, None], labels, 10)[
+            "mean_per_class_interval"
+        ]
         covered += low <= 70 <= high
     assert 0.92 <= covered / 400 <= 0.985

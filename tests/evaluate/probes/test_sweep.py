@@ -11,7 +11,9 @@ CONFIG = LinearEvalConfig(protocol="sweep", epochs=8, batch_size=64, flip=False)
 
 
 def features(count: int = 800, seed: int = 0) -> tuple[Features, Features]:
-    x, y = make_classification(count, 12, n_informative=8, n_classes=7, n_clusters_per_class=1, random_state=seed)
+    x, y = make_classification(
+        count, 12, n_informative=8, n_classes=7, n_clusters_per_class=1, random_state=seed
+    )
     x, y = torch.from_numpy(x).float(), torch.from_numpy(y)
     return Features(x[:600], None, y[:600]), Features(x[600:], None, y[600:])
 
@@ -29,7 +31,9 @@ def test_a_head_is_torchs_sgd_with_momentum_weight_decay_and_a_cosine():
     train, _ = features()
     head = torch.nn.Linear(12, 7)
     optimizer = torch.optim.SGD(
-        [{"params": [head.weight], "weight_decay": 1e-2}, {"params": [head.bias]}], lr=0.2, momentum=0.9
+        [{"params": [head.weight], "weight_decay": 1e-2}, {"params": [head.bias]}],
+        lr=0.2,
+        momentum=0.9,
     )
     start = train_heads(train, 7, [(1e-12, 0.0)], CONFIG.model_copy(update={"epochs": 1}))[:, 0]
     with torch.no_grad():
@@ -39,7 +43,9 @@ def test_a_head_is_torchs_sgd_with_momentum_weight_decay_and_a_cosine():
     for epoch in range(8):
         for chosen in torch.from_numpy(permutation(600, 0, epoch, "sweep")).split(64):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(head(train.plain_NF[chosen]), train.labels_N[chosen]).backward()
+            torch.nn.functional.cross_entropy(
+                head(train.plain_NF[chosen]), train.labels_N[chosen]
+            ).backward()
             optimizer.step()
             schedule.step()
     found = train_heads(train, 7, [(0.2, 1e-2)], CONFIG)[:, 0]
@@ -51,7 +57,9 @@ def test_accuracy_is_that_of_logistic_regression():
     train, test = features()
     result = evaluate_sweep(train, test, 7, CONFIG.model_copy(update={"epochs": 40}))
     reference = LogisticRegression(max_iter=5000).fit(train.plain_NF, train.labels_N)
-    assert result["top1"] == pytest.approx(100 * reference.score(test.plain_NF, test.labels_N), abs=3)
+    assert result["top1"] == pytest.approx(
+        100 * reference.score(test.plain_NF, test.labels_N), abs=3
+    )
     assert result["chosen"]["heads"] == 40 and result["protocol"] == "sweep"
 
 
@@ -72,7 +80,9 @@ def test_a_head_that_diverges_is_never_chosen():
 def test_a_channel_that_is_dead_on_train_does_no_harm():
     train, test = features()
     dead = [
-        Features(torch.cat([one.plain_NF, torch.zeros(len(one.labels_N), 1)], 1), None, one.labels_N)
+        Features(
+            torch.cat([one.plain_NF, torch.zeros(len(one.labels_N), 1)], 1), None, one.labels_N
+        )
         for one in (train, test)
     ]
     dead[1].plain_NF[::2, -1] = 0.3

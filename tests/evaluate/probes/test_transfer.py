@@ -54,7 +54,9 @@ def test_every_known_set_with_its_own_splits_and_metric(clsp, checkpoint, tmp_pa
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "transfer.json").read_text())
     found = content["sets"][name]
-    assert found["metric"] == ("mean_per_class" if name in ("aircraft", "pets", "caltech101", "flowers102") else "top1")
+    assert found["metric"] == (
+        "mean_per_class" if name in ("aircraft", "pets", "caltech101", "flowers102") else "top1"
+    )
     assert content["result"] == {name: found[found["metric"]]} and found[found["metric"]] > 60
     validation = 30 if known.validation else (18 if not known.test else 6)
     assert found["images"] == {
@@ -77,10 +79,20 @@ def test_a_further_set_by_lines_of_toml_and_a_resume(clsp, checkpoint, tmp_path)
     command = ("transfer", "--recipe", recipe, "--checkpoint", checkpoint, "--out", tmp_path)
     assert clsp(*command, "--set=transfer.only=['first']").returncode == 0
     done = clsp(*command)
-    assert done.returncode == 0 and "first:" not in done.stdout and "second: mean_per_class" in done.stdout
-    assert set(json.loads((tmp_path / "transfer.json").read_text())["result"]) == {"first", "second"}
+    assert (
+        done.returncode == 0
+        and "first:" not in done.stdout
+        and "second: mean_per_class" in done.stdout
+    )
+    assert set(json.loads((tmp_path / "transfer.json").read_text())["result"]) == {
+        "first",
+        "second",
+    }
     assert clsp(*command, "--set=transfer.only=[second]").returncode == 0
-    assert set(json.loads((tmp_path / "transfer.json").read_text())["result"]) == {"first", "second"}  # nothing is lost
+    assert set(json.loads((tmp_path / "transfer.json").read_text())["result"]) == {
+        "first",
+        "second",
+    }  # nothing is lost
     again = clsp(*command, "--set=transfer.l2=[1e-2,1e2,4]")
     assert "first:" in again.stdout  # another protocol: nothing of the earlier one counts
     (tmp_path / "transfer.json").write_text("{damaged")
@@ -97,7 +109,9 @@ def test_test_labels_never_influence_the_choice(checkpoint, tmp_path):
     splits = open_splits("mine", config.chosen["mine"], encoder.size)
     train, validates, test = transfer_features(encoder, "mine", splits)
     shuffled = Features(test.plain_NF, None, test.labels_N.flip(0))
-    real, other = (evaluate_transfer(train, validates, one, config, "top1") for one in (test, shuffled))
+    real, other = (
+        evaluate_transfer(train, validates, one, config, "top1") for one in (test, shuffled)
+    )
     assert real["chosen"] == other["chosen"] and real["top1"] > other["top1"]
 
 
@@ -129,7 +143,11 @@ def test_the_choice_and_the_refit_are_scikit_learns(checkpoint, tmp_path):
         ({"train": 1, "test": 5}, [], "one training image"),
         ({"train": 5}, ["sets.mine.test=''", "sets.mine.per_class=5"], "leaves no test"),
         ({"train": 5}, ["sets.mine.test=''"], "either a test split or per_class"),
-        ({"train": 5, "test": 2}, ["sets.mine.label=colour"], "no column 'colour' of class numbers"),
+        (
+            {"train": 5, "test": 2},
+            ["sets.mine.label=colour"],
+            "no column 'colour' of class numbers",
+        ),
         ({"train": 5, "test": 2}, ["only=['other']"], "only names 'other'"),
         (
             {"train": 5, "test": 2},
@@ -139,9 +157,13 @@ def test_the_choice_and_the_refit_are_scikit_learns(checkpoint, tmp_path):
         ({"train": 5, "test": 2}, ["sets.mine.validation=test"], "must be different ones"),
     ],
 )
-def test_sets_that_cannot_be_used_are_refused_in_one_line(clsp, checkpoint, tmp_path, splits, settings, message):
+def test_sets_that_cannot_be_used_are_refused_in_one_line(
+    clsp, checkpoint, tmp_path, splits, settings, message
+):
     folder = write_images(tmp_path / "images", splits)
-    done = transfer(clsp, checkpoint, tmp_path, f"sets.mine.path='{folder}'", "only=['mine']", *settings)
+    done = transfer(
+        clsp, checkpoint, tmp_path, f"sets.mine.path='{folder}'", "only=['mine']", *settings
+    )
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "transfer.json").exists()
 

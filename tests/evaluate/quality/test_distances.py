@@ -22,7 +22,9 @@ def test_frechet_distance_with_scipys_matrix_root():
     covariances = np.cov(first.T), np.cov(second.T)
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = np.sum((first.mean(0) - second.mean(0)) ** 2) + np.trace(sum(covariances) - 2 * root)
-    assert frechet_distance(moments(x[:30], x[30:]), moments(y)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(moments(x[:30], x[30:]), moments(y)) == pytest.approx(
+        expected, rel=1e-6
+    )
     assert frechet_distance(moments(x), moments(x)) == pytest.approx(0, abs=1e-6)
 
 
@@ -37,7 +39,9 @@ def test_kernel_distance_by_its_double_sum():
     def kernel(a, b):
         return (float(a @ b) / 3 + 1) ** 3
 
-    within = sum(kernel(a[i], a[j]) for a in (x, y) for i in range(12) for j in range(12) if i != j) / (12 * 11)
+    within = sum(
+        kernel(a[i], a[j]) for a in (x, y) for i in range(12) for j in range(12) if i != j
+    ) / (12 * 11)
     between = sum(kernel(a, b) for a in x for b in y) / 144
     found, deviation = kernel_distance(x, y, subsets=3)
     assert found == pytest.approx(within - 2 * between) and deviation == pytest.approx(0, abs=1e-9)

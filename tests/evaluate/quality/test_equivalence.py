@@ -16,7 +16,9 @@ from clsp.shards.format.plan import DiffusionPlan, Plan, source_plan
 @pytest.fixture
 def pixels():
     """An encoder whose features are the pixels."""
-    return Encoder(torch.nn.Flatten(), {"input_size": (3, 8, 8), "mean": (0, 0, 0), "std": (1, 1, 1)}, "no")
+    return Encoder(
+        torch.nn.Flatten(), {"input_size": (3, 8, 8), "mean": (0, 0, 0), "std": (1, 1, 1)}, "no"
+    )
 
 
 @pytest.fixture
@@ -48,7 +50,9 @@ def test_a_set_equals_itself_exactly(set_of, pixels):
     one = set_of("one", 40)
     found = compare_quality(one, one, pixels, resamples=100)
     assert found["equivalent"]
-    assert all(row["difference"] == 0 and row["interval"] == [0, 0] for row in found["measures"].values())
+    assert all(
+        row["difference"] == 0 and row["interval"] == [0, 0] for row in found["measures"].values()
+    )
 
 
 def test_worse_candidates_are_not_equivalent(set_of, pixels):
@@ -63,7 +67,9 @@ def test_worse_candidates_are_not_equivalent(set_of, pixels):
 
 def test_too_few_images_cannot_show_equivalence(set_of, pixels):
     """Two sets of one distribution: 40 anchors leave an interval that is wider than the margin."""
-    found = compare_quality(set_of("one", 200, 0, 1), set_of("two", 200, 1, 1), pixels, resamples=200)
+    found = compare_quality(
+        set_of("one", 200, 0, 1), set_of("two", 200, 1, 1), pixels, resamples=200
+    )
     assert not found["equivalent"]
 
 
@@ -73,9 +79,13 @@ def test_the_interval_of_a_mean_is_the_normal_ones(set_of, pixels, digits):
 
     def cosines(shards):
         real = np.stack([anchor.image.ravel() for anchor in digits]).astype(float)
-        made = np.stack([[shards.candidate(n, k).ravel() for k in range(3)] for n in range(40)]).astype(float)
+        made = np.stack(
+            [[shards.candidate(n, k).ravel() for k in range(3)] for n in range(40)]
+        ).astype(float)
         return (
-            np.einsum("nkf,nf->nk", made, real) / np.linalg.norm(made, axis=2) / np.linalg.norm(real, axis=1)[:, None]
+            np.einsum("nkf,nf->nk", made, real)
+            / np.linalg.norm(made, axis=2)
+            / np.linalg.norm(real, axis=1)[:, None]
         ).mean(1)
 
     difference = cosines(two) - cosines(one)
@@ -90,7 +100,9 @@ def test_weighted_moments_are_those_of_repeated_anchors():
     counts = np.array([2, 0, 1, 1, 0, 3, 0])
     mean, covariance = _weighted(features, counts)
     repeated = np.repeat(features.numpy(), counts, axis=0).reshape(-1, 4)
-    assert np.allclose(mean, repeated.mean(0), atol=1e-6) and np.allclose(covariance, np.cov(repeated.T), atol=1e-6)
+    assert np.allclose(mean, repeated.mean(0), atol=1e-6) and np.allclose(
+        covariance, np.cov(repeated.T), atol=1e-6
+    )
 
 
 def test_sets_that_are_no_pair_are_bad_input(clsp, set_of, ten_shards, shard_set, pixels):
@@ -107,9 +119,22 @@ def test_the_command_says_and_writes_what_it_found(clsp, set_of, tmp_path):
     config = PretrainConfig(backbone_kwargs={"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]})
     save_backbone(build_backbone(config), config, 8, tmp_path / "encoder")
     one, two = set_of("one", 30), set_of("two", 255)
-    command = ["shards", "compare", one.root, two.root, "--encoder", tmp_path / "encoder", "--resamples", 100]
+    command = [
+        "shards",
+        "compare",
+        one.root,
+        two.root,
+        "--encoder",
+        tmp_path / "encoder",
+        "--resamples",
+        100,
+    ]
     found = clsp(*command, "--out", tmp_path / "found.json")
-    assert found.returncode == 1 and "equivalence is not shown" in found.stdout and "NOT within" in found.stdout
+    assert (
+        found.returncode == 1
+        and "equivalence is not shown" in found.stdout
+        and "NOT within" in found.stdout
+    )
     written = json.loads((tmp_path / "found.json").read_text())
     assert written["result"]["anchors"] == 40 and not written["result"]["equivalent"]
     assert clsp(*command[:2], one.root, one.root, *command[4:]).returncode == 0

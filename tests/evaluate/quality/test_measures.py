@@ -43,14 +43,22 @@ def candidates(anchors, held_out, index):
     image = anchors[index].image.astype(int)
     noise = np.random.default_rng(index).integers(0, 256, image.shape)
     slight = np.clip(image + noise // 64, 0, 255)
-    return np.stack([slight, noise, anchors[(index + 1) % COUNT].image, held_out[index % 30].image]).astype(np.uint8)
+    return np.stack(
+        [slight, noise, anchors[(index + 1) % COUNT].image, held_out[index % 30].image]
+    ).astype(np.uint8)
 
 
 @pytest.fixture
 def known_set(tmp_path, anchors, held_out):
     plan = Plan(
         source=SourcePlan(
-            name="digits", split="train", licence="", count=COUNT, size=8, resize="crop", digest=anchors.digest
+            name="digits",
+            split="train",
+            licence="",
+            count=COUNT,
+            size=8,
+            resize="crop",
+            digest=anchors.digest,
         ),
         diffusion=DiffusionPlan(origin="none", digest="0" * 64),
         sampler={},
@@ -58,7 +66,9 @@ def known_set(tmp_path, anchors, held_out):
     )
     root = tmp_path / "set"
     write_plan(root, plan)
-    records = [Record(anchors[index], candidates(anchors, held_out, index)) for index in range(COUNT)]
+    records = [
+        Record(anchors[index], candidates(anchors, held_out, index)) for index in range(COUNT)
+    ]
     write_shard(root, plan, 0, 0, records, dict)
     seal_if_complete(root, plan)
     return root
@@ -67,13 +77,17 @@ def known_set(tmp_path, anchors, held_out):
 @pytest.fixture
 def pixels():
     """An encoder whose features are the pixels."""
-    return Encoder(torch.nn.Flatten(), {"input_size": (3, 8, 8), "mean": (0, 0, 0), "std": (1, 1, 1)}, "no")
+    return Encoder(
+        torch.nn.Flatten(), {"input_size": (3, 8, 8), "mean": (0, 0, 0), "std": (1, 1, 1)}, "no"
+    )
 
 
 def test_known_candidates_have_the_scores_by_hand(known_set, pixels, anchors, held_out):
     quality = measure_quality(ShardSet(known_set), pixels, PretrainConfig(), held_out)
     real = np.stack([anchor.image.ravel() for anchor in anchors]).astype(float)
-    made = np.stack([candidates(anchors, held_out, index).reshape(4, -1) for index in range(COUNT)]).astype(float)
+    made = np.stack(
+        [candidates(anchors, held_out, index).reshape(4, -1) for index in range(COUNT)]
+    ).astype(float)
     real /= np.linalg.norm(real, axis=1, keepdims=True)
     made /= np.linalg.norm(made, axis=2, keepdims=True)
     scores = quality.scores
@@ -85,7 +99,9 @@ def test_known_candidates_have_the_scores_by_hand(known_set, pixels, anchors, he
     others[np.arange(COUNT), :, np.arange(COUNT)] = -1
     np.testing.assert_allclose(scores["nearest_train"], others.max(axis=2), atol=1e-5)
     assert (scores["nearest_train"][:, 2] > 0.9999).all()  # the copies of other anchors
-    assert (scores["nearest_test"][:, 3] > 0.9999).all() and (scores["nearest_test"][:, 1] < 0.95).all()
+    assert (scores["nearest_test"][:, 3] > 0.9999).all() and (
+        scores["nearest_test"][:, 1] < 0.95
+    ).all()
     copies = quality.facts["suspicious"]
     assert {entry["candidate"] for entry in copies["nearest_test"]} == {3}
     first = next(entry for entry in copies["nearest_train"] if entry["candidate"] == 2)
@@ -97,7 +113,9 @@ def test_the_probe_tells_kept_labels_from_lost_ones(known_set, pixels, anchors):
     agreement = quality.scores["agreement"]
     labels = anchors.labels()
     assert agreement[:, 0].mean() > 0.95
-    same = labels == np.roll(labels, -1)  # where a copy of the next anchor has the right label by chance
+    same = labels == np.roll(
+        labels, -1
+    )  # where a copy of the next anchor has the right label by chance
     assert agreement[~same, 2].mean() < 0.1
     assert "nearest_test" not in quality.scores
     chances = quality.scores["label_probability"]
@@ -106,7 +124,9 @@ def test_the_probe_tells_kept_labels_from_lost_ones(known_set, pixels, anchors):
 
 def test_facts_of_the_whole_set(known_set, pixels):
     facts = measure_quality(ShardSet(known_set), pixels, PretrainConfig()).facts
-    assert facts["frechet_distance"] > 0 and 0 < facts["precision"] <= 1 and 0 < facts["recall"] <= 1
+    assert (
+        facts["frechet_distance"] > 0 and 0 < facts["precision"] <= 1 and 0 < facts["recall"] <= 1
+    )
     assert facts["images"] == {"anchors": COUNT, "candidates": 4 * COUNT, "compared": COUNT}
     for shares in facts["cosine_histogram"].values():
         assert sum(shares) == pytest.approx(1, abs=1e-3)
@@ -130,21 +150,39 @@ def encoder_folder(tmp_path):
 
 
 def test_the_command_adds_scores_and_keeps_the_set_verified(clsp, known_set, encoder_folder):
-    arguments = ("shards", "score", known_set, "--encoder", encoder_folder, "--name", "tiny", "--recipe", "digits")
+    arguments = (
+        "shards",
+        "score",
+        known_set,
+        "--encoder",
+        encoder_folder,
+        "--name",
+        "tiny",
+        "--recipe",
+        "digits",
+    )
     before = ShardSet(known_set).set_id
     (known_set / "scores").mkdir()
-    (known_set / "scores" / "tiny.parquet").write_bytes(b"left by a writer that was killed before the seal")
+    (known_set / "scores" / "tiny.parquet").write_bytes(
+        b"left by a writer that was killed before the seal"
+    )
     done = clsp(*arguments)
     assert done.returncode == 0, done.stderr
     scores = read_scores(known_set / "scores" / "tiny.parquet", COUNT)
     assert set(scores) >= {"cosine", "agreement", "nearest_train", "nearest_test"}
     facts = json.loads((quality_path(known_set, "tiny")).read_text())
-    assert facts["result"]["means"]["cosine"] == pytest.approx(float(scores["cosine"].mean()), abs=1e-4)
+    assert facts["result"]["means"]["cosine"] == pytest.approx(
+        float(scores["cosine"].mean()), abs=1e-4
+    )
     assert facts["set"] == before != ShardSet(known_set).set_id
     assert clsp("shards", "verify", known_set, "--deep").returncode == 0
     sealed = ShardSet(known_set).set_id
     again = clsp(*arguments)
-    assert again.returncode == 0 and "are there already" in again.stdout and ShardSet(known_set).set_id == sealed
+    assert (
+        again.returncode == 0
+        and "are there already" in again.stdout
+        and ShardSet(known_set).set_id == sealed
+    )
     (encoder_folder / "model.safetensors").write_bytes(other_weights(encoder_folder))
     other = clsp(*arguments)
     assert other.returncode == 2 and "scores are never changed" in other.stderr
@@ -173,12 +211,27 @@ def held_out_compared_are_drawn_from_all_candidates(known_set, pixels, monkeypat
 
     monkeypatch.setattr(quality, "SAMPLE", 40)
     compared = {}
-    monkeypatch.setattr(quality, "_set_facts", lambda real, made, a, b: compared.update(anchors=a, candidates=b) or {})
+    monkeypatch.setattr(
+        quality,
+        "_set_facts",
+        lambda real, made, a, b: compared.update(anchors=a, candidates=b) or {},
+    )
     measure_quality(ShardSet(known_set), pixels, PretrainConfig())
     assert len(compared["anchors"]) == len(compared["candidates"]) == 40
     shards = ShardSet(known_set)
-    made = np.stack([shards.candidate(row, k).transpose(2, 0, 1).ravel() for row in range(COUNT) for k in range(4)])
-    which = np.linalg.norm(255 * compared["candidates"].numpy()[:, None] - made[None], axis=2).argmin(axis=1) % 4
+    made = np.stack(
+        [
+            shards.candidate(row, k).transpose(2, 0, 1).ravel()
+            for row in range(COUNT)
+            for k in range(4)
+        ]
+    )
+    which = (
+        np.linalg.norm(255 * compared["candidates"].numpy()[:, None] - made[None], axis=2).argmin(
+            axis=1
+        )
+        % 4
+    )
     assert min(np.bincount(which, minlength=4)) >= 3
 
 
@@ -195,7 +248,13 @@ def test_labels_may_be_sparse_and_missing_ones_leave_the_probe_out(known_set, pi
 def test_any_timm_model_is_an_encoder(clsp, known_set, tmp_path):
     model = timm.create_model("resnet10t", num_classes=0)
     data = {"input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    timm.models.save_for_hf(model, str(tmp_path / "timm"), model_args={}, data_config=data, safe_serialization=True)
+    timm.models.save_for_hf(
+        model, str(tmp_path / "timm"), model_args={}, data_config=data, safe_serialization=True
+    )
     done = clsp("shards", "score", known_set, "--encoder", tmp_path / "timm", "--name", "timm")
     assert done.returncode == 0, done.stderr
-    assert set(read_scores(known_set / "scores" / "timm.parquet", COUNT)) >= {"cosine", "agreement", "nearest_train"}
+    assert set(read_scores(known_set / "scores" / "timm.parquet", COUNT)) >= {
+        "cosine",
+        "agreement",
+        "nearest_train",
+    }

@@ -12,7 +12,14 @@ def write_run(folder, name, seed, top1, k20):
         ("linear", {"protocol": "clsp", "top1": top1, "top1_interval": [0, 100]}),
         ("knn", {"k20": k20}),
     ):
-        content = {"task": task, "result": result, "name": name, "seed": seed, "set": "s", "checkpoint": "c"}
+        content = {
+            "task": task,
+            "result": result,
+            "name": name,
+            "seed": seed,
+            "set": "s",
+            "checkpoint": "c",
+        }
         (folder / f"{task}.json").write_text(json.dumps(content))
     return folder
 
@@ -81,16 +88,32 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert found["mean"] == pytest.approx(1.0)  # the spread of 5 between the seeds does not enter
     low, high = found["interval"]
     assert 0.5 <= low < 1.0 < high <= 1.5
-    assert rows["other"]["metrics"]["linear.top1"] == {"mean": -10.0, "interval": None, "t_interval": None, "n": 1}
+    assert rows["other"]["metrics"]["linear.top1"] == {
+        "mean": -10.0,
+        "interval": None,
+        "t_interval": None,
+        "n": 1,
+    }
     t_low, t_high = found["t_interval"]  # mean 1, deviation 0.5, n 3: 1 ± 4.303 · 0.5 / √3
-    assert (t_low, t_high) == (pytest.approx(1 - 1.2421, abs=1e-3), pytest.approx(1 + 1.2421, abs=1e-3))
-    assert {row["name"] for row in compare_runs(folders, "other")["differences"]} == {"simclr", "simclr+shards"}
+    assert (t_low, t_high) == (
+        pytest.approx(1 - 1.2421, abs=1e-3),
+        pytest.approx(1 + 1.2421, abs=1e-3),
+    )
+    assert {row["name"] for row in compare_runs(folders, "other")["differences"]} == {
+        "simclr",
+        "simclr+shards",
+    }
     with pytest.raises(InputError, match="--baseline none"):
         compare_runs(folders, "none")
 
 
 def test_sources_are_compared_with_the_third_view_of_their_method_too(tmp_path):
-    tops = {"simclr": 80.0, "simclr+augmentation": 81.0, "simclr+shards": 84.0, "mocov2plus+shards": 70.0}
+    tops = {
+        "simclr": 80.0,
+        "simclr+augmentation": 81.0,
+        "simclr+shards": 84.0,
+        "mocov2plus+shards": 70.0,
+    }
     folders = [
         write_run(tmp_path / f"{name}-{seed}", name, seed, top1 + seed, 50.0)
         for name, top1 in tops.items()
@@ -113,7 +136,9 @@ def test_the_bootstrap_interval_is_scipys():
     from scipy.stats import bootstrap
 
     values = [1.0, 2.0, 4.0, 4.5, 7.0, 8.0]
-    expected = bootstrap((values,), np.mean, method="percentile", n_resamples=20_000).confidence_interval
+    expected = bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000
+    ).confidence_interval
     assert bootstrap_interval(values) == pytest.approx(list(expected), abs=0.1)
 
 
@@ -130,25 +155,39 @@ def test_published_figures_stand_beside_with_what_differs(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())["published"][0]
     assert found["metrics"] == {"linear.top1": 94.45, "knn.replica_best_on_test": 94.10}
     told = (tmp_path / "results.md").read_text()
-    assert "94.45" in told and "epochs 100 here, 1000 there" in told and "/data/cifar10 here" in told
+    assert (
+        "94.45" in told and "epochs 100 here, 1000 there" in told and "/data/cifar10 here" in told
+    )
     assert "batch_size" not in told
 
 
 def test_the_csv_holds_what_the_json_holds(tmp_path):
     import csv
 
-    folders = [write_run(tmp_path / f"{n}{s}", n, s, 90.0 + s, 80.0) for n in ("simclr", "b") for s in (0, 1, 2)]
+    folders = [
+        write_run(tmp_path / f"{n}{s}", n, s, 90.0 + s, 80.0)
+        for n in ("simclr", "b")
+        for s in (0, 1, 2)
+    ]
     comparison = compare_runs(folders)
     write_comparison(comparison, tmp_path)
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    means = {(row["name"], row["metric"]): float(row["value"]) for row in rows if row["kind"] == "mean"}
-    assert means["simclr", "linear.top1"] == comparison["summary"][0]["metrics"]["linear.top1"]["mean"]
-    assert sum(row["kind"] == "run" for row in rows) == sum(len(run["metrics"]) for run in comparison["runs"])
+    means = {
+        (row["name"], row["metric"]): float(row["value"]) for row in rows if row["kind"] == "mean"
+    }
+    assert (
+        means["simclr", "linear.top1"] == comparison["summary"][0]["metrics"]["linear.top1"]["mean"]
+    )
+    assert sum(row["kind"] == "run" for row in rows) == sum(
+        len(run["metrics"]) for run in comparison["runs"]
+    )
     assert {row["name"] for row in rows if row["kind"] == "difference"} == {"b - simclr"}
-    shown = next(row for row in rows if row["kind"] == "difference" and row["metric"] == "linear.top1")
-    assert [float(shown["low"]), float(shown["high"])] == comparison["differences"][0]["metrics"]["linear.top1"][
-        "t_interval"
-    ]
+    shown = next(
+        row for row in rows if row["kind"] == "difference" and row["metric"] == "linear.top1"
+    )
+    assert [float(shown["low"]), float(shown["high"])] == comparison["differences"][0]["metrics"][
+        "linear.top1"
+    ]["t_interval"]
 
 
 def test_evaluations_under_other_conditions_are_not_compared(tmp_path):
@@ -165,7 +204,9 @@ def test_one_precision_for_all_evaluations_of_a_comparison(tmp_path):
     for task, precision in (("linear", "no"), ("knn", "bf16")):
         path = folder / f"{task}.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "precision": precision}))
-    with pytest.raises(InputError, match=r"float32 in .*a \(linear\), bfloat16 in .*a \(knn\); evaluate all in one"):
+    with pytest.raises(
+        InputError, match=r"float32 in .*a \(linear\), bfloat16 in .*a \(knn\); evaluate all in one"
+    ):
         compare_runs([folder])
 
 
@@ -178,9 +219,21 @@ def test_the_same_run_twice_is_refused(tmp_path):
 
 def test_transfer_means_are_over_the_sets_that_all_runs_have(tmp_path):
     folders = [write_run(tmp_path / name, name, 0, 90.0, 80.0) for name in ("a", "b")]
-    for folder, result in zip(folders, ({"x": 10.0, "y": 30.0, "z": 90.0}, {"x": 20.0, "y": 50.0}), strict=True):
+    for folder, result in zip(
+        folders, ({"x": 10.0, "y": 30.0, "z": 90.0}, {"x": 20.0, "y": 50.0}), strict=True
+    ):
         sets = {name: {"set": {"path": name}} for name in result}
-        content = {"task": "transfer", "result": result, "name": folder.name, "seed": 0, "set": "s", "checkpoint": "c"}
+        content = {
+            "task": "transfer",
+            "result": result,
+            "name": folder.name,
+            "seed": 0,
+            "set": "s",
+            "checkpoint": "c",
+        }
         (folder / "transfer.json").write_text(json.dumps({**content, "sets": sets}))
-    means = {row["name"]: row["metrics"]["transfer.mean"]["mean"] for row in compare_runs(folders)["summary"]}
+    means = {
+        row["name"]: row["metrics"]["transfer.mean"]["mean"]
+        for row in compare_runs(folders)["summary"]
+    }
     assert means == {"a": 20.0, "b": 35.0}

@@ -25,12 +25,24 @@ FACTS = {
 
 def write_run(folder, name, seed, top1):
     folder.mkdir(parents=True)
-    rows = [{"epoch": epoch, "step": epoch, "loss": 2.0 / epoch, "knn": 50 + epoch} for epoch in (1, 2, 3)]
+    rows = [
+        {"epoch": epoch, "step": epoch, "loss": 2.0 / epoch, "knn": 50 + epoch}
+        for epoch in (1, 2, 3)
+    ]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "run.json").write_text(json.dumps({"name": name, "seed": seed}))
     points = {"x": [0.0, 1.0, 2.0], "y": [0.0, 2.0, 1.0], "label": [0, 1, 1]}
-    for task, result in (("linear", {"protocol": "clsp", "top1": top1}), ("knn", {"k20": 70.0, "map": points})):
-        facts = {"set": "s", "checkpoint": "c" * 64, "versions": {"clsp": "0"}, "finished": "now", "recipe": RECIPE}
+    for task, result in (
+        ("linear", {"protocol": "clsp", "top1": top1}),
+        ("knn", {"k20": 70.0, "map": points}),
+    ):
+        facts = {
+            "set": "s",
+            "checkpoint": "c" * 64,
+            "versions": {"clsp": "0"},
+            "finished": "now",
+            "recipe": RECIPE,
+        }
         (folder / f"{task}.json").write_text(
             json.dumps({"task": task, "result": result, "name": name, "seed": seed, **facts})
         )
@@ -92,14 +104,22 @@ def test_the_page_in_a_browser(folder, browser, tmp_path, width, scheme):
     assert found["overflow"] <= 0  # nothing wider than the screen, also on a phone
     bright = sum(map(int, found["text"].removeprefix("rgb(").rstrip(")").split(","))) > 300
     assert bright == (scheme == "dark") and found["ink"] == found["text"]
-    assert {"81.00 ± 1.00", "84.00 ± 1.00", "94.45", "+3.00 [+3.00, +3.00]", "test_00000007"} <= set(found["cells"])
+    assert {
+        "81.00 ± 1.00",
+        "84.00 ± 1.00",
+        "94.45",
+        "+3.00 [+3.00, +3.00]",
+        "test_00000007",
+    } <= set(found["cells"])
     assert "Differences" in found["headings"] and picture.stat().st_size > 10_000
 
 
 def test_the_page_of_a_single_run(folder):
     write_report(folder / "pretrain" / "simclr-s0", folder / "run.html")
     page = (folder / "run.html").read_text()
-    assert "80.00" in page and "Most suspicious (tiny)" in page and "83." not in page.split("<h2>")[1]
+    assert (
+        "80.00" in page and "Most suspicious (tiny)" in page and "83." not in page.split("<h2>")[1]
+    )
     assert "an &lt;encoder&gt;" in page  # nothing from a file becomes markup
 
 
@@ -124,7 +144,9 @@ def test_measures_of_another_set_are_not_shown(folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "data": {"plan": "another"}}))
     write_report(folder, folder / "report.html")
     page = (folder / "report.html").read_text()
-    assert "Most suspicious" not in page and "Sample quality" not in page and "Hardest (tiny)" in page
+    assert (
+        "Most suspicious" not in page and "Sample quality" not in page and "Hardest (tiny)" in page
+    )
 
 
 def test_a_comparison_elsewhere_finds_its_runs_and_says_which_are_gone(folder, tmp_path):
@@ -134,4 +156,8 @@ def test_a_comparison_elsewhere_finds_its_runs_and_says_which_are_gone(folder, t
     shutil.rmtree(runs[0])
     write_report(elsewhere, elsewhere / "report.html", folder / "shards")
     page = (elsewhere / "report.html").read_text()
-    assert "<h2>Training</h2>" in page and "Maps of the features" in page and f"{runs[0].name}." in page
+    assert (
+        "<h2>Training</h2>" in page
+        and "Maps of the features" in page
+        and f"{runs[0].name}." in page
+    )

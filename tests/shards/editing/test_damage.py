@@ -34,7 +34,9 @@ def rich_set(shard_set, digits, tmp_path_factory):
     dice = np.random.default_rng(0)
     for shard in range(plan.shard_count):
         images = [dice.integers(0, 256, (2, 8, 8, 3), np.uint8) for _ in plan.shard_range(shard)]
-        records = [Record(digits[n], some) for n, some in zip(plan.shard_range(shard), images, strict=True)]
+        records = [
+            Record(digits[n], some) for n, some in zip(plan.shard_range(shard), images, strict=True)
+        ]
         write_shard(root, plan, layer, shard, records, dict)
     seal_if_complete(root, plan, layer)
     shards = ShardSet(root)
@@ -58,14 +60,22 @@ def places(path):
         with tarfile.open(path) as tar:
             member = random.choice(tar.getmembers())
         data = member.offset_data
-        found += [member.offset, member.offset + random.randrange(512), data - 1, data, data + member.size - 1]
+        found += [
+            member.offset,
+            member.offset + random.randrange(512),
+            data - 1,
+            data,
+            data + member.size - 1,
+        ]
         found += [data + random.randrange(member.size), data + member.size]
     return found
 
 
 def test_every_flipped_bit_and_every_cut_is_found_and_named(copy):
     random.seed(0)
-    files = sorted(path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = sorted(
+        path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json"
+    )
     kinds = set()
     for trial in range(TRIALS):
         path = files[trial % len(files)]
@@ -88,7 +98,9 @@ def test_every_flipped_bit_and_every_cut_is_found_and_named(copy):
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_missing_cut_and_foreign_files_are_named(copy, deep):
-    for path in sorted(path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json"):
+    for path in sorted(
+        path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json"
+    ):
         name, good = path.relative_to(copy).as_posix(), path.read_bytes()
         path.unlink()
         assert verify_set(copy, deep) == [f"{name}: missing, the manifest has {len(good)} bytes"]
@@ -124,7 +136,12 @@ def test_a_changed_manifest_is_found_by_the_set_id_that_is_expected(copy):
     path = copy / "manifest.json"
     good = path.read_bytes()
     assert verify_set(copy, expect=set_id) == []
-    for bad in (good.replace(b'"bytes"', b'"bytes" '), good + b"\n", good.replace(b"cc-by", b"xx-by"), good[:-1]):
+    for bad in (
+        good.replace(b'"bytes"', b'"bytes" '),
+        good + b"\n",
+        good.replace(b"cc-by", b"xx-by"),
+        good[:-1],
+    ):
         path.write_bytes(bad)
         assert verify_set(copy, expect=set_id)[0].startswith("manifest.json: set ID")
     assert verify_set(copy)[0].startswith("manifest.json: set ID")  # not written as it would be
@@ -135,21 +152,31 @@ def test_a_changed_manifest_is_found_by_the_set_id_that_is_expected(copy):
 def reseal(root, drop=(), extra=None):
     """Make commit records and manifest agree with whatever the files now are."""
     manifest = json.loads((root / "manifest.json").read_text()) | (extra or {})
-    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name not in drop}
+    manifest["files"] = {
+        name: entry for name, entry in manifest["files"].items() if name not in drop
+    }
     for path in sorted(root.glob("layer-*/*.tar")):
         commit = root / "commits" / path.parent.name / f"{path.stem}.json"
-        facts = json.loads(commit.read_text()) | {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        facts = json.loads(commit.read_text()) | {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
         commit.write_bytes(canonical_json(facts))
     for name in manifest["files"]:
         path = root / name
-        manifest["files"][name] = FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path)).model_dump()
+        manifest["files"][name] = FileEntry(
+            bytes=path.stat().st_size, sha256=sha256_file(path)
+        ).model_dump()
     (root / "manifest.json").write_bytes(canonical_json(manifest))
 
 
 def rewrite(path, change):
     """Write a tar anew; `change(number, member, content)` gives the (member, content) pairs in place of a member."""
     buffer = io.BytesIO()
-    with tarfile.open(path) as old, tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as new:
+    with (
+        tarfile.open(path) as old,
+        tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as new,
+    ):
         for number, member in enumerate(old.getmembers()):
             for changed, content in change(number, member, old.extractfile(member).read()):
                 changed.size = len(content) if changed.isreg() else 0
@@ -163,7 +190,9 @@ def fact(**changes):
     def change(number, member, content):
         if number == 4:
             facts = json.loads(content)
-            facts |= {key: new(facts.get(key)) if callable(new) else new for key, new in changes.items()}
+            facts |= {
+                key: new(facts.get(key)) if callable(new) else new for key, new in changes.items()
+            }
             content = canonical_json(facts)
         yield member, content
 
@@ -261,26 +290,38 @@ def test_a_wrong_digest_in_index_and_tar_alike_is_found_by_the_pixels(copy):
     rewrite(copy / TAR, fact(pixels=lambda pixels: pixels | {"c001": "0" * 32}))
     change_table(copy / "layer-000.parquet", pixels=lambda row: [*row[:2], bytes(16), row[3]])
     reseal(copy)
-    assert verify_set(copy, deep=True) == [f"{TAR}: train_00000016.c001.webp: pixels differ from the recorded digest"]
+    assert verify_set(copy, deep=True) == [
+        f"{TAR}: train_00000016.c001.webp: pixels differ from the recorded digest"
+    ]
 
 
 def test_a_wrong_anchor_in_index_and_all_tars_alike_is_found_by_the_source(copy):
     for layer in (0, 1):
-        rewrite(copy / f"layer-00{layer}/shard-000001.tar", fact(anchor="0" * 32) if layer == 0 else second_layer)
+        rewrite(
+            copy / f"layer-00{layer}/shard-000001.tar",
+            fact(anchor="0" * 32) if layer == 0 else second_layer,
+        )
         change_table(copy / f"layer-00{layer}.parquet", anchor=lambda row: bytes(16))
     reseal(copy)
-    assert verify_set(copy, deep=True)[0].startswith("layer-000.parquet: its anchors have the digest")
+    assert verify_set(copy, deep=True)[0].startswith(
+        "layer-000.parquet: its anchors have the digest"
+    )
 
 
 def second_layer(number, member, content):
-    yield member, canonical_json(json.loads(content) | {"anchor": "0" * 32}) if number == 2 else content
+    yield (
+        member,
+        canonical_json(json.loads(content) | {"anchor": "0" * 32}) if number == 2 else content,
+    )
 
 
 def change_table(path, **changes):
     """Change columns of row 16 (the first of the second shard) of an index, keeping its row groups."""
     with pq.ParquetFile(path) as file:
         groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
-    with pq.ParquetWriter(path, groups[0].schema, compression="zstd", write_statistics=False) as writer:
+    with pq.ParquetWriter(
+        path, groups[0].schema, compression="zstd", write_statistics=False
+    ) as writer:
         for number, group in enumerate(groups):
             rows = group.to_pylist()
             if number == 1:
@@ -293,7 +334,9 @@ def test_an_index_that_lacks_values_is_damaged(copy, column):
     change_table(copy / "layer-000.parquet", **{column: lambda value: None})
     reseal(copy)
     faults = verify_set(copy, deep=True)
-    assert "row group 1 cannot be read (it lacks values)" in faults[0] or (column == "key" and "keys" in faults[0])
+    assert "row group 1 cannot be read (it lacks values)" in faults[0] or (
+        column == "key" and "keys" in faults[0]
+    )
 
 
 @pytest.mark.parametrize("what", ["keys", "candidates", "more", "none", "null"])
@@ -302,10 +345,13 @@ def test_scores_of_other_anchors_or_candidates_are_found(copy, what):
     table = pq.read_table(path)
     columns = {name: table[name].to_pylist() for name in table.schema.names}
     change = {
-        "keys": lambda: columns["key"].__setitem__(1, "train_00000007"),  # not the first of its anchor
+        "keys": lambda: columns["key"].__setitem__(
+            1, "train_00000007"
+        ),  # not the first of its anchor
         "candidates": lambda: columns["candidate"].__setitem__(1, 0),
         "more": lambda: [
-            columns.__setitem__(name, [v for v in values for _ in (0, 1)]) for name, values in columns.items()
+            columns.__setitem__(name, [v for v in values for _ in (0, 1)])
+            for name, values in columns.items()
         ],
         "none": lambda: [values.clear() for values in columns.values()],
         "null": lambda: columns["key"].__setitem__(5, None),
@@ -335,4 +381,6 @@ def test_what_the_plan_expects_must_be_in_the_manifest(copy):
 
 
 def test_pixel_digests_tell_shapes_apart():
-    assert pixel_digest(np.zeros((2, 8, 3), np.uint8)) != pixel_digest(np.zeros((8, 2, 3), np.uint8))
+    assert pixel_digest(np.zeros((2, 8, 3), np.uint8)) != pixel_digest(
+        np.zeros((8, 2, 3), np.uint8)
+    )

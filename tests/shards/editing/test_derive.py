@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from clsp.core import InputError, WorkError
 from clsp.generate import Sampler, SamplerConfig, make_plan, make_shards
-from clsp.shards import ShardsConfig, ShardSet, merge_sets, pack_set, subset_set, verify_set, write_plan
+from clsp.shards import (
+    ShardsConfig,
+    ShardSet,
+    merge_sets,
+    pack_set,
+    subset_set,
+    verify_set,
+    write_plan,
+)
 from clsp.shards.editing.derive import fraction_positions, range_positions
 
 
@@ -38,12 +46,17 @@ def test_a_subset_has_the_records_of_its_parent(shard_set, tmp_path):
     part = ShardSet(tmp_path / "set")
     assert [part.source_index(i) for i in range(len(part))] == list(range(10, 31))
     for position in range(21):
-        assert part.key(position) == parent.key(position + 10) and part.label(position) == parent.label(position + 10)
+        assert part.key(position) == parent.key(position + 10) and part.label(
+            position
+        ) == parent.label(position + 10)
         assert part.anchor_bytes(position) == parent.anchor_bytes(position + 10)
         assert part.candidate_bytes(position, 2) == parent.candidate_bytes(position + 10, 2)
     assert verify_set(tmp_path / "set", deep=True) == [] and contents(shard_set) == before
     parents = part.manifest.provenance["derived"]["parents"]
-    assert parents[0]["set_id"] == parent.set_id and parents[0]["provenance"] == parent.manifest.provenance
+    assert (
+        parents[0]["set_id"] == parent.set_id
+        and parents[0]["provenance"] == parent.manifest.provenance
+    )
 
 
 def test_fractions_are_nested_and_depend_on_the_source_alone(shard_set, other_team):
@@ -60,14 +73,20 @@ def test_disjoint_subsets_merge_into_the_bytes_of_the_whole(shard_set, tmp_path)
         subset_set(parent, tmp_path / name, positions, {})
     merge_sets(ShardSet(tmp_path / "b"), ShardSet(tmp_path / "a"), tmp_path / "whole")
     assert tars(tmp_path / "whole") == tars(shard_set)
-    assert (tmp_path / "whole" / "layer-000.parquet").read_bytes() == (shard_set / "layer-000.parquet").read_bytes()
+    assert (tmp_path / "whole" / "layer-000.parquet").read_bytes() == (
+        shard_set / "layer-000.parquet"
+    ).read_bytes()
     assert verify_set(tmp_path / "whole", deep=True) == []
 
 
 def test_another_teams_candidates_become_a_layer(shard_set, other_team, tmp_path):
     set_id = merge_sets(ShardSet(shard_set), ShardSet(other_team), tmp_path / "both")
     one, other, both = ShardSet(shard_set), ShardSet(other_team), ShardSet(tmp_path / "both")
-    assert both.set_id == set_id and both.candidates == 5 and tars(tmp_path / "both") == tars(shard_set)
+    assert (
+        both.set_id == set_id
+        and both.candidates == 5
+        and tars(tmp_path / "both") == tars(shard_set)
+    )
     for position in range(40):
         assert both.candidate_bytes(position, 1) == one.candidate_bytes(position, 1)
         assert both.candidate_bytes(position, 3) == other.candidate_bytes(position, 0)
@@ -75,7 +94,10 @@ def test_another_teams_candidates_become_a_layer(shard_set, other_team, tmp_path
     assert both.manifest.provenance["layers"]["layer-001"]["sampler"]["seed"] == 7
     assert verify_set(tmp_path / "both", deep=True) == []
     before = contents(tmp_path / "both")
-    assert merge_sets(one, other, tmp_path / "both") == set_id and contents(tmp_path / "both") == before
+    assert (
+        merge_sets(one, other, tmp_path / "both") == set_id
+        and contents(tmp_path / "both") == before
+    )
 
 
 def test_packing_a_merge_gives_one_layer(shard_set, other_team, tmp_path):
@@ -111,7 +133,9 @@ def test_what_does_not_fit_is_named(shard_set, other_team, tmp_path):
     with pytest.raises(InputError, match="same images; use clsp shards extend"):
         merge_sets(one, one, tmp_path / "x")
     subset_set(ShardSet(other_team), tmp_path / "tail", np.arange(20, 40), {})
-    with pytest.raises(InputError, match=r"sampler\.seed: 0 there, 7 here.*shards\.candidates: 3 there, 2 here"):
+    with pytest.raises(
+        InputError, match=r"sampler\.seed: 0 there, 7 here.*shards\.candidates: 3 there, 2 here"
+    ):
         merge_sets(ShardSet(half), ShardSet(tmp_path / "tail"), tmp_path / "x")
     shutil.copytree(other_team, tmp_path / "elsewhere")
     for name in ("plan.json", "manifest.json"):

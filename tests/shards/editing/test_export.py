@@ -17,11 +17,16 @@ def shards(shard_set):
 
 
 def pixels(shards: ShardSet) -> np.ndarray:
-    return np.stack([[shards.candidate(i, k) for k in range(shards.candidates)] for i in range(len(shards))])
+    return np.stack(
+        [[shards.candidate(i, k) for k in range(shards.candidates)] for i in range(len(shards))]
+    )
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def test_npy_holds_the_candidates_in_order(shards, tmp_path):
@@ -57,14 +62,20 @@ def test_datasets_reads_the_folder_with_its_metadata(make_set, tmp_path, codec, 
     export_folder(shards, tmp_path / "images", lambda *counts: reported.append(counts))
     assert reported[-1] == (40, 40) and len(reported) == 40
     cache = str(tmp_path / "cache")
-    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "images"), split="train", cache_dir=cache)
+    rows = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "images"), split="train", cache_dir=cache
+    )
     assert len(rows) == 40 * (3 + anchors)
     assert set(rows.column_names) == {"image", "key", "candidate", "index", "label"}
     found = {(row["index"], row["candidate"]): row for row in rows}
     for position in range(40):
         for candidate in [*([None] if anchors else []), 0, 1, 2]:
             row = found.pop((position, candidate))
-            image = shards.anchor(position) if candidate is None else shards.candidate(position, candidate)
+            image = (
+                shards.anchor(position)
+                if candidate is None
+                else shards.candidate(position, candidate)
+            )
             assert np.array_equal(np.asarray(row["image"]), image)
             assert (row["key"], row["label"]) == (shards.key(position), shards.labels()[position])
     assert found == {}
@@ -72,7 +83,10 @@ def test_datasets_reads_the_folder_with_its_metadata(make_set, tmp_path, codec, 
 
 def test_the_files_are_the_sets_bytes_in_a_folder_per_shard(shards, tmp_path):
     export_folder(shards, tmp_path)  # an empty folder that exists is welcome
-    rows = [json.loads(line) for line in (tmp_path / "train" / "metadata.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "train" / "metadata.jsonl").read_text().splitlines()
+    ]
     assert rows[16 * 4 + 2]["file_name"] == "shard-000001/train_00000016.c001.webp"
     assert (tmp_path / "train" / rows[0]["file_name"]).read_bytes() == shards.anchor_bytes(0)
     for row in rows:
@@ -105,4 +119,6 @@ def test_a_set_cannot_name_files_outside_of_the_folder(shard_set, tmp_path, monk
     monkeypatch.setattr(shards, "key", lambda position: key)
     with pytest.raises(WorkError, match="no file name"):
         export_folder(shards, tmp_path / "out" / "images")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and "set" not in path.parts] == []
+    assert [
+        path.name for path in tmp_path.rglob("*") if path.is_file() and "set" not in path.parts
+    ] == []

@@ -33,7 +33,11 @@ def start(tmp_path, digits, array):
 
 
 def contents(root) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*") if path.suffix != ".json"}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*.*")
+        if path.suffix != ".json"
+    }
 
 
 @pytest.mark.parametrize("anchors", [True, False])
@@ -63,7 +67,9 @@ def test_a_fortran_ordered_array_is_the_same_set(start, array, digits, tmp_path)
     straight = start()
     import_npy(*straight)
     tars = [sorted((folder / "layer-000").glob("*.tar")) for folder in (root, straight[0])]
-    assert len(tars[0]) == 3 and [tar.read_bytes() for tar in tars[0]] == [tar.read_bytes() for tar in tars[1]]
+    assert len(tars[0]) == 3 and [tar.read_bytes() for tar in tars[0]] == [
+        tar.read_bytes() for tar in tars[1]
+    ]
 
 
 def test_the_plan_and_the_commit_records_say_where_it_came_from(start, tmp_path):
@@ -73,7 +79,11 @@ def test_the_plan_and_the_commit_records_say_where_it_came_from(start, tmp_path)
     assert (plan.diffusion.origin, plan.diffusion.digest) == ("imported from published.npy", digest)
     assert plan.sampler == {"imported": "published.npy"}
     made = json.loads((root / "commits" / "layer-000" / "shard-000000.json").read_text())["made"]
-    assert made["imported"] == "published.npy" and set(made["versions"]) == {"clsp", "numpy", "pillow"}
+    assert made["imported"] == "published.npy" and set(made["versions"]) == {
+        "clsp",
+        "numpy",
+        "pillow",
+    }
     assert made["finished"].endswith("Z")
 
 
@@ -103,7 +113,9 @@ def test_another_file_of_that_name_is_another_plan(start, array, digits, tmp_pat
     np.save(tmp_path / "published.npy", array ^ 1)
     opened = open_npy(tmp_path / "published.npy", digits)
     with pytest.raises(InputError, match=r"diffusion\.digest"):
-        check_plan(root, import_plan(tmp_path / "published.npy", opened, digits, ShardsConfig(records=16)))
+        check_plan(
+            root, import_plan(tmp_path / "published.npy", opened, digits, ShardsConfig(records=16))
+        )
 
 
 def test_a_damaged_sealed_set_is_not_mended(start):
@@ -143,7 +155,11 @@ def test_what_is_wrong_with_a_file_is_said_in_a_line(case, digits, tmp_path):
         path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         open_npy(path, digits)
-    assert str(path) in str(caught.value) and "expected" in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        str(path) in str(caught.value)
+        and "expected" in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_a_file_that_is_cut_short_or_an_archive_is_refused(digits, array, tmp_path):

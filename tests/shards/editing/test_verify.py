@@ -21,7 +21,9 @@ def test_a_fresh_set_is_sound(shard_set):
 
 def test_deep_finds_every_flipped_byte(copy):
     random.seed(0)
-    files = sorted(path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = sorted(
+        path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json"
+    )
     for path in files:
         good = path.read_bytes()
         for _ in range(3):

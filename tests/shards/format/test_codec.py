@@ -33,4 +33,7 @@ def test_damaged_or_foreign_bytes_are_refused(codec):
 
 def test_pixel_digest_is_the_specified_hash():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    assert pixel_digest(image) == hashlib.blake2b(b"2x2x3:" + bytes(range(12)), digest_size=16).hexdigest()
+    assert (
+        pixel_digest(image)
+        == hashlib.blake2b(b"2x2x3:" + bytes(range(12)), digest_size=16).hexdigest()
+    )

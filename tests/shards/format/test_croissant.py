@@ -23,10 +23,14 @@ COLUMNS = ["key", "index", "label", "shard"]
 def describe(root: Path, plan: Plan, layers: int = 1) -> Path:
     """Write `croissant.json` into the set at `root` for so many layers."""
     names = [f"layer-{number:03d}" for number in range(layers)]
-    digests = [hashlib.sha256((root / f"{name}.parquet").read_bytes()).hexdigest() for name in names]
+    digests = [
+        hashlib.sha256((root / f"{name}.parquet").read_bytes()).hexdigest() for name in names
+    ]
     path = root / "croissant.json"
     path.write_bytes(
-        croissant(plan, [(name, plan.image_fields, sha) for name, sha in zip(names, digests, strict=True)])
+        croissant(
+            plan, [(name, plan.image_fields, sha) for name, sha in zip(names, digests, strict=True)]
+        )
     )
     return path
 
@@ -40,7 +44,8 @@ def rewrite(root: Path, name: str, change: Callable) -> None:
     """Change a column of the index."""
     table = pq.read_table(root / "layer-000.parquet")
     pq.write_table(
-        table.set_column(table.column_names.index(name), name, change(table[name])), root / "layer-000.parquet"
+        table.set_column(table.column_names.index(name), name, change(table[name])),
+        root / "layer-000.parquet",
     )
 
 
@@ -51,7 +56,10 @@ def issues(dataset) -> tuple[list[str], list[str]]:
 
 def rows_of(dataset, name: str) -> list[dict]:
     """The records of a record set, with plain names and text."""
-    rows = [{field.removeprefix(f"{name}/"): value for field, value in row.items()} for row in dataset.records(name)]
+    rows = [
+        {field.removeprefix(f"{name}/"): value for field, value in row.items()}
+        for row in dataset.records(name)
+    ]
     return [{**row, "key": row["key"].decode()} for row in rows]
 
 
@@ -60,8 +68,13 @@ def test_mlcroissant_accepts_it_and_reads_the_index(copy, layers):
     shutil.copy(copy / "layer-000.parquet", copy / "layer-001.parquet")
     dataset = mlcroissant.Dataset(jsonld=str(describe(copy, read_plan(copy), layers)))
     errors, warnings = issues(dataset)
-    assert errors == [] and len(warnings) == 1 and "datePublished" in warnings[0]  # a set knows no time
-    assert dataset.metadata.license == ["cc-by-4.0"] and dataset.metadata.version == f"1.{layers - 1}.0"
+    assert (
+        errors == [] and len(warnings) == 1 and "datePublished" in warnings[0]
+    )  # a set knows no time
+    assert (
+        dataset.metadata.license == ["cc-by-4.0"]
+        and dataset.metadata.version == f"1.{layers - 1}.0"
+    )
     assert "2408.16965" in dataset.metadata.cite_as
     expected = pq.read_table(copy / "layer-000.parquet", columns=COLUMNS).to_pylist()
     assert len(expected) == 40 and len(dataset.metadata.record_sets) == layers
@@ -91,7 +104,9 @@ def test_it_names_existing_files_and_no_licence_where_none_is_known(copy):
     content = json.loads(path.read_bytes())
     assert "license" not in content and issues(mlcroissant.Dataset(jsonld=str(path)))[0] == []
     index, tars = content["distribution"]
-    assert (copy / index["contentUrl"]).is_file() and len(list(copy.glob(tars["includes"]))) == plan.shard_count
+    assert (copy / index["contentUrl"]).is_file() and len(
+        list(copy.glob(tars["includes"]))
+    ) == plan.shard_count
 
 
 def test_its_size_does_not_grow_with_shards_and_candidates(shard_set):

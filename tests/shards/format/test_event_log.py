@@ -57,7 +57,9 @@ def test_shards_that_end_within_a_second_are_not_counted_as_faster(forty_shards,
         minute, second = divmod(int((shard + 1) * seconds), 60)
         rewrite(root, shard, seconds=seconds, finished=f"2026-01-01T00:{minute:02d}:{second:02d}Z")
     pace = measure_pace(plan, commit_records(root, plan))
-    assert pace.per_process == pytest.approx(3 / seconds) and pace.overall == pytest.approx(3 / seconds, rel=0.1)
+    assert pace.per_process == pytest.approx(3 / seconds) and pace.overall == pytest.approx(
+        3 / seconds, rel=0.1
+    )
 
 
 def test_no_pace_without_times(make_set, tmp_path):
@@ -76,13 +78,17 @@ def write_lines(root, number):
 
 def test_lines_of_several_processes_never_mix(tmp_path):
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=write_lines, args=(tmp_path / "set", number)) for number in range(3)]
+    writers = [
+        context.Process(target=write_lines, args=(tmp_path / "set", number)) for number in range(3)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     events = read_log(tmp_path / "set")
-    found = [[event["line"] for event in events if event["writer"] == number] for number in range(3)]
+    found = [
+        [event["line"] for event in events if event["writer"] == number] for number in range(3)
+    ]
     assert found == [list(range(200))] * 3
     with log_path(tmp_path / "set").open("a") as file:
         file.write('{"event": "cut sho')

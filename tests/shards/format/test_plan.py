@@ -8,7 +8,9 @@ from clsp.shards.format.plan import DiffusionPlan, SourcePlan, read_plan
 
 def plan(**shards) -> Plan:
     return Plan(
-        source=SourcePlan(name="x", split="train", licence="", count=10, size=8, resize="crop", digest="00"),
+        source=SourcePlan(
+            name="x", split="train", licence="", count=10, size=8, resize="crop", digest="00"
+        ),
         diffusion=DiffusionPlan(origin="model", digest="11"),
         sampler={"weight": 0.1},
         shards=ShardsConfig(records=4, **shards),
@@ -44,7 +46,10 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
         ({"schema_version": "2.0"}, r"schema version 2\.0, this clsp reads 1\.x"),
         ({"format": "other"}, "does not describe a clsp shard set"),
         ({"source": {"name": "x"}}, "source.split: Field required"),
-        ({"shards": {"records": 1}, "selection": {"count": 2000000, "digest": ""}}, "at most 1000000"),
+        (
+            {"shards": {"records": 1}, "selection": {"count": 2000000, "digest": ""}},
+            "at most 1000000",
+        ),
     ],
 )
 def test_foreign_plans_are_refused(tmp_path, change, message):

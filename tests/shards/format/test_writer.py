@@ -5,7 +5,15 @@ import tarfile
 
 import numpy as np
 import pytest
-from clsp.shards import DiffusionPlan, Plan, Record, ShardsConfig, SourcePlan, write_plan, write_shard
+from clsp.shards import (
+    DiffusionPlan,
+    Plan,
+    Record,
+    ShardsConfig,
+    SourcePlan,
+    write_plan,
+    write_shard,
+)
 from clsp.shards.format.commits import read_commit
 from clsp.shards.format.layout import commit_path, shard_path
 from clsp.shards.format.plan import read_plan
@@ -75,9 +83,13 @@ def test_a_shard_without_a_fitting_commit_record_does_not_exist(digits, empty_se
 
 def test_equal_records_have_given_equal_tars_ever_since(tmp_path):
     """The digest of the version that wrote its headers itself; by it the sets of that version go on and extend."""
-    source = SourcePlan(name="x", split="train", licence="", count=3, size=8, resize="crop", digest="00")
+    source = SourcePlan(
+        name="x", split="train", licence="", count=3, size=8, resize="crop", digest="00"
+    )
     model = DiffusionPlan(origin="m", digest="11")
-    plan = Plan(source=source, diffusion=model, sampler={}, shards=ShardsConfig(candidates=2, records=3))
+    plan = Plan(
+        source=source, diffusion=model, sampler={}, shards=ShardsConfig(candidates=2, records=3)
+    )
     encoded = []
     for i in range(3):
         contents = [bytes([i, j]) * (100 * i + j) for j in range(3)]
@@ -103,7 +115,10 @@ def test_a_members_name_has_at_most_100_bytes(tmp_path):
 def test_the_tar_is_what_tarfile_writes(shard_set):
     path = shard_path(shard_set, 0, 0)
     expected = io.BytesIO()
-    with tarfile.open(path) as found, tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        tarfile.open(path) as found,
+        tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for member in found:
             plain = tarfile.TarInfo(member.name)
             plain.size, plain.mode = member.size, 0o444

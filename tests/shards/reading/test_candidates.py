@@ -22,7 +22,9 @@ def scored(make_set, tmp_path):
 
 def drawn(choice, shards, epochs=60) -> np.ndarray:
     keys = [shards.key(position) for position in range(40)]
-    return np.array([[choice.draw(e, n, key, 3)[0] for n, key in enumerate(keys)] for e in range(epochs)])
+    return np.array(
+        [[choice.draw(e, n, key, 3)[0] for n, key in enumerate(keys)] for e in range(epochs)]
+    )
 
 
 def test_only_candidates_at_or_above_the_minimum_are_drawn_and_evenly(scored):

@@ -11,7 +11,9 @@ from clsp.shards.reading.candidates import draw_candidate
 
 pytestmark = [
     # webdataset leaves its tars to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+    ),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
 
@@ -23,14 +25,18 @@ def check_pairs(samples, shards: ShardSet, seed: int, epoch: int) -> None:
         position = int(key.split("_")[1])
         candidate = draw_candidate(seed, epoch, key, shards.candidates)
         assert np.array_equal(sample["anchor"].permute(1, 2, 0).numpy(), shards.anchor(position))
-        assert np.array_equal(sample["candidate"].permute(1, 2, 0).numpy(), shards.candidate(position, candidate))
+        assert np.array_equal(
+            sample["candidate"].permute(1, 2, 0).numpy(), shards.candidate(position, candidate)
+        )
         assert sample["label"] == shards.label(position) and sample["weight"] == 1
 
 
 def test_an_epoch_has_every_pair_once_and_the_next_draws_anew(shard_set):
     shards, samples = ShardSet(shard_set), list(pair_stream(shard_set, seed=3, epochs=2, shuffle=0))
     keys = [sample["__key__"] for sample in samples]
-    assert sorted(keys[:40]) == sorted(keys[40:]) == [shards.key(position) for position in range(40)]
+    assert (
+        sorted(keys[:40]) == sorted(keys[40:]) == [shards.key(position) for position in range(40)]
+    )
     check_pairs(samples[:40], shards, 3, 0)
     check_pairs(samples[40:], shards, 3, 1)
 
@@ -59,7 +65,10 @@ def test_workers_share_the_shards(ten_shards, workers):
     batches = list(webdataset.WebLoader(stream, batch_size=None, num_workers=workers))
     assert sum(len(batch["__key__"]) for batch in batches) == 40
     assert len({key for batch in batches for key in batch["__key__"]}) == 40
-    assert batches[0]["candidate"].shape == (5, 3, 8, 8) and batches[0]["candidate"].dtype == torch.uint8
+    assert (
+        batches[0]["candidate"].shape == (5, 3, 8, 8)
+        and batches[0]["candidate"].dtype == torch.uint8
+    )
 
 
 def test_ranks_share_the_shards(ten_shards, monkeypatch):

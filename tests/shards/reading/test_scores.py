@@ -10,7 +10,10 @@ from clsp.shards.reading.scores import add_scores
 def test_scores_are_sealed_and_disturb_nothing(make_set, tmp_path):
     root = make_set(tmp_path / "set")
     before = ShardSet(root)
-    values = {"cosine": np.random.default_rng(0).random((40, 3), np.float32), "agrees": np.zeros((40, 3), np.float32)}
+    values = {
+        "cosine": np.random.default_rng(0).random((40, 3), np.float32),
+        "agrees": np.zeros((40, 3), np.float32),
+    }
     set_id = add_scores(root, "probe", [before.key(i) for i in range(40)], values)
     after = ShardSet(root)
     assert after.set_id == set_id != before.set_id and after.identity == before.identity
@@ -36,4 +39,6 @@ def test_histograms_are_drawn_below_the_sheet(shard_set):
     whole = np.asarray(with_histograms(sheet, {"probe": {"cosine": uniform}}))
     assert np.array_equal(whole[: sheet.height, : sheet.width], np.asarray(sheet))
     bars = (whole[sheet.height :] == (70, 110, 170)).all(axis=2).sum(axis=0)
-    assert len(set(bars[bars > 0])) == 1 and (bars > 0).sum() > 200  # equal counts give bars of one height
+    assert (
+        len(set(bars[bars > 0])) == 1 and (bars > 0).sum() > 200
+    )  # equal counts give bars of one height

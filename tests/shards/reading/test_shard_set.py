@@ -20,7 +20,9 @@ def test_anchors_labels_and_keys_are_the_sources(shard_set, digits):
 def test_a_pickled_set_reads_the_same(shard_set):
     shards = ShardSet(shard_set)
     shards.candidate(0, 0)
-    assert np.array_equal(pickle.loads(pickle.dumps(shards)).candidate(39, 2), shards.candidate(39, 2))
+    assert np.array_equal(
+        pickle.loads(pickle.dumps(shards)).candidate(39, 2), shards.candidate(39, 2)
+    )
 
 
 def test_without_anchors_they_are_joined_from_the_source(make_set, tmp_path, digits, shard_set):

@@ -30,12 +30,18 @@ def cached_tars(cache) -> list[str]:
 
 def check_cache(cache, files, most: int) -> None:
     tars = cached_tars(cache)
-    assert 0 < sum(len(files[name]) for name in tars) <= most and ".tmp" not in str(sorted(contents(cache)))
+    assert 0 < sum(len(files[name]) for name in tars) <= most and ".tmp" not in str(
+        sorted(contents(cache))
+    )
 
 
 def test_every_file_over_http_equals_the_local_one(web, files, ten_shards, tmp_path):
     store = open_store(web.url, tmp_path)
-    assert isinstance(store, RemoteStore) and store.location == web.url and store.manifest == read_manifest(ten_shards)
+    assert (
+        isinstance(store, RemoteStore)
+        and store.location == web.url
+        and store.manifest == read_manifest(ten_shards)
+    )
     for _ in range(2):
         assert {name: store.path(name).read_bytes() for name in files} == files
     assert sorted(web.served) == sorted(files)  # each once
@@ -74,7 +80,9 @@ def test_the_cache_keeps_the_tars_that_were_used_last(web, files, tmp_path):
         assert store.path(name).read_bytes() == files[name]
         assert sum(len(files[tar]) for tar in cached_tars(tmp_path)) <= room
     assert cached_tars(tmp_path)[-1] == TARS[-1]
-    assert set(files) - set(TARS) <= {name.split("/", 1)[1] for name in contents(tmp_path)}  # the rest is kept
+    assert set(files) - set(TARS) <= {
+        name.split("/", 1)[1] for name in contents(tmp_path)
+    }  # the rest is kept
     first, *_ = cached_tars(tmp_path)
     store.path(first)
     web.served.clear()
@@ -83,7 +91,9 @@ def test_the_cache_keeps_the_tars_that_were_used_last(web, files, tmp_path):
     assert web.served == [TARS[0]]  # the oldest by name was used, so another one made room
 
 
-def test_a_tar_larger_than_the_cache_is_still_readable_and_a_mapped_one_survives(web, files, tmp_path):
+def test_a_tar_larger_than_the_cache_is_still_readable_and_a_mapped_one_survives(
+    web, files, tmp_path
+):
     store = open_store(web.url, tmp_path, 1)
     with store.path(TARS[0]).open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -110,7 +120,9 @@ for name in sys.argv[4:]:
 
 
 def reader(*arguments) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", READ, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", READ, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_processes_share_one_cache(web, files, tmp_path):

@@ -77,7 +77,10 @@ def test_a_push_writes_the_plan_first_records_after_their_tars_and_the_seal_last
     assert sorted(order) == sorted(contents(ten_shards))
     assert order[0] == "plan.json" and order[-1] == "manifest.json"
     for shard in range(10):
-        tar, record = f"layer-000/shard-{shard:06d}.tar", f"commits/layer-000/shard-{shard:06d}.json"
+        tar, record = (
+            f"layer-000/shard-{shard:06d}.tar",
+            f"commits/layer-000/shard-{shard:06d}.json",
+        )
         assert order.index(tar) < order.index(record)
 
 
@@ -92,7 +95,9 @@ def test_an_interrupted_push_goes_on_without_sending_again(s3, ten_shards):
     assert s3.fs.exists(f"{s3.base}/manifest.json")
     # At most the files that were on their way when it was interrupted are sent twice.
     assert len(both) - len(set(both)) <= 2 and set(both) == set(contents(ten_shards))
-    assert not [name for name in s3.requests("GET")[gets:] if name == first[1] and name.endswith(".tar")]
+    assert not [
+        name for name in s3.requests("GET")[gets:] if name == first[1] and name.endswith(".tar")
+    ]
 
 
 def test_a_second_push_sends_nothing_and_reads_no_tar(s3, ten_shards):
@@ -129,7 +134,9 @@ def test_a_lasting_fault_never_lands(fault, web, tmp_path):
     with pytest.raises(WorkError, match=TAR):
         pull(web.url, tmp_path / "set")
     here = contents(tmp_path / "set")
-    assert not {TAR, COMMIT, "manifest.json"} & set(here) and not [name for name in here if ".tmp" in name]
+    assert not {TAR, COMMIT, "manifest.json"} & set(here) and not [
+        name for name in here if ".tmp" in name
+    ]
 
 
 def test_a_damaged_byte_at_the_source_never_lands(s3, ten_shards, tmp_path):
@@ -139,7 +146,9 @@ def test_a_damaged_byte_at_the_source_never_lands(s3, ten_shards, tmp_path):
     s3.fs.pipe_file(f"{s3.base}/{TAR}", bytes(content))
     with pytest.raises(WorkError, match=TAR):
         pull(s3.url, tmp_path / "set")
-    assert not (tmp_path / "set" / TAR).exists() and not (tmp_path / "set" / "manifest.json").exists()
+    assert (
+        not (tmp_path / "set" / TAR).exists() and not (tmp_path / "set" / "manifest.json").exists()
+    )
 
 
 def test_what_was_damaged_here_is_fetched_again(ten_shards, tmp_path):
@@ -211,7 +220,10 @@ def test_another_run_of_the_same_plan_is_left_alone(s3, ten_shards, tmp_path):
         (tmp_path / "set" / name).write_bytes(content)
         s3.fs.pipe_file(f"{s3.base}/{name}", content)
     before, puts = contents(tmp_path / "set"), s3.requests("PUT")
-    for attempt in (lambda: pull(str(ten_shards), tmp_path / "set"), lambda: push(ten_shards, s3.url)):
+    for attempt in (
+        lambda: pull(str(ten_shards), tmp_path / "set"),
+        lambda: push(ten_shards, s3.url),
+    ):
         with pytest.raises(InputError, match="another run"):
             attempt()
     assert contents(tmp_path / "set") == before and s3.requests("PUT") == puts
@@ -235,9 +247,9 @@ def test_an_earlier_state_is_updated_and_a_later_one_kept(s3, ten_shards, tmp_pa
     for name, content in contents(old).items():
         s3.fs.pipe_file(f"{s3.base}/{name}", content)
     push(ten_shards, s3.url)
-    assert {path.removeprefix(f"{s3.base}/"): s3.fs.cat_file(path) for path in s3.fs.find(s3.base)} == contents(
-        ten_shards
-    )
+    assert {
+        path.removeprefix(f"{s3.base}/"): s3.fs.cat_file(path) for path in s3.fs.find(s3.base)
+    } == contents(ten_shards)
     older_again = older_state(ten_shards, tmp_path / "again")
     pull(s3.url, old)
     assert contents(old) == contents(ten_shards)
@@ -258,7 +270,9 @@ def test_a_manifest_that_climbs_out_is_refused(ten_shards, tmp_path):
     shutil.copytree(ten_shards, tmp_path / "evil")
     manifest = json.loads((tmp_path / "evil/manifest.json").read_bytes())
     manifest["files"]["../outside"] = {"bytes": 1, "sha256": "0" * 64}
-    (tmp_path / "evil/manifest.json").write_text(json.dumps(manifest, sort_keys=True, indent=2) + "\n")
+    (tmp_path / "evil/manifest.json").write_text(
+        json.dumps(manifest, sort_keys=True, indent=2) + "\n"
+    )
     with pytest.raises(InputError, match="outside"):
         pull(str(tmp_path / "evil"), tmp_path / "set")
     assert not (tmp_path / "set").exists()
@@ -354,9 +368,16 @@ def test_the_hub_is_resumed_updated_and_checked(ten_shards, shard_set, tmp_path,
     hub.damage, hub.commits = None, []
     del hub.files[f"sub/{TAR}"]
     push_to_hub(ten_shards, url, api=hub)
-    assert {name.removeprefix("sub/"): content for name, content in hub.files.items()} == contents(ten_shards)
+    assert {name.removeprefix("sub/"): content for name, content in hub.files.items()} == contents(
+        ten_shards
+    )
     with pytest.raises(InputError, match="another set"):
         push_to_hub(shard_set, url, api=hub)
-    hub.files = {f"sub/{name}": value for name, value in contents(older_state(ten_shards, tmp_path / "old")).items()}
+    hub.files = {
+        f"sub/{name}": value
+        for name, value in contents(older_state(ten_shards, tmp_path / "old")).items()
+    }
     push_to_hub(ten_shards, url, api=hub)
-    assert {name.removeprefix("sub/"): content for name, content in hub.files.items()} == contents(ten_shards)
+    assert {name.removeprefix("sub/"): content for name, content in hub.files.items()} == contents(
+        ten_shards
+    )

@@ -43,7 +43,9 @@ def test_parquet_of_encoded_images(tmp_path):
     path = parquet(tmp_path / "x.parquet", [encoded(image) for image in images], [4, 3, 2, 1, 0])
     anchors = ImageSource(AnchorsConfig(path=str(path), limit=4))
     assert len(anchors) == 4 and anchors.labels().tolist() == [4, 3, 2, 1]
-    assert all(np.array_equal(anchor.image, image) for anchor, image in zip(anchors, images, strict=False))
+    assert all(
+        np.array_equal(anchor.image, image) for anchor, image in zip(anchors, images, strict=False)
+    )
 
 
 def test_folder_of_images_and_folder_of_parquet_splits(tmp_path):
@@ -56,9 +58,12 @@ def test_folder_of_images_and_folder_of_parquet_splits(tmp_path):
     assert sorted(anchors.labels().tolist()) == [0, 0, 1, 1]
     (tmp_path / "both").mkdir()
     for split, count in (("train", 3), ("test", 2)):
-        parquet(tmp_path / "both" / f"{split}.parquet", [encoded(image) for image in images[:count]])
+        parquet(
+            tmp_path / "both" / f"{split}.parquet", [encoded(image) for image in images[:count]]
+        )
     assert [
-        len(ImageSource(AnchorsConfig(path=str(tmp_path / "both"), split=split))) for split in ("train", "test")
+        len(ImageSource(AnchorsConfig(path=str(tmp_path / "both"), split=split)))
+        for split in ("train", "test")
     ] == [
         3,
         2,
@@ -82,7 +87,9 @@ def test_digest_names_the_encoded_bytes_and_their_order(tmp_path):
     first = parquet(tmp_path / "a.parquet", contents)
     renamed = parquet(tmp_path / "b.parquet", contents, [1, 2, 3])
     reordered = parquet(tmp_path / "c.parquet", contents[::-1])
-    digests = [ImageSource(AnchorsConfig(path=str(path))).digest for path in (first, renamed, reordered)]
+    digests = [
+        ImageSource(AnchorsConfig(path=str(path))).digest for path in (first, renamed, reordered)
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -20,7 +20,9 @@ def folder(tmp_path):
     root.mkdir(parents=True)
     for number in range(10):
         buffer = io.BytesIO()
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)).save(buffer, "png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)).save(
+            buffer, "png"
+        )
         content = buffer.getvalue()
         damaged = {0: content[: len(content) // 2], 3: b"no image", 5: b""}
         (root / f"{number:02d}.png").write_bytes(damaged.get(number, content))
@@ -48,7 +50,9 @@ def test_a_listing_is_used_only_while_it_is_true(folder, tmp_path, monkeypatch):
     screened(opened(folder), listing)
     looked_at = []
     original = ImageSource.why_unreadable
-    monkeypatch.setattr(ImageSource, "why_unreadable", lambda self, n: (looked_at.append(n), original(self, n))[1])
+    monkeypatch.setattr(
+        ImageSource, "why_unreadable", lambda self, n: (looked_at.append(n), original(self, n))[1]
+    )
     assert len(screened(opened(folder, size=8), listing)) == 7 and set(looked_at) == set(DAMAGED)
     (folder / "train" / "03.png").write_bytes((folder / "train" / "04.png").read_bytes())
     assert len(screened(opened(folder), listing)) == 8
@@ -75,7 +79,9 @@ def test_a_file_that_is_gone_is_named_or_skipped(folder):
 def test_the_digest_is_read_once_while_the_source_stays(folder, tmp_path, monkeypatch):
     path, read = tmp_path / "set.source.json", []
     original = ImageSource._content
-    monkeypatch.setattr(ImageSource, "_content", lambda self, index: (read.append(index), original(self, index))[1])
+    monkeypatch.setattr(
+        ImageSource, "_content", lambda self, index: (read.append(index), original(self, index))[1]
+    )
 
     def digest() -> str:
         anchors = opened(folder, size=8)
@@ -101,7 +107,12 @@ def test_nothing_that_decodes_is_bad_input(folder):
 
 def test_shards_are_made_of_the_rest_and_the_plan_says_which(clsp, folder, model_folder, tmp_path):
     root = tmp_path / "set"
-    values = {"anchors.path": folder, "shards.candidates": 2, "shards.records": 4, "sampler.steps": 2}
+    values = {
+        "anchors.path": folder,
+        "shards.candidates": 2,
+        "shards.records": 4,
+        "sampler.steps": 2,
+    }
     command = ["shards", "make", "--recipe", "digits", "--out", root, "--diffusion", model_folder]
     command += [f"--set={key}={value}" for key, value in values.items()]
     refused = clsp(*command)
@@ -112,5 +123,7 @@ def test_shards_are_made_of_the_rest_and_the_plan_says_which(clsp, folder, model
         assert "skipped 3 of 10 anchors" in found.stdout
     shards = ShardSet(root)
     assert shards.source_indices().tolist() == [1, 2, 4, 6, 7, 8, 9]
-    assert shards.plan.selection and shards.plan.selection.digest == indices_digest(shards.source_indices())
+    assert shards.plan.selection and shards.plan.selection.digest == indices_digest(
+        shards.source_indices()
+    )
     assert shards.plan.source.count == 10 and verify_set(root, deep=True) == []
