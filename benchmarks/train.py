@@ -25,7 +25,8 @@ from clsp.core import computes_bf16
 from clsp.shards import ShardSet
 from clsp.train import PretrainConfig, Views, batch_order, build_method
 from clsp.train.build import build_optimizer, pair_loader, prepared_method
-from clsp.train.step import Stepper
+from clsp.train.inputs import InputMaker
+from clsp.train.pretrain import Trainer
 from made_sets import (
     SIZE,
     EncodedImages,
@@ -84,8 +85,9 @@ class Ours:
         method = prepared_method(config, accelerator.device)
         model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
         views = Views(config, SIZE, accelerator.device)
-        self.stepper = Stepper(
-            accelerator, method, model, optimizer, config, order, views, shards.candidates
+        inputs = InputMaker(config, views, accelerator.device, method.views, shards.candidates)
+        self.trainer = Trainer(
+            accelerator, method, model, optimizer, config, inputs, order.batches_per_epoch
         )
         self.loader = pair_loader(shards, config, order)
         self.step = 0
@@ -93,7 +95,7 @@ class Ours:
         model.train()
 
     def __call__(self) -> None:
-        self.stepper.run(self.step, next(self.batches))
+        self.trainer.step(self.step, next(self.batches))
         self.step += 1
 
 

@@ -1,8 +1,7 @@
-"""The training loop of every method, to be read in one sitting."""
+"""Pretraining, to be read from top to bottom: set-up, loop and step of every method."""
 
-import json
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,27 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from ..core import StopRequested, WorkError, stop_deferred, stream_seed, write_file
-from ..shards import PairLoader, ShardSet
+from ..core import StopRequested, WorkError, stop_deferred, stream_seed
+from ..shards import PairBatch, ShardSet
 from .build import batch_order, build_optimizer, pair_loader, prepared_method
-from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import checkpoints
 from .config import PretrainConfig
+from .inputs import InputMaker
 from .methods import Method
-from .run import BACKBONE, LOG, check_run, claim_folder, export_backbone, read_rows
-from .step import NotFiniteError, Stepper
+from .progress import Progress
+from .run import BACKBONE, check_run, claim_folder, export_backbone
+from .schedule import learning_rate, synthetic_weight
 from .views import Views
 
 TRACKED = "tensorboard"
 """The folder of TensorBoard's files in the run's own, and the name of the project for other trackers."""
+
 Report = Callable[[int, int, dict[str, float]], None]
 Probe = Callable[[nn.Module], dict[str, float]]
+
+
+class NotFiniteError(Exception):
+    """A loss that is not finite; the argument is its value."""
 
 
 def pretrain(
@@ -34,13 +40,13 @@ def pretrain(
     report: Report | None = None,
     probe: Probe | None = None,
 ) -> Path:
-    """Pretrain a backbone on a shard set; resumes from `out` by itself. Returns the backbone's folder.
+    """Pretrain a backbone on a shard set and return the backbone's folder; resumes from `out` by itself.
 
     Everything random is a pure function of (seed, step, rank, view) and the order of the data one of (plan, seed,
     epoch), so a resumed run equals an uninterrupted one bit for bit on a CPU.
 
     Args:
-        report: called after every epoch.
+        report: called after every epoch with (epoch, epochs, the epoch's mean losses).
         probe: measures the backbone every `knn_epochs`, for the log; it must leave it as it is.
 
     Raises:
@@ -50,158 +56,168 @@ def pretrain(
     if check_run(shards, config, out):
         return out / BACKBONE
 
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False), _patience()]
-    logging: Any = {"log_with": list(config.trackers) or None, "project_dir": out}
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=handlers, **logging)
-    order = batch_order(shards, config, accelerator.process_index, accelerator.num_processes)
+    # Processes
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        kwargs_handlers=_process_settings(),
+        log_with=list(config.trackers) or None,
+        project_dir=out,
+    )
+    rank = accelerator.process_index
+
+    # Data
+    order = batch_order(shards, config, rank, accelerator.num_processes)
+    per_epoch = order.batches_per_epoch
+
+    # Method and optimizer
     torch.manual_seed(stream_seed(config.seed, "weights"))
     method = prepared_method(config, accelerator.device)
     loader = pair_loader(shards, config, order)
-
     if accelerator.is_main_process:
         claim_folder(shards, config, out)
-
-    accelerator.init_trackers(
-        TRACKED, {"run": config.run_name, "seed": config.seed, "epochs": config.epochs}
-    )
+    trackers = {"run": config.run_name, "seed": config.seed, "epochs": config.epochs}
+    accelerator.init_trackers(TRACKED, trackers)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
-    run = _Run(accelerator, method, optimizer, config, loader, out)
+
+    # One step, and what is kept of the steps
     views = Views(config, shards.size, accelerator.device)
-    stepper = Stepper(
-        accelerator, method, model, optimizer, config, order, views, shards.candidates
-    )
+    inputs = InputMaker(config, views, accelerator.device, method.views, shards.candidates, rank)
+    trainer = Trainer(accelerator, method, model, optimizer, config, inputs, per_epoch)
+    progress = Progress(accelerator, method, optimizer, config, loader, out)
+
     model.train()
-
     with stop_deferred() as stop_requested:
-        for step, batch in enumerate(loader, start=run.resume()):
+        for step, batch in enumerate(loader, start=progress.resume()):
+            # Forward, backward, optimizer
             try:
-                run.add(stepper.run(step, batch))
+                losses = trainer.step(step, batch)
             except NotFiniteError as error:
-                raise run.not_finite(error, step, batch.keys) from error
+                raise _not_finite(error, step, batch.keys, out) from error
+            progress.add(losses)
 
-            epoch, rest = divmod(step + 1, order.batches_per_epoch)
-            if not rest:
-                means = run.end_epoch(epoch, stepper.rate, probe)
+            # Log and checkpoint
+            epoch, steps_into_next = divmod(step + 1, per_epoch)
+            if steps_into_next == 0:
+                means = progress.end_epoch(epoch, trainer.rate, probe)
                 if report:
                     report(epoch, config.epochs, means)
 
+            # Stop behind the same step on all ranks
             if _on_any_rank(accelerator, stop_requested()):
-                run.save()
+                progress.save()
                 accelerator.end_training()
                 raise StopRequested
 
+    # The result
     if accelerator.is_main_process:
         export_backbone(method, config, shards.size, out)
-
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
     return out / BACKBONE
 
 
-class _Run:
-    """What a run keeps besides its weights: where it is, the sums of the epoch's losses, the log, the checkpoints."""
+class Trainer:
+    """Does one optimisation step at a time; everything random comes from the step's number.
+
+    Args:
+        method: the method itself.
+        model: what accelerate made of it.
+        inputs: makes a step's inputs of a batch.
+        per_epoch: steps in an epoch.
+    """
 
     def __init__(
         self,
         accelerator: Accelerator,
         method: Method,
-        optimizer,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
         config: PretrainConfig,
-        loader: PairLoader,
-        out: Path,
+        inputs: InputMaker,
+        per_epoch: int,
     ):
         self.accelerator = accelerator
         self.method = method
+        self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.loader = loader
-        self.out = out
-        self.sums: dict[str, torch.Tensor] = {}
-        self.log: list[dict[str, Any]] = []
-        self.started = time.time()
+        self.inputs = inputs
+        self.per_epoch = per_epoch
+        self.rate = 0.0
 
-    def resume(self) -> int:
-        """Go on from the last checkpoint, if there is one; returns the next step."""
-        saved = checkpoints(self.out)
-        if saved:
-            state = load_checkpoint(saved[-1], self.method, self.optimizer)
-            self.loader.load_state_dict(state["data"])
-            device = self.accelerator.device
-            self.sums = {
-                name: torch.tensor(value, device=device) for name, value in state["sums"].items()
-            }
+    def step(self, step: int, batch: PairBatch) -> dict[str, torch.Tensor]:
+        """Do a step and return the losses of this rank's batch; `loss` is the one that was minimised.
 
-        self.log = read_rows(self.out, self.loader.batch)
-        return self.loader.batch
+        Raises:
+            NotFiniteError: before the optimizer's step.
+        """
+        # Learning rate, λ and the momentum of a key encoder
+        self.rate = learning_rate(step, self.per_epoch, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        weight = synthetic_weight(step, self.per_epoch, self.config)
+        self.method.before_step(step, self.per_epoch * self.config.epochs)
 
-    def add(self, losses: dict[str, torch.Tensor]) -> None:
-        """Add a step's losses to the epoch's."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        # Views
+        inputs = self.inputs(step, batch)
+        rank = self.accelerator.process_index
+        torch.manual_seed(stream_seed(self.config.seed, step, rank, "model"))
 
-    def end_epoch(self, epoch: int, rate: float, probe: Probe | None) -> dict[str, float]:
-        """Log the epoch's means and what the probe finds, and save a checkpoint if one is due."""
-        per_epoch = self.loader.order.batches_per_epoch
-        main = self.accelerator.is_main_process
-        means = {
-            name: _mean_over_ranks(self.accelerator, value) / per_epoch
-            for name, value in self.sums.items()
-        }
-        means |= _probed(probe, self.method.backbone, epoch, self.config) if main else {}
-        spent = {
-            "seconds": round(time.time() - self.started, 3),
-            "waited": round(self.loader.waited, 3),
-        }
-        self.log.append({"epoch": epoch, "step": self.loader.batch, **means, "lr": rate, **spent})
-        self.accelerator.log(means, step=self.loader.batch)
-        self.sums.clear()
+        # Part by part, with the gradients exchanged behind the last
+        parts = self.config.accumulation
+        sums: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(inputs.split(parts), start=1):
+            waiting = self.accelerator.no_sync(self.model) if number < parts else nullcontext()
+            with waiting:
+                # Forward
+                with self.accelerator.autocast():
+                    losses = self.model(part.views, part.third, part.weights_B, part.labels_B)
+                loss = total_loss(losses, weight)
+                if not torch.isfinite(loss):
+                    raise NotFiniteError(loss.item())
 
-        if epoch % self.config.checkpoint_epochs == 0 or epoch == self.config.epochs:
-            self.save()
+                # Backward
+                self.accelerator.backward(loss / parts)
 
-        return means
+            for name, value in {"loss": loss, **losses}.items():
+                sums[name] = sums.get(name, 0) + value.detach() / parts
 
-    def save(self) -> None:
-        """Write log and checkpoint; the losses so far are the mean over ranks, which may be other ones next time."""
-        sums = {
-            name: _mean_over_ranks(self.accelerator, value) for name, value in self.sums.items()
-        }
-        if not self.accelerator.is_main_process:
-            return
-        write_file(self.out / LOG, "".join(json.dumps(row) + "\n" for row in self.log).encode())
-        state = {"step": self.loader.batch, "data": self.loader.state_dict(), "sums": sums}
-        save_checkpoint(self.out, self.method, self.optimizer, state, self.config.keep_checkpoints)
-
-    def not_finite(self, error: NotFiniteError, step: int, keys: list[str]) -> WorkError:
-        """The error that names the step, its anchors and what is still good."""
-        good = checkpoints(self.out)
-        return WorkError(
-            f"the loss is {error.args[0]} at step {step} (anchors {', '.join(keys[:4])}, …); the last good checkpoint "
-            f"is {good[-1] if good else 'none'}; lower pretrain.lr or pretrain.synthetic.weight"
-        )
+        # Optimizer
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return sums
 
 
-def _probed(
-    probe: Probe | None, backbone: nn.Module, epoch: int, config: PretrainConfig
-) -> dict[str, float]:
-    due = config.knn_epochs and epoch % config.knn_epochs == 0
-    return probe(backbone) if probe and due else {}
+def total_loss(losses: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
+    """Return the loss that is minimised: the method's own losses and `λ · synthetic` (CLSP, section 3.3)."""
+    total: Any = 0
+    for name, value in losses.items():
+        total = total + value * (weight if name == "synthetic" else 1.0)
+    return total
 
 
-def _patience() -> InitProcessGroupKwargs:
-    return InitProcessGroupKwargs(
-        timeout=timedelta(hours=12)
-    )  # the others wait while the first process probes
+def _process_settings() -> list[Any]:
+    """Return accelerate's settings of several processes."""
+    # The others wait while the first one probes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    return [DistributedDataParallelKwargs(broadcast_buffers=False), patience]
 
 
-def _mean_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> float:
-    mean: Any = accelerator.reduce(value, "mean")
-    return float(mean)
+def _not_finite(error: NotFiniteError, step: int, keys: list[str], out: Path) -> WorkError:
+    """Return the error that names the step, its anchors and what is still good."""
+    saved = checkpoints(out)
+    good = saved[-1] if saved else "none"
+    return WorkError(
+        f"the loss is {error.args[0]} at step {step} (anchors {', '.join(keys[:4])}, …); "
+        f"the last good checkpoint is {good}; "
+        "lower pretrain.lr or pretrain.synthetic.weight"
+    )
 
 
 def _on_any_rank(accelerator: Accelerator, here: bool) -> bool:
-    """Whether a stop was requested on any rank: all of them have to stop behind the same step."""
+    """Return True on every rank if a stop was requested on any."""
     if accelerator.num_processes == 1:
         return here
-    return _mean_over_ranks(accelerator, torch.tensor(float(here), device=accelerator.device)) > 0
+    requested = torch.tensor(float(here), device=accelerator.device)
+    mean: Any = accelerator.reduce(requested, "mean")
+    return float(mean) > 0

@@ -8,7 +8,7 @@ import torch
 from clsp.core import InputError, StopRequested, WorkError, sha256_file
 from clsp.shards import ShardSet, merge_sets
 from clsp.train import METHODS, PretrainConfig, layers_used, pretrain
-from clsp.train.step import Stepper
+from clsp.train.pretrain import Trainer
 from conftest import SMALL_METHOD
 
 BASE = {
@@ -45,7 +45,7 @@ def losses(out) -> list[dict]:
 
 def stop_at(step_to_stop: int, monkeypatch, kill: bool = False) -> None:
     """Send SIGTERM during a step, or end it as a crash would."""
-    original = Stepper.run
+    original = Trainer.step
 
     def run(self, step, batch):
         if step == step_to_stop:
@@ -54,7 +54,7 @@ def stop_at(step_to_stop: int, monkeypatch, kill: bool = False) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, step, batch)
 
-    monkeypatch.setattr(Stepper, "run", run)
+    monkeypatch.setattr(Trainer, "step", run)
 
 
 class CrashError(Exception):

@@ -13,7 +13,8 @@ from clsp.shards import BatchOrder, PairDataset, ShardSet
 from clsp.shards.reading.scores import add_scores
 from clsp.train import PretrainConfig, build_method, pretrain
 from clsp.train.build import build_optimizer, pair_loader, prepared_method
-from clsp.train.step import Stepper
+from clsp.train.inputs import InputMaker
+from clsp.train.pretrain import Trainer
 from clsp.train.views import Views
 
 BASE = {
@@ -31,16 +32,16 @@ BASE = {
 }
 
 
-def stepper(shards: ShardSet, **changes) -> Stepper:
+def trainer(shards: ShardSet, **changes) -> Trainer:
     config = PretrainConfig(**{**BASE, **changes})
     torch.manual_seed(0)
     method = build_method(config)
-    order = BatchOrder(shards.shard_sizes, shards.plan.digest, 0, 16)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    views = Views(config, 8, torch.device("cpu"))
-    return Stepper(
-        Accelerator(), method, method, optimizer, config, order, views, shards.candidates
-    )
+    device = torch.device("cpu")
+    views = Views(config, 8, device)
+    inputs = InputMaker(config, views, device, method.views, shards.candidates)
+    per_epoch = BatchOrder(shards.shard_sizes, shards.plan.digest, 0, 16).batches_per_epoch
+    return Trainer(Accelerator(), method, method, optimizer, config, inputs, per_epoch)
 
 
 def batch_of(shards: ShardSet, count: int = 16):
@@ -49,21 +50,21 @@ def batch_of(shards: ShardSet, count: int = 16):
 
 def test_inflation_replaces_the_share_that_the_weights_say(shard_set):
     shards = ShardSet(shard_set)
-    found = stepper(shards, synthetic={"source": "inflation", "real_weight": 3.0})
+    found = trainer(shards, synthetic={"source": "inflation", "real_weight": 3.0})
     batch = batch_of(shards, 40)
     made = []
     for step in range(50):
-        images = found._inflated(step, batch)
+        images = found.inputs.inflated(step, batch)
         is_made = (images == batch.candidates_BCHW).flatten(1).all(1)
         assert torch.equal(is_made, ~(images == batch.anchors_BCHW).flatten(1).all(1))
         made.append(is_made.double().mean())
     assert float(torch.stack(made).mean()) == pytest.approx(0.5, abs=0.03)  # K = 3 to 3
-    assert found._inputs(0, batch)[1] is None  # no third view
+    assert found.inputs(0, batch).third is None  # no third view
     batch.weights_B[:5] = 0  # none of their candidates passes a filter
-    assert torch.equal(found._inflated(0, batch)[:5], batch.anchors_BCHW[:5])
+    assert torch.equal(found.inputs.inflated(0, batch)[:5], batch.anchors_BCHW[:5])
     with pytest.raises(ValueError, match="inflation has none"):
         PretrainConfig(synthetic={"source": "inflation", "scores": "x", "weighted": True})
-    assert not torch.equal(found._inflated(0, batch), found._inflated(1, batch))
+    assert not torch.equal(found.inputs.inflated(0, batch), found.inputs.inflated(1, batch))
 
 
 def test_inflation_has_the_weaker_augmentation_and_its_own_name():
@@ -81,21 +82,22 @@ def test_inflation_has_the_weaker_augmentation_and_its_own_name():
 
 
 def test_weights_of_scores_and_of_the_draw_multiply(shard_set):
-    found = stepper(ShardSet(shard_set), synthetic={"probability": 0.5})
+    found = trainer(ShardSet(shard_set), synthetic={"probability": 0.5})
     weights = torch.full((4000,), 0.25)
-    mixed = found._weights(0, weights)
+    mixed = found.inputs._weights(0, weights)
     assert set(mixed.tolist()) == {0.0, 0.25} and mixed.mean() == pytest.approx(0.125, abs=0.01)
-    assert stepper(ShardSet(shard_set))._weights(0, torch.ones(8)) is None
+    assert trainer(ShardSet(shard_set)).inputs._weights(0, torch.ones(8)) is None
 
 
 def test_accumulated_gradients_are_the_mean_over_the_parts(shard_set):
     shards = ShardSet(shard_set)
     batch = batch_of(shards)
-    found = stepper(shards, accumulation=2)
+    found = trainer(shards, accumulation=2)
     before = {name: value.clone() for name, value in found.method.named_parameters()}
-    losses = found.run(3, batch)
-    reference = stepper(shards)
-    views, third, _ = reference._inputs(3, batch)
+    losses = found.step(3, batch)
+    reference = trainer(shards)
+    whole = reference.inputs(3, batch)
+    views, third = whole.views, whole.third
     expected = []
     for part in (slice(0, 8), slice(8, 16)):
         values = reference.method(
