@@ -130,7 +130,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message() + "\n")
         return BAD_INPUT
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, StopRequested) as error:
         foreseen = _foreseen(error)
         if foreseen is None:
             raise

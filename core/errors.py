@@ -12,5 +12,9 @@ class WorkError(RuntimeError):
     """The work failed or a check found faults (exit code 1)."""
 
 
-class StopRequested(Exception):  # noqa: N818  (not an error: the work goes on when the command is run again)
-    """Somebody asked the command to stop; what exists is complete and the command resumes (exit code 75)."""
+class StopRequested(BaseException):  # noqa: N818  (not an error: the command goes on when it is run again)
+    """Somebody asked the command to stop; what exists is complete and the command resumes (exit code 75).
+
+    No `Exception`, as `KeyboardInterrupt` is none: it is raised by a signal handler, so anywhere, and the many
+    `except Exception` of libraries, around optional imports or the decoding of an image, must not swallow it.
+    """

@@ -218,7 +218,7 @@ def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str)
     sys.exit(run(list(arguments)))
 
 
-def _failure(stage: Stage, code: int | None, log: Path) -> Exception:
+def _failure(stage: Stage, code: int | None, log: Path) -> BaseException:
     """The error of a stage, which ends the driver with the stage's own exit code."""
     lines = log.read_text().strip().splitlines() or [""]
     if code == STOPPED:

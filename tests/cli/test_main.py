@@ -1,9 +1,11 @@
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from clsp.cli.main import COMMANDS, LazyGroup, root
+from clsp.cli.main import COMMANDS, STOPPED, LazyGroup, root, run
+from PIL import Image
 
 
 def leaves(group, path=()):
@@ -60,3 +62,20 @@ def test_wrong_usage_is_one_line_and_exit_code_2(clsp):
     for arguments in (["shard"], ["shards", "make"], ["shards", "verify", "--deeep", "x"]):
         found = clsp(*arguments)
         assert found.returncode == 2 and len(found.stderr.strip().splitlines()) == 1, found.stderr
+
+
+def test_a_stop_inside_of_a_guarded_decoding_is_no_damaged_image(tmp_path, monkeypatch, capsys):
+    """The signal's exception comes anywhere, also where a library or we catch every `Exception`."""
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "one.png")
+    original = Image.open
+
+    def stopped(*arguments, **options):
+        monkeypatch.setattr(Image, "open", original)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Image, "open", stopped)
+    command = ["diffusion", "train", "--recipe", "digits", "--out", str(tmp_path / "out")]
+    assert run([*command, "--set", f"anchors.path={folder.parent}"]) == STOPPED
+    assert "resumable" in capsys.readouterr().err
