@@ -153,7 +153,7 @@ def _check_methods(name: str, per_method: dict[str, Any]) -> None:
     for method in per_method:
         if method not in METHODS:
             raise InputError(
-                f"recipe {name}: [methods.{method}] is of no method; there are {', '.join(sorted(METHODS))}"
+                f"recipe {name}: [methods.{method}] is of no method; there are {', '.join(METHODS)}"
             )
 
 

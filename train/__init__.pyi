@@ -11,6 +11,7 @@ from .losses import nt_xent as nt_xent
 from .methods import METHODS as METHODS
 from .methods import Method as Method
 from .methods import build_method as build_method
+from .methods import register as register
 from .pretrain import pretrain as pretrain
 from .run import check_run as check_run
 from .run import layers_used as layers_used

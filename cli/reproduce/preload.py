@@ -13,6 +13,6 @@ import sklearn.datasets  # noqa: E402
 import sklearn.manifold  # noqa: E402
 import torchvision  # noqa: E402
 
-from ...train import METHODS  # noqa: E402  (timm)
+from ...train.methods.base import Method  # noqa: E402  (timm)
 
-__all__ = ["METHODS", "accelerate", "kornia", "scipy", "sklearn", "torchvision"]
+__all__ = ["Method", "accelerate", "kornia", "scipy", "sklearn", "torchvision"]

@@ -1,20 +1,5 @@
-"""The methods of the comparison, one file each, by name: a new one is a new file that this list imports."""
+"""The methods of the comparison: a file each, which has the method's name."""
 
-from .all4one import All4One
-from .base import METHODS, Method, build_method, method_class
-from .mocov2plus import MoCoV2Plus
-from .nnclr import NNCLR
-from .simclr import SimCLR
-from .supcon import SupCon
+import lazy_loader
 
-__all__ = [
-    "METHODS",
-    "NNCLR",
-    "All4One",
-    "Method",
-    "MoCoV2Plus",
-    "SimCLR",
-    "SupCon",
-    "build_method",
-    "method_class",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,45 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...core import InputError
 from ..backbone import build_backbone
 from ..config import PretrainConfig
 from ..losses import alignment
-
-METHODS: dict[str, type["Method"]] = {}
-
-
-def register(name: str) -> Callable[[type["Method"]], type["Method"]]:
-    """Make a method known under `name`."""
-
-    def add(method: type["Method"]) -> type["Method"]:
-        METHODS[name] = method
-        return method
-
-    return add
-
-
-def method_class(config: PretrainConfig) -> type["Method"]:
-    """The class of the recipe's method.
-
-    Raises:
-        InputError: there is no method of that name.
-    """
-    if config.method not in METHODS:
-        raise InputError(
-            f"pretrain.method: no method {config.method!r}; there are {', '.join(sorted(METHODS))}"
-        )
-
-    return METHODS[config.method]
-
-
-def build_method(config: PretrainConfig) -> "Method":
-    """The recipe's method with random weights.
-
-    Raises:
-        InputError: there is no method of that name, or a setting does not go with it.
-    """
-    return method_class(config)(config)
 
 
 class Method(nn.Module, abc.ABC):

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from ..config import PretrainConfig
 from ..losses import info_nce
-from .base import Method, register
+from .base import Method
 from .momentum import MomentumCopy, Queue, key_momentum
+from .registry import register
 
 
 @register("mocov2plus")

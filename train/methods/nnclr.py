@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from ..config import PretrainConfig
 from ..distributed import gather_with_gradient, rank_and_world_size
 from ..losses import cross_view, in_float32
-from .base import Method, mlp, register
+from .base import Method, mlp
 from .momentum import Queue
+from .registry import register
 
 
 @register("nnclr")

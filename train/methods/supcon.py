@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from ..distributed import gather, gather_with_gradient, rank_and_world_size
 from ..losses import supervised_contrastive
-from .base import Method, register
+from .base import Method
+from .registry import register
 
 
 @register("supcon")
