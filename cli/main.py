@@ -23,23 +23,23 @@ COMMANDS: dict[str, Any] = {
         "": "Shard sets: make them, look at them, check them.",
         "plan": (
             ".shards.plan_make:plan",
-            "Dry run: shards, images, bytes and hours on this device.",
+            "Say beforehand what a set costs: shards, images, bytes, hours.",
         ),
         "make": (".shards.plan_make:make", "Make a shard set of anchors and synthetic positives."),
-        "status": (".shards.status_info_preview_verify:status", "How far a set is."),
+        "status": (".shards.status_info_preview_verify:status", "Say how far a set is."),
         "info": (
             ".shards.status_info_preview_verify:info",
-            "What a set is: ID, source, model, sampler.",
+            "Say what a set is: ID, source, model, sampler.",
         ),
         "preview": (
             ".shards.status_info_preview_verify:preview",
-            "A contact sheet: anchors beside their candidates.",
+            "Draw a contact sheet: anchors beside their candidates.",
         ),
         "verify": (".shards.status_info_preview_verify:verify", "Check a set against its seal."),
         "repair": (".shards.extend_repair:repair", "Put damaged files right."),
-        "extend": (".shards.extend_repair:extend", "More candidates for a sealed set."),
-        "merge": (".shards.subset_merge_pack:merge", "One set of two."),
-        "subset": (".shards.subset_merge_pack:subset", "A new set with some of the anchors."),
+        "extend": (".shards.extend_repair:extend", "Add candidates to a sealed set."),
+        "merge": (".shards.subset_merge_pack:merge", "Make one set of two."),
+        "subset": (".shards.subset_merge_pack:subset", "Make a new set with some of the anchors."),
         "push": (".shards.push_pull:push", "Copy a sealed set to a URL or folder."),
         "pull": (".shards.push_pull:pull", "Copy a sealed set from a URL or folder."),
         "import-npy": (
@@ -50,22 +50,25 @@ COMMANDS: dict[str, Any] = {
             ".shards.import_export:export",
             "Write a set as one array or as a folder of images.",
         ),
-        "score": (".shards.score:score", "Measure every candidate of a set"),
+        "score": (".shards.score:score", "Measure every candidate of a set."),
         "compare": (
             ".shards.compare:compare",
             "Whether a set's candidates are as good as another's.",
         ),
-        "pack": (".shards.subset_merge_pack:pack", "A new set with all layers in one."),
+        "pack": (".shards.subset_merge_pack:pack", "Make a new set with all layers in one."),
     },
     "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),
-    "linear-eval": (".probes:linear_eval", "Linear evaluation of a pretrained backbone."),
+    "linear-eval": (
+        ".probes:linear_eval",
+        "Linear evaluation of a pretrained backbone.",
+    ),
     "knn": (".probes:knn", "k-nearest-neighbour evaluation of a pretrained backbone."),
     "transfer": (".probes:transfer", "Transfer of a pretrained backbone to other data sets."),
     "compare": (".report:compare", "Runs to a table: mean ± std over seeds per run name."),
     "report": (".report:report", "One self-contained HTML page of a comparison."),
     "reproduce": (
         ".reproduce.command:reproduce",
-        "The whole pipeline of a recipe, from images to table.",
+        "Run the whole pipeline of a recipe, from images to table.",
     ),
 }
 
@@ -78,11 +81,11 @@ class LazyGroup(click.Group):
         self.table = {name: entry for name, entry in table.items() if name}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command's name, in the table's order."""
+        """Return every command's name, in the table's order."""
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command itself, imported now."""
+        """Import and return a command."""
         entry = self.table.get(cmd_name)
         if entry is None:
             return None
@@ -92,7 +95,7 @@ class LazyGroup(click.Group):
         return getattr(import_module(module, __package__), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from the table alone."""
+        """Write the list of commands, from the table alone."""
         rows = [
             (name, entry[""] if isinstance(entry, dict) else entry[1])
             for name, entry in self.table.items()
@@ -141,7 +144,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _foreseen(error: BaseException) -> tuple[str, int] | None:
-    """The line to say and the exit code of an error that users can meet; None for a bug."""
+    """Return the line to say and the exit code of an error that users can meet; None for a bug."""
     match error:
         case click.ClickException():
             return error.format_message(), BAD_INPUT
@@ -175,7 +178,7 @@ def _request_stop(signum: int, frame: object) -> None:
 
 
 def _say(message: str, code: int) -> int:
-    """One line on standard error; bad input that every process finds before work begins is said by the first alone."""
+    """Write one line on standard error; bad input that every process finds is said by the first alone."""
     if code != BAD_INPUT or int(os.environ.get("RANK", "0")) == 0 or _in_process_group():
         who = ""
         if code != STOPPED and _in_process_group():
@@ -190,6 +193,6 @@ def _in_process_group() -> bool:
 
 
 def _leave_process_group() -> None:
-    """A gloo process that ends inside its group may abort at exit."""
+    """Leave the process group: a gloo process that ends inside of it may abort at exit."""
     if _in_process_group():
         sys.modules["torch"].distributed.destroy_process_group()

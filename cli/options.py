@@ -54,7 +54,7 @@ check_option = click.option(
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`i/n` as (i, n), 0 ≤ i < n.
+    """Read `i/n` as (i, n), 0 ≤ i < n.
 
     Raises:
         InputError: anything else.

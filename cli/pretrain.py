@@ -75,7 +75,7 @@ def pretrain(
 
 
 def _knn_probe(recipe: Recipe, size: int) -> Any:
-    """Measures a backbone in training by kNN with the recipe's first k, on a copy: `{"knn": percent}`."""
+    """Make the probe of a backbone in training: kNN with the recipe's first k, on a copy: `{"knn": percent}`."""
     from ..evaluate import Encoder, check_labels, evaluate_knn, extract, labelled_sets
 
     train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, size)

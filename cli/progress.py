@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def is_first_rank() -> bool:
-    """True in the process that talks to the user."""
+    """Return True in the process that talks to the user."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -18,7 +18,7 @@ from ..train import METHODS, PretrainConfig
 
 
 class ReproduceConfig(Section):
-    """What `clsp reproduce` compares."""
+    """The runs that `clsp reproduce` compares."""
 
     runs: tuple[str, ...] = Field(
         default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1
@@ -46,7 +46,7 @@ class Recipe(Section):
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     folder = resources.files("clsp.recipes")
     return sorted(
         entry.name.removesuffix(".toml")
@@ -56,7 +56,7 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> Recipe:
-    """A shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
+    """Load a shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
 
     A file may have sections `[methods.NAME]`: keys of `[pretrain]` that hold when NAME is the method; and
     `[profiles.NAME.SECTION]`: keys of any section that hold when the profile NAME is asked for. They are resolved here,
@@ -113,7 +113,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _bare(text: str) -> Any:
-    """A bare string, `photos`, or a list of them, `[cifar10, dtd]`."""
+    """Read a bare string, `photos`, or a list of them, `[cifar10, dtd]`."""
     if text.startswith("[") and text.endswith("]") and not set(text[1:-1]) & set("[]{}\"'"):
         return [word.strip() for word in text[1:-1].split(",") if word.strip()]
     return text
@@ -141,7 +141,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _check_tables(name: str, sections: dict[str, Any]) -> None:
-    """Raise InputError where a section is no table."""
+    """Raise InputError if a section is no table."""
     for section, content in sections.items():
         if not isinstance(content, dict):
             raise InputError(f"recipe {name}: {section} is {content!r}, expected a table")

@@ -10,7 +10,7 @@ from ..core import Section
 
 
 class DiffusionConfig(Section):
-    """The unconditional DDPM: one to load (`path`), or how to train one on the anchors.
+    """Settings of the unconditional DDPM: one to load (`path`), or how to train one on the anchors.
 
     The defaults are the paper's; the keys below that `added` names make more of a training of minutes.
     """
@@ -93,7 +93,7 @@ class DiffusionConfig(Section):
 
 
 class SamplerConfig(Section):
-    """How positives are sampled.
+    """Settings of the sampling of positives.
 
     The defaults are a fast setting whose positives are shown to be as good as the paper's (docs/results.md), which are
     made with DDIM, 100 steps, η = 0.1, an anchor pass per candidate and no clipping.

@@ -25,7 +25,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float = 10.0) -> Estimate:
-    """Cost of a plan; candidates are taken to compress like anchors, and U-Net calls to be all of the time.
+    """Estimate what a plan costs; candidates are taken to compress like anchors, and U-Net calls to be all of the time.
 
     Args:
         seconds: how long to measure U-Net calls, at least one.
@@ -49,7 +49,7 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
 def _seconds_per_pass(
     anchors: ImageSource, sampler: Sampler, seconds: float
 ) -> tuple[float, float]:
-    """Seconds of the two halves of the U-Net for a micro-batch."""
+    """Return the seconds of the two halves of the U-Net for a micro-batch."""
     batch = [anchors[index % len(anchors)].image for index in range(sampler.config.micro_batch)]
     x_BCHW = to_model_range(np.stack(batch)).to(sampler.device, sampler.dtype)
     halves: list[list[float]] = [[], []]

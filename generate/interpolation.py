@@ -11,7 +11,7 @@ PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
 
 
 class Encoded(NamedTuple):
-    """What the encoder hands to the decoder: bottleneck features, skip connections and the time embedding."""
+    """Bottleneck features, skip connections and the time embedding: all that the decoder needs of the encoder."""
 
     bottleneck: torch.Tensor
     skips: tuple[torch.Tensor, ...]
@@ -19,7 +19,7 @@ class Encoded(NamedTuple):
 
 
 def encode(unet: UNet2DModel, x_BCHW: torch.Tensor, timestep: int) -> Encoded:
-    """The U-Net up to and including its middle block."""
+    """Run the U-Net up to and including its middle block."""
     net: Any = unet
     timesteps = torch.full((x_BCHW.shape[0],), timestep, dtype=torch.long, device=x_BCHW.device)
     embedding = net.time_embedding(net.time_proj(timesteps).to(x_BCHW.dtype))
@@ -37,7 +37,7 @@ def encode(unet: UNet2DModel, x_BCHW: torch.Tensor, timestep: int) -> Encoded:
 
 
 def decode(unet: UNet2DModel, encoded: Encoded) -> torch.Tensor:
-    """The U-Net from behind its middle block: the predicted noise `(B, C, H, W)`.
+    """Run the U-Net from behind its middle block; returns the predicted noise `(B, C, H, W)`.
 
     `decode(unet, encode(unet, x, t))` is the U-Net's own forward, to the last bit.
     """
@@ -52,7 +52,7 @@ def decode(unet: UNet2DModel, encoded: Encoded) -> torch.Tensor:
 
 
 def interpolate(sample: Encoded, anchor_bottleneck: torch.Tensor, weight: float) -> Encoded:
-    """`h = w·h_sample + (1-w)·h_anchor` at the bottleneck; the skip connections stay the sample's."""
+    """Mix the bottlenecks, `h = w·h_sample + (1-w)·h_anchor`; the skip connections stay the sample's."""
     return sample._replace(bottleneck=weight * sample.bottleneck + (1 - weight) * anchor_bottleneck)
 
 

@@ -20,7 +20,7 @@ ROUNDS = 10
 
 
 class Stream(IntEnum):
-    """What a noise is for; the fourth counter word."""
+    """The purposes of a noise: the fourth word of the counter."""
 
     INITIAL = 0
     """x_T, at timestep 0: the same for every number of steps."""
@@ -33,7 +33,7 @@ class Stream(IntEnum):
 
 
 def noise_key(seed: int, anchor_key: str) -> tuple[int, int]:
-    """The two 32-bit key words of an anchor: BLAKE2b-64 of the seed (8 bytes, little-endian) and the key (UTF-8)."""
+    """Return the two 32-bit key words of an anchor: BLAKE2b-64 of seed (8 bytes, little-endian) and key (UTF-8)."""
     digest = hashlib.blake2b(
         seed.to_bytes(8, "little") + anchor_key.encode(), digest_size=8
     ).digest()
@@ -41,14 +41,14 @@ def noise_key(seed: int, anchor_key: str) -> tuple[int, int]:
 
 
 def noise_keys(seed: int, anchor_keys: Sequence[str], device: torch.device) -> torch.Tensor:
-    """`noise_key` of several anchors, `(B, 2)` int64."""
+    """Return `noise_key` of several anchors, `(B, 2)` int64."""
     return torch.tensor(
         [noise_key(seed, key) for key in anchor_keys], dtype=torch.int64, device=device
     )
 
 
 def philox(counter_4: Sequence[torch.Tensor], key_2: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Philox 4x32-10: four words from a counter of four and a key of two, int64 tensors of values 0 … 2^32-1."""
+    """Compute Philox 4x32-10: four words from a counter of four and a key of two, int64 of values 0 … 2^32-1."""
     c0, c1, c2, c3 = counter_4
     k0, k1 = key_2
     for _ in range(ROUNDS):
@@ -72,7 +72,7 @@ def philox(counter_4: Sequence[torch.Tensor], key_2: Sequence[torch.Tensor]) -> 
 def keyed_normal(
     keys_B2: torch.Tensor, shape: Sequence[int], timestep: int, candidate: int, stream: Stream
 ) -> torch.Tensor:
-    """Standard normal values `(B, *shape)` float32 on the keys' device.
+    """Draw standard normal values `(B, *shape)` float32 on the keys' device.
 
     Value n of an anchor comes from word n mod 4 of the block with counter (n div 4, timestep, candidate, stream).
     """

@@ -76,7 +76,7 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
 
 
 def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
-    """A U-Net of the DDPM design for `size` x `size` RGB images.
+    """Return a U-Net of the DDPM design for `size` x `size` RGB images.
 
     Raises:
         InputError: the side cannot be halved as often as the levels want.
@@ -105,7 +105,7 @@ def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
 
 
 def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
-    """The U-Net's configuration and the subfolder it lies in: `unet`, or the root as in the oldest hub models."""
+    """Return the U-Net's configuration and the subfolder it lies in: `unet`, or the root in the oldest hub models."""
     if Path(path).is_dir() and not any(
         (Path(path) / name).exists() for name in ("unet/config.json", "config.json")
     ):
@@ -157,7 +157,7 @@ def _noise_schedule(config: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _digest(config: dict[str, Any], schedule: dict[str, Any], unet: torch.nn.Module) -> str:
-    """SHA-256 over the configuration, the noise schedule and every weight: the same for any file format."""
+    """Return the SHA-256 over the configuration, the noise schedule and every weight: the same for any file format."""
     structure = {key: value for key, value in config.items() if not key.startswith("_")}
     total = hashlib.sha256(canonical_json({"unet": structure, "schedule": schedule}))
     for name, tensor in sorted(unet.state_dict().items()):

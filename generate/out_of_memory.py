@@ -11,7 +11,7 @@ from .sampler import Sampler
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for what torch raises when a device, or the machine, has no memory left."""
+    """Return True for all that torch raises when a device, or the machine, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -47,7 +47,7 @@ def explaining_out_of_memory(sampler: Sampler, size: int) -> Iterator[None]:
 
 
 def largest_micro_batch(sampler: Sampler, size: int, first: int) -> int:
-    """The largest of `first`, `first / 2`, … with which a step of one candidate runs through; 0 if none does."""
+    """Return the largest of `first`, `first / 2`, … with which a step of one candidate runs through; 0 if none does."""
     micro_batch = first
     while micro_batch:
         if torch.cuda.is_available():

@@ -49,7 +49,7 @@ class Sampler:
     def __call__(
         self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0
     ) -> np.ndarray:
-        """Candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.
+        """Make candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.
 
         Raises:
             WorkError: the model gave values that are not finite, naming the anchors.
@@ -109,7 +109,7 @@ class Sampler:
 
     @contextlib.contextmanager
     def pinned_threads(self) -> Iterator[None]:
-        """On a CPU the number of threads decides how sums are split, and so the last bits."""
+        """Compute on `config.threads` threads: on a CPU their number decides the last bits of sums."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.config.threads if self.device.type == "cpu" else before)
         try:

@@ -9,7 +9,7 @@ from .config import SamplerConfig
 
 
 def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any:
-    """A fresh scheduler, its timesteps set. A solver holds state: one per candidate.
+    """Make a fresh scheduler, its timesteps set. A solver holds state: one per candidate.
 
     A scheduler made by `from_config` from a hub DDPM would clip x0 and space its steps otherwise than the paper does.
     Clipping is not left to the schedulers at all, see `clip_predicted_x0`.
@@ -33,7 +33,7 @@ def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any
 
 
 def noise_to(x0: torch.Tensor, noise: torch.Tensor, alpha_bar: float) -> torch.Tensor:
-    """`x_t = sqrt(ᾱ_t)·x_0 + sqrt(1-ᾱ_t)·ε` (DDPM, equation 4)."""
+    """Return `x_t = sqrt(ᾱ_t)·x_0 + sqrt(1-ᾱ_t)·ε` (DDPM, equation 4)."""
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
 
 

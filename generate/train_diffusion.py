@@ -112,7 +112,7 @@ def train_diffusion(
 
 
 class _Training:
-    """The weights, their average and the optimizer, one step at a time; `look` is what happens between steps."""
+    """Holds the weights, their average and the optimizer; `look` is called between steps."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Training:
         self.losses: list[torch.Tensor] = []
 
     def step(self, x0: torch.Tensor, step: int) -> None:
-        """One step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
+        """Do one step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(step)
@@ -182,7 +182,7 @@ class _Training:
         return (errors_B * snr_B.clamp(max=gamma) / snr_B).mean()
 
     def look(self, done: int) -> dict[str, float]:
-        """The metrics that are due after so many steps; draws, logs and saves what is due too."""
+        """Return the metrics that are due after so many steps; draws, logs and saves what is due too."""
         config = self.config
         metrics = {}
         if done % LOGGED == 0 or done == config.steps:
@@ -279,7 +279,7 @@ class _Training:
 
 
 def check_out(anchors: ImageSource, config: DiffusionConfig, out: Path) -> bool:
-    """True if `out` holds the finished model of these settings and images, False if it can start or go on there.
+    """Return True if `out` holds the finished model of these settings and images, False if it can start or go on there.
 
     Raises:
         InputError: it holds something else.

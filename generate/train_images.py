@@ -24,7 +24,7 @@ class _Images(Dataset[torch.Tensor]):
 
 
 class ImageOrder:
-    """This rank's images of the steps `first` … `last - 1`: passes over shuffled images, joined end to end.
+    """The order of this rank's images in the steps `first` … `last - 1`: passes over shuffled images, end to end.
 
     A batch sampler that makes one batch at a time and keeps one pass in memory.
     """
@@ -69,7 +69,7 @@ class ImageOrder:
 def image_batches(
     anchors: ImageSource, config: DiffusionConfig, first: int, rank: int, world_size: int
 ) -> Iterator[torch.Tensor]:
-    """This rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1`."""
+    """Yield this rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1`."""
     order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
     return iter(
         DataLoader(

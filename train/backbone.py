@@ -15,7 +15,7 @@ from .config import PretrainConfig
 
 
 def architecture(config: PretrainConfig) -> str:
-    """The name under which timm knows the recipe's backbone.
+    """Return the name under which timm knows the recipe's backbone.
 
     Raises:
         InputError: timm does not know it, or the stem does not go with it.
@@ -38,7 +38,7 @@ def architecture(config: PretrainConfig) -> str:
 
 
 def build_backbone(config: PretrainConfig) -> nn.Module:
-    """The recipe's backbone without a classifier, randomly initialised: images to pooled features `(B, F)`."""
+    """Return the recipe's backbone without a classifier, randomly initialised: images to pooled features `(B, F)`."""
     name = architecture(config)
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **config.backbone_kwargs)
@@ -58,7 +58,7 @@ def save_backbone(model: nn.Module, config: PretrainConfig, size: int, folder: P
 
 
 def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A saved backbone in eval mode and its `pretrained_cfg` (`mean`, `std`, `input_size`); loading is strict.
+    """Load a saved backbone, strictly; returns it in eval mode, and its `pretrained_cfg` (`mean`, `std`, `input_size`).
 
     Raises:
         InputError: the folder holds no backbone in timm's form, or the weights do not fit it.
@@ -83,5 +83,5 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def embed(model: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Pooled features `(B, F)` float32 of normalised images."""
+    """Return the pooled features `(B, F)` float32 of normalised images."""
     return model(images_BCHW).flatten(1).float()

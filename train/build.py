@@ -19,7 +19,7 @@ LARS_TRUST = 0.02
 def batch_order(
     shards: ShardSet, config: PretrainConfig, rank: int = 0, world_size: int = 1
 ) -> BatchOrder:
-    """The run's order of batches.
+    """Return the run's order of batches.
 
     Raises:
         InputError: the batch is larger than the set or not divisible by the number of processes.
@@ -40,7 +40,7 @@ def batch_order(
 
 
 def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> PairLoader:
-    """The run's batches.
+    """Return the run's batches.
 
     Raises:
         InputError: the set lacks the candidates, labels or scores that the method and its settings need.
@@ -68,7 +68,7 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
 
 
 def prepared_method(config: PretrainConfig, device: torch.device) -> Method:
-    """The recipe's method on its device, channels-last, with synchronised batch norms and compiled if asked for."""
+    """Return the recipe's method on its device, channels-last, with synchronised norms and compiled if asked for."""
     method: Any = build_method(config).to(device).to(memory_format=torch.channels_last)
     if config.sync_batch_norm:
         if device.type == "cpu":
@@ -84,7 +84,7 @@ def prepared_method(config: PretrainConfig, device: torch.device) -> Method:
 
 
 def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of that name; LARS leaves 1-D parameters without decay and without adaptation."""
+    """Return timm's optimizer of that name; LARS leaves 1-D parameters without decay and without adaptation."""
     kwargs: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
     if config.optimizer == "sgd":
         kwargs["nesterov"] = False

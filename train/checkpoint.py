@@ -31,7 +31,7 @@ def save_checkpoint(
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The checkpoint files of a run, oldest first."""
+    """Return the checkpoint files of a run, oldest first."""
     return sorted((out / FOLDER).glob("step-*.safetensors"))
 
 

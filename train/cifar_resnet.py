@@ -46,25 +46,25 @@ def _build(variant: str, pretrained: bool, kwargs: dict[str, Any], **shape: Any)
 
 @register_model
 def clsp_resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 with the CIFAR stem."""
+    """Build a ResNet-18 with the CIFAR stem."""
     return _build("clsp_resnet18_cifar", pretrained, kwargs, block=BasicBlock, layers=(2, 2, 2, 2))
 
 
 @register_model
 def clsp_resnet34_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-34 with the CIFAR stem."""
+    """Build a ResNet-34 with the CIFAR stem."""
     return _build("clsp_resnet34_cifar", pretrained, kwargs, block=BasicBlock, layers=(3, 4, 6, 3))
 
 
 @register_model
 def clsp_resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-50 with the CIFAR stem."""
+    """Build a ResNet-50 with the CIFAR stem."""
     return _build("clsp_resnet50_cifar", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 6, 3))
 
 
 @register_model
 def clsp_resnet101_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-101 with the CIFAR stem."""
+    """Build a ResNet-101 with the CIFAR stem."""
     return _build(
         "clsp_resnet101_cifar", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 23, 3)
     )

@@ -27,7 +27,7 @@ class AugmentConfig(Section):
     """Values of one half and more are inverted."""
 
     def weakened(self) -> "AugmentConfig":
-        """AdaInf's weaker augmentation: crops of a fifth at least, jitter half as strong and half as often."""
+        """Return AdaInf's weaker augmentation: crops of a fifth at least, jitter half as strong and half as often."""
         halved = {
             name: getattr(self, name) / 2
             for name in ("brightness", "contrast", "saturation", "hue")
@@ -76,7 +76,7 @@ class SyntheticConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Stage 2; the defaults are the paper's CLSP-SimCLR on CIFAR-10."""
+    """Settings of stage 2; the defaults are the paper's CLSP-SimCLR on CIFAR-10."""
 
     method: str = "simclr"
     epochs: int = Field(default=1000, ge=1)
@@ -136,7 +136,7 @@ class PretrainConfig(Section):
 
     @property
     def extra(self) -> Literal["shards", "augmentation", "inflation", "none"]:
-        """What the run adds to its method; `none` also where λ is 0."""
+        """Return the source of the synthetic term or the inflation; `none` also where λ is 0."""
         off = self.synthetic.source != "inflation" and not (
             self.synthetic.weight and self.synthetic.probability
         )
@@ -144,15 +144,15 @@ class PretrainConfig(Section):
 
     @property
     def third_view(self) -> Literal["shards", "augmentation", "none"]:
-        """Where the third view comes from."""
+        """Return the source of the third view."""
         return "none" if self.extra == "inflation" else self.extra
 
     @property
     def augmentation(self) -> AugmentConfig:
-        """The augmentation in use."""
+        """Return the augmentation in use."""
         return self.augment.weakened() if self.extra == "inflation" else self.augment
 
     @property
     def run_name(self) -> str:
-        """`simclr`, `simclr+shards` (CLSP-SimCLR), `simclr+augmentation` (the third-view control), …"""
+        """Return `simclr`, `simclr+shards` (CLSP-SimCLR), `simclr+augmentation` (the third-view control), …"""
         return self.method if self.extra == "none" else f"{self.method}+{self.extra}"

@@ -7,7 +7,7 @@ from torch import distributed
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) without a process group."""
+    """Return this process's rank and the number of processes; (0, 1) without a process group."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
@@ -15,7 +15,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 @torch.no_grad()
 def gather(x: torch.Tensor) -> torch.Tensor:
-    """The tensors of all ranks joined in rank order, without gradient."""
+    """Return the tensors of all ranks joined in rank order, without gradient."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return x
@@ -26,7 +26,7 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
 
 def gather_with_gradient(x_BD: torch.Tensor) -> torch.Tensor:
-    """The tensors of all ranks, `(world size · B, D)` in rank order; the gradient flows back to each rank's own.
+    """Return the tensors of all ranks, `(world size · B, D)` in rank order; the gradient flows back to each rank's own.
 
     With a loss that is local to each rank, DDP's mean of the gradients is the gradient of the mean over the global
     batch.
@@ -35,7 +35,7 @@ def gather_with_gradient(x_BD: torch.Tensor) -> torch.Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """With torch's older collectives: several of its functional ones at a time corrupt gloo's memory (torch 2.14).
+    """Gathers by torch's older collectives: several functional ones at a time corrupt gloo's memory (torch 2.14).
 
     gloo's two threads note each collective's name when it is done, in one string and without a lock; names of more
     than 15 characters, the functional gather's ALLGATHER_COALESCED among them, are on the heap. So backward is a

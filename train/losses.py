@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Compute in float32 also under autocast: bfloat16 would round logits to 0.03 and mix up neighbours."""
+    """Make a loss compute in float32 also under autocast: bfloat16 would round logits to 0.03 and mix up neighbours."""
 
     def widened(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -43,7 +43,7 @@ def nt_xent(
     all_z2_ND: torch.Tensor | None = None,
     rank: int = 0,
 ) -> torch.Tensor:
-    """NT-Xent (Chen et al. 2020, equation 1) of the local samples: each view against the 2N-1 other embeddings.
+    """Compute NT-Xent (Chen et al. 2020, equation 1) of the local samples: each view against the 2N-1 other embeddings.
 
     Args:
         z1_BD, z2_BD: the local embeddings of views 1 and 2, of unit length.
@@ -71,7 +71,7 @@ def nt_xent(
 def alignment(
     z1_BD: torch.Tensor, z3_BD: torch.Tensor, weights_B: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The synthetic term before λ (CLSP, section 3.3): `mean(w · (2 - 2·cos(z_1, z_3)))`, gradient on both sides.
+    """Compute the term before λ (CLSP, section 3.3): `mean(w · (2 - 2·cos(z_1, z_3)))`, gradient on both sides.
 
     Args:
         weights_B: a weight per sample, 1 by default; the mean is over all B samples.
@@ -84,7 +84,7 @@ def alignment(
 def info_nce(
     q_BD: torch.Tensor, k_BD: torch.Tensor, queue_QD: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """InfoNCE with a queue (MoCo, equation 1): each query against its own key and all of the queue, the mean over B.
+    """Compute InfoNCE with a queue (MoCo, equation 1): each query against its key and all of the queue.
 
     Keys and queue are constants.
     """
@@ -97,7 +97,7 @@ def info_nce(
 def cross_view(
     target_BD: torch.Tensor, all_p_ND: torch.Tensor, temperature: float, rank: int = 0
 ) -> torch.Tensor:
-    """Each local target against the outputs of the other view for the whole global batch (NNCLR, equation 3).
+    """Contrast each local target with the other view's outputs for the whole global batch (NNCLR, equation 3).
 
     Args:
         target_BD: of unit length; what the output of the same sample should be near to.
@@ -116,7 +116,7 @@ def supervised_contrastive(
     labels_N: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, equation 2): the mean over the local images.
+    """Compute the supervised contrastive loss (Khosla et al. 2020, equation 2): the mean over the local images.
 
     Args:
         z_BD: local embeddings of both views, of unit length.
@@ -135,7 +135,7 @@ def supervised_contrastive(
 
 @in_float32
 def redundancy(keys_ND: Sequence[torch.Tensor], y_ND: Sequence[torch.Tensor]) -> torch.Tensor:
-    """All4One's term on features (equation 8): cross-correlations of two views, towards the identity matrix.
+    """Compute All4One's term on features (equation 8): cross-correlations of two views, towards the identity matrix.
 
     The mean of the root mean squares of what the diagonal lacks to 1 and of the other entries; features are
     normalised over the batch.

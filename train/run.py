@@ -20,7 +20,7 @@ UNESSENTIAL = {"workers", "trackers", "knn_epochs", "checkpoint_epochs", "keep_c
 
 
 def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
-    """True if `out` holds the finished run of these settings on this set, False if it can start or go on there.
+    """Return True if `out` holds the finished run of these settings on this set, False if it can start or go on there.
 
     Raises:
         InputError: it holds another run (naming what differs) or something else.
@@ -40,7 +40,7 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
 
 
 def layers_used(out: Path) -> list[str] | None:
-    """The layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
+    """Return the layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
     if not (out / RUN).exists():
         return None
     return sorted(json.loads((out / RUN).read_text()).get("data", {}).get("layers", {})) or None
@@ -55,7 +55,7 @@ def _check_trackers(config: PretrainConfig) -> None:
 
 
 def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
-    """What makes a run this run and no other."""
+    """Return the facts that make a run this run and no other."""
     return {
         "name": config.run_name,
         "seed": config.seed,
@@ -73,7 +73,7 @@ def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> None:
 
 
 def read_rows(out: Path, step: int) -> list[dict[str, Any]]:
-    """The log's rows up to `step`: a resumed run writes the later ones again."""
+    """Return the log's rows up to `step`: a resumed run writes the later ones again."""
     if not (out / LOG).exists():
         return []
     rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]

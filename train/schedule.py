@@ -6,7 +6,7 @@ from .config import PretrainConfig
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:
-    """Linear warm-up from `warmup_lr` to `lr`, then a cosine to 0 at the last step."""
+    """Return the rate of a step: linear warm-up from `warmup_lr` to `lr`, then a cosine to 0 at the last step."""
     warmup = config.warmup_epochs * steps_per_epoch
     total = config.epochs * steps_per_epoch
     if step < warmup:
@@ -15,6 +15,6 @@ def learning_rate(step: int, steps_per_epoch: int, config: PretrainConfig) -> fl
 
 
 def synthetic_weight(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:
-    """λ at a step: a linear rise over `synthetic.warmup` epochs, then constant."""
+    """Return λ at a step: a linear rise over `synthetic.warmup` epochs, then constant."""
     warmup = config.synthetic.warmup * steps_per_epoch
     return config.synthetic.weight * min(1.0, step / warmup if warmup else 1.0)

@@ -14,7 +14,7 @@ CHUNK = 256
 
 
 def build_augmentation(config: AugmentConfig, size: int, batched: bool = False) -> nn.Module:
-    """SimCLR's chain at `size` pixels: crop, colour jitter, greyscale, blur, solarisation, flip; images in [0, 1].
+    """Build SimCLR's chain at `size` pixels: crop, colour jitter, greyscale, blur, solarise, flip.
 
     kornia draws everything per image except the order of the four colour operations, which is per batch (on a CPU per
     `CHUNK`). Each operation gives torchvision's PIL result to 1.5 grey levels, hue to 13 (1.1 in the mean), since PIL
@@ -68,7 +68,7 @@ class Views:
         self.std = torch.tensor(config.std, device=device)[:, None, None]
 
     def __call__(self, images_BCHW: torch.Tensor, view: int, step: int, rank: int) -> torch.Tensor:
-        """A view of uint8 images `(B, 3, H, W)`: float32, normalised."""
+        """Return a view of uint8 images `(B, 3, H, W)`: float32, normalised."""
         torch.manual_seed(stream_seed(self.seed, step, rank, "view", view))
         images = images_BCHW.to(self.device, non_blocking=True).float() / 255
         chunk = CHUNK if self.device.type == "cpu" else len(images)

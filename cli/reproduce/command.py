@@ -53,7 +53,7 @@ def reproduce(
     seeds: int | None,
     jobs: int,
 ) -> None:
-    """The whole pipeline of a recipe: diffusion, shards, every run of the comparison, table and report."""
+    """Run the whole pipeline of a recipe: diffusion, shards, every run of the comparison, table and report."""
     settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
     recipe = load_recipe(recipe_name, settings, profile)
     methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs})

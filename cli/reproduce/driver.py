@@ -144,7 +144,7 @@ class Driver:
         raise StopRequested
 
     def _reached(self) -> tuple[int, int]:
-        """How many stages are finished, and when one wrote its latest file, a checkpoint for instance; 0: none has."""
+        """Return how many stages are finished, and when one wrote its latest file (0: none has)."""
         folders = (path for path in self.out.iterdir() if path.name not in OWN_FOLDERS)
         times = (path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*"))
         return len(self.finished), max(times, default=0)
@@ -168,13 +168,13 @@ class Driver:
         return spent
 
     def _recorded(self, stage: Stage) -> dict:
-        """What is written down about a stage with these very arguments."""
+        """Return the facts that are written down about a stage with these very arguments."""
         path = self._path(stage)
         content = json.loads(path.read_text()) if path.exists() else {}
         return content if content.get("arguments") == list(stage.arguments) else {}
 
     def costs(self) -> dict[str, float]:
-        """Seconds of every finished stage."""
+        """Return the seconds of every finished stage."""
         return {
             stage.name: self._recorded(stage)["seconds"]
             for stage in self.stages
@@ -189,7 +189,7 @@ class Driver:
 
 
 def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str) -> None:
-    """In a process of its own: run a command line, its output in the log; exits with its code.
+    """Run a command line in a process of its own, its output in the log; exits with its code.
 
     Args:
         temporary: the folder for temporary files, of this process and of those that it starts.
@@ -219,7 +219,7 @@ def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str)
 
 
 def _failure(stage: Stage, code: int | None, log: Path) -> BaseException:
-    """The error of a stage, which ends the driver with the stage's own exit code."""
+    """Return the error of a stage, which ends the driver with the stage's own exit code."""
     lines = log.read_text().strip().splitlines() or [""]
     if code == STOPPED:
         return StopRequested()

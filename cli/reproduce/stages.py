@@ -21,7 +21,7 @@ class Stage:
 
 
 def parse_run(name: str) -> tuple[str, str]:
-    """(method, source) of a run's name: `mocov2plus+shards`, or `simclr`, whose source is `none`.
+    """Split a run's name, `mocov2plus+shards`, into (method, source); the source of `simclr` is `none`.
 
     Raises:
         InputError: no such source.
@@ -36,12 +36,12 @@ def parse_run(name: str) -> tuple[str, str]:
 
 
 def method_recipe(out: Path, method: str) -> Path:
-    """Where the recipe resolved for a method lies."""
+    """Return the path of the recipe resolved for a method."""
     return out / "recipes" / f"{method}.toml"
 
 
 def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Stage]:
-    """The stages from images to report: a pretraining and its evaluations per run name and seed."""
+    """List the stages from images to report: a pretraining and its evaluations per run name and seed."""
     shards = str(out / "shards")
     with_recipe = ("--recipe", str(out / "recipe.toml"))
     training = ("diffusion", "train", *with_recipe, "--out", str(out / "diffusion"))

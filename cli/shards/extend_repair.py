@@ -52,7 +52,7 @@ class SourceAnchors:
 
 
 def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
-    """The source a set was made from: the recipe's, else the one that the plan names."""
+    """Return the source a set was made from: the recipe's, else the one that the plan names."""
     if recipe_name:
         from ..recipe import load_recipe
 
@@ -70,7 +70,7 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
 
 
 def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
-    """The sampler that a plan records, with the model at `path`, which must be the recorded one, on its device."""
+    """Return the sampler that a plan records, with the recorded model, at `path`, on its device."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from pydantic import ValidationError
 
@@ -97,7 +97,7 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
 
 
 def model_of(root: Path, given: str) -> str:
-    """The model to use: `--diffusion`, else the one beside the set."""
+    """Return the model to use: `--diffusion`, else the one beside the set."""
     beside = root.absolute().parent / "diffusion"
     if not given and not (beside / "model_index.json").exists():
         raise InputError(
@@ -121,7 +121,7 @@ def model_of(root: Path, given: str) -> str:
     help="Only part I of N, for job arrays.",
 )
 def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
-    """More candidates for a sealed set, as a new layer; resumable, and the old bytes stay."""
+    """Add candidates to a sealed set, as a new layer; resumable, and the old bytes stay."""
     parsed_part = parse_part(part)
     layer, plan = extension_plan(root, candidates)
     if plan is None:

@@ -27,7 +27,7 @@ diffusion_option = click.option(
 
 
 def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
-    """The model to use: `--diffusion`, else the recipe's, else the one beside the set."""
+    """Return the model to use: `--diffusion`, else the recipe's, else the one beside the set."""
     path = (
         given or recipe.diffusion.path or (str(out.absolute().parent / "diffusion") if out else "")
     )
@@ -44,12 +44,12 @@ def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
 
 
 def listing_path(out: Path) -> Path:
-    """The list of the anchors that do not decode, beside a set or a model."""
+    """Return the list of the anchors that do not decode, beside a set or a model."""
     return out.absolute().with_name(f"{out.absolute().name}.skipped.json")
 
 
 def readable_anchors(anchors: ImageSource, out: Path | None = None) -> ImageSource:
-    """The anchors; with `anchors.on_error = "skip"` without those that do not decode, which are listed."""
+    """Open the anchors; with `anchors.on_error = "skip"` without those that do not decode, which are listed."""
     with ProgressReport("looking for anchors that do not decode", "anchors") as report:
         readable = screened(anchors, listing_path(out) if out else None, report)
     skipped = len(anchors) - len(readable)
@@ -60,7 +60,7 @@ def readable_anchors(anchors: ImageSource, out: Path | None = None) -> ImageSour
 
 
 def resolved_sampler(recipe: Recipe, out: Path | None) -> "SamplerConfig":
-    """The recipe's sampler with its `auto` dtype decided: by the set that is there, else by the device."""
+    """Return the recipe's sampler with its `auto` dtype decided: by the set that is there, else by the device."""
     if recipe.sampler.dtype != "auto":
         return recipe.sampler
     begun = read_plan(out).sampler.get("dtype") if out and (out / PLAN).exists() else None
@@ -91,7 +91,7 @@ def plan(
     gpus: int,
     seconds: float,
 ) -> None:
-    """Dry run: shards, images, bytes, and hours on this device after a short calibration."""
+    """Say beforehand what a set costs: shards, images, bytes, and hours on this device after a short calibration."""
     recipe = load_recipe(recipe_name, overrides)
     path = diffusion_path(recipe, diffusion, out)
     anchors = readable_anchors(ImageSource(recipe.anchors), out)
@@ -186,7 +186,7 @@ def make(
 
 
 def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out: Path) -> Plan:
-    """The plan that the recipe's settings make, with the model checked against the anchors where none is there yet."""
+    """Return the plan that the recipe's settings make, the model checked against the anchors for a new one."""
     from ...generate import check_statistics, make_plan
 
     anchors = readable_anchors(anchors, out)

@@ -28,7 +28,7 @@ from ..progress import ProgressReport, say, say_unfinished
 @click.command(epilog="Example: clsp shards status runs/digits/shards")
 @set_argument
 def status(root: Path) -> None:
-    """How far a set is; works while it is being made."""
+    """Say how far a set is; works while it is being made."""
     sealed = len(read_manifest(root).layers) if is_sealed(root) else 0
     layer = 0
     while layer == 0 or plan_path(root, layer).exists():
@@ -66,7 +66,7 @@ def _say_pace(pace: Pace | None) -> None:
 @click.command(epilog="Example: clsp shards info runs/digits/shards")
 @set_argument
 def info(root: Path) -> None:
-    """What a set is: ID, source, model, sampler."""
+    """Say what a set is: ID, source, model, sampler."""
     manifest = read_manifest(root)
     plan = read_plan(root)
     source = plan.source
@@ -115,7 +115,7 @@ def _layer(plan: Plan) -> str:
     help="Where the anchors come from, for a set without them.",
 )
 def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None) -> None:
-    """A contact sheet: anchors (left) beside their candidates; below, a histogram of every score that the set has."""
+    """Draw a contact sheet: anchors (left) beside their candidates; below, a histogram of every score."""
     if out.suffix != ".png":
         raise InputError(f"--out {out}: expected a name that ends in .png")
 

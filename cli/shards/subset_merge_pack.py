@@ -28,7 +28,7 @@ new_set = out_option("Folder of the new set; the same command goes on where it s
 )
 @new_set
 def subset(root: Path, fraction: float | None, index_range: str | None, out: Path) -> None:
-    """A new set with some of the anchors and all their candidates."""
+    """Make a new set with some of the anchors and all their candidates."""
     if (fraction is None) == (index_range is None):
         raise InputError("give either --fraction F or --range A:B")
 
@@ -57,7 +57,7 @@ def subset(root: Path, fraction: float | None, index_range: str | None, out: Pat
 @click.argument("other", metavar="B", type=PATH)
 @new_set
 def merge(one: Path, other: Path, out: Path) -> None:
-    """One set of two: more candidates for the same anchors, or disjoint anchors of one source."""
+    """Make one set of two: more candidates for the same anchors, or disjoint anchors of one source."""
     parents = ShardSet(one), ShardSet(other)
     with ProgressReport("merge", "anchors") as report:
         set_id = merge_sets(*parents, out, report)
@@ -70,7 +70,7 @@ def merge(one: Path, other: Path, out: Path) -> None:
 @set_argument
 @new_set
 def pack(root: Path, out: Path) -> None:
-    """A new set with all layers in one."""
+    """Make a new set with all layers in one."""
     parent = ShardSet(root)
     with ProgressReport("pack", "anchors") as report:
         set_id = pack_set(parent, out, report)

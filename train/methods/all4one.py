@@ -52,7 +52,7 @@ class All4One(Method):
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """`neighbour`, `centroid` and `redundancy`, each with its weight in it."""
+        """Return `neighbour`, `centroid` and `redundancy`, each with its weight in it."""
         keys = [F.normalize(key, dim=1) for key in self.passed(self.keys, views)]
         neighbours = [nearest(key, self.queue.embeddings_QD, NEIGHBOURS) for key in keys]
         predictions = self.passed(self.predictor, y_BD)
@@ -81,7 +81,7 @@ class All4One(Method):
     def _both(
         self, targets: Sequence[torch.Tensor], found: Sequence[torch.Tensor], temperature: float
     ):
-        """The mean of view 1's targets against view 2's outputs, and the other way round."""
+        """Return the mean of view 1's targets against view 2's outputs, and the other way round."""
         rank, _ = rank_and_world_size()
         t1, t2 = (F.normalize(target, dim=1) for target in targets)
         f1, f2 = (gather_with_gradient(F.normalize(output, dim=1)) for output in found)
@@ -89,7 +89,7 @@ class All4One(Method):
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
-    """Positional encodings `(length, width)` (Vaswani et al. 2017)."""
+    """Return positional encodings `(length, width)` (Vaswani et al. 2017)."""
     angles = torch.arange(length)[:, None] * torch.exp(
         torch.arange(0, width, 2) * (-math.log(10_000) / width)
     )

@@ -39,7 +39,7 @@ class Method(nn.Module, abc.ABC):
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The method's own losses.
+        """Return the method's own losses.
 
         Args:
             y_BD: projections of its views, not normalised.
@@ -48,7 +48,7 @@ class Method(nn.Module, abc.ABC):
         """
 
     def before_step(self, step: int, steps: int) -> None:
-        """Called before each optimisation step with its number and how many there will be."""
+        """Prepare a step; called before each optimisation step with its number and how many there will be."""
 
     def forward(
         self,
@@ -57,7 +57,7 @@ class Method(nn.Module, abc.ABC):
         weights_B: torch.Tensor | None,
         labels_B: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Losses of a batch: the method's own and, where a third view is given, `synthetic` (before λ).
+        """Return the losses of a batch: the method's own and, where a third view is given, `synthetic` (before λ).
 
         Args:
             views: normalised images `(B, 3, H, W)`, one tensor per ordinary view.
@@ -75,7 +75,7 @@ class Method(nn.Module, abc.ABC):
         return losses
 
     def passed(self, module: Callable[[torch.Tensor], torch.Tensor], parts: Sequence[torch.Tensor]):
-        """Each part through a module: together or one after the other, as `batch_norm` says."""
+        """Send each part through a module: together or one after the other, as `batch_norm` says."""
         if self.config.batch_norm == "joint":
             return list(module(torch.cat(list(parts))).chunk(len(parts)))
         return [module(part) for part in parts]
@@ -95,7 +95,7 @@ class Method(nn.Module, abc.ABC):
 
 
 def mlp(widths: Sequence[int], norm: str | None, norm_last: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU between them, each hidden one normalised by `norm` (`batch`, `layer` or None)."""
+    """Build linear layers with ReLU between them, each hidden one normalised by `norm` (`batch`, `layer` or None)."""
     layers: list[nn.Module] = []
     for place, (before, after) in enumerate(pairwise(widths), start=2):
         layers.append(nn.Linear(before, after))
@@ -110,7 +110,7 @@ def mlp(widths: Sequence[int], norm: str | None, norm_last: bool = False) -> nn.
 
 @contextlib.contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation inside the block normalises as usual but leaves its running statistics alone."""
+    """Let batch normalisation inside the block normalise as usual but leave its running statistics alone."""
     layers = [
         layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
     ]

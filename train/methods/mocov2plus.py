@@ -29,7 +29,7 @@ class MoCoV2Plus(Method):
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """`contrastive`: the mean of both directions."""
+        """Return `contrastive`: the mean of both directions."""
         queries = [F.normalize(y, dim=1) for y in y_BD]
         keys = [F.normalize(key, dim=1) for key in self.passed(self.keys, views)]
         temperature = self.config.temperature

@@ -14,7 +14,7 @@ from ..distributed import gather
 
 
 def key_momentum(step: int, steps: int, config: PretrainConfig) -> float:
-    """The momentum at a step: from `momentum_start` to `momentum_end` along a cosine, as in MoCo v2+."""
+    """Return the momentum at a step: from `momentum_start` to `momentum_end` along a cosine, as in MoCo v2+."""
     share = 0.5 * (1 + math.cos(math.pi * step / steps))
     return config.momentum_end - (config.momentum_end - config.momentum_start) * share
 
@@ -30,14 +30,14 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def follow(self, modules: Sequence[nn.Module], momentum: float) -> None:
-        """One step towards the modules; buffers are the copies' own."""
+        """Move one step towards the modules; buffers are the copies' own."""
         for follower, module in zip(self.copies, modules, strict=True):
             for kept, new in zip(follower.parameters(), module.parameters(), strict=True):
                 kept.lerp_(new, 1 - momentum)
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The copies, one after the other."""
+        """Run the copies, one after the other."""
         return self.copies(x)
 
 

@@ -27,7 +27,7 @@ class NNCLR(Method):
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """`contrastive`: the mean of both directions (equation 3, with the predictor's outputs gathered)."""
+        """Return `contrastive`: the mean of both directions (equation 3, with the predictor's outputs gathered)."""
         z1, z2 = (F.normalize(y.detach(), dim=1) for y in y_BD)
         p1, p2 = (F.normalize(p, dim=1) for p in self.passed(self.predictor, y_BD))
         queue = self.queue.embeddings_QD
@@ -45,5 +45,5 @@ class NNCLR(Method):
 @torch.no_grad()
 @in_float32
 def nearest(z_BD: torch.Tensor, queue_QD: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` entries with the highest cosine, `(B, count, D)`, the nearest first."""
+    """Return the `count` entries with the highest cosine, `(B, count, D)`, the nearest first."""
     return queue_QD[(z_BD @ queue_QD.T).topk(count, dim=1).indices]

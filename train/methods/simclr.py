@@ -18,7 +18,7 @@ class SimCLR(Method):
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """`contrastive`: NT-Xent of the local samples against all ranks' embeddings."""
+        """Return `contrastive`: NT-Xent of the local samples against all ranks' embeddings."""
         z1, z2 = (F.normalize(y, dim=1) for y in y_BD)
         everyone1 = gather_with_gradient(z1)
         everyone2 = gather_with_gradient(z2)

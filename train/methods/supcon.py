@@ -13,14 +13,14 @@ from .registry import register
 
 @register("supcon")
 class SupCon(Method):
-    """Every image of the class is a positive, in both views and on all ranks."""
+    """Supervised contrastive learning: every image of the class is a positive, in both views and on all ranks."""
 
     needs_labels = True
 
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """`contrastive`: the loss with the sum outside of the logarithm (equation 2)."""
+        """Return `contrastive`: the loss with the sum outside of the logarithm (equation 2)."""
         z1, z2 = (F.normalize(y, dim=1) for y in y_BD)
         everyone = torch.cat([gather_with_gradient(z1), gather_with_gradient(z2)])
         labels = gather(labels_B).repeat(2)
