@@ -5,15 +5,16 @@ Shape legend: B local batch, N global batch (all ranks), D embedding dimension.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.nn import functional as F
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
+def in_float32(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Make a loss compute in float32 also under autocast: bfloat16 would round logits to 0.03 and mix up neighbours."""
 
     def widened(value: Any) -> Any:
@@ -22,14 +23,15 @@ def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
         return [widened(part) for part in value] if isinstance(value, list | tuple) else value
 
     @functools.wraps(function)
-    def computed(*arguments: Any, **options: Any) -> Result:
-        tensors = [part for part in arguments if isinstance(part, torch.Tensor)]
-        device = tensors[0].device.type if tensors else arguments[0][0].device.type
-        with torch.autocast(device, enabled=False):
-            return function(
-                *map(widened, arguments),
-                **{name: widened(value) for name, value in options.items()},
-            )
+    def computed(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        first: Any = arguments[0]
+        device = first.device if isinstance(first, torch.Tensor) else first[0].device
+
+        with torch.autocast(device.type, enabled=False):
+            widened_arguments: Any = map(widened, arguments)
+            widened_options: Any = {name: widened(value) for name, value in options.items()}
+            compute: Any = function
+            return compute(*widened_arguments, **widened_options)
 
     return computed
 

@@ -12,7 +12,7 @@ from ..options import out_option, recipe_options
 from ..progress import say
 from ..recipe import Recipe, load_recipe
 from .driver import Driver
-from .stages import method_recipe, parse_run, pipeline
+from .stages import Stage, method_recipe, parse_run, pipeline
 
 STATE = "reproduce.json"
 
@@ -54,24 +54,28 @@ def reproduce(
     jobs: int,
 ) -> None:
     """Run the whole pipeline of a recipe: diffusion, shards, every run of the comparison, table and report."""
+    # The recipe, resolved for every method
     settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
     recipe = load_recipe(recipe_name, settings, profile)
     methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs})
-    resolved = {
-        method_recipe(out, method): load_recipe(
-            recipe_name, (*settings, f"pretrain.method={method}"), profile
-        )
-        for method in methods
-    }
+    resolved = {}
+    for method in methods:
+        chosen = (*settings, f"pretrain.method={method}")
+        resolved[method_recipe(out, method)] = load_recipe(recipe_name, chosen, profile)
     _check_methods(resolved)
     _claim(out, {out / "recipe.toml": recipe, **resolved})
+
+    # The stages
     stages = pipeline(out, recipe.reproduce.runs, recipe.reproduce.seeds, jobs)
-    driver = Driver(out, stages, jobs, None if max_minutes is None else 60 * max_minutes, began)
+    seconds = None if max_minutes is None else 60 * max_minutes
+    driver = Driver(out, stages, jobs, seconds, began)
     driver.run()
+
+    # What it has come to
     costs = driver.costs()
     write_file(out / "costs.json", json.dumps(costs, indent=1).encode())
     print((out / "logs" / "compare.log").read_text().rstrip())
-    say(f"cost: {_cost_line(costs)} (seconds; {out / 'costs.json'})")
+    say(f"cost: {_cost_line(stages, costs)} (seconds; {out / 'costs.json'})")
     say(f"report: {out / 'report.html'}, contact sheet: {out / 'contact-sheet.png'}")
 
 
@@ -112,19 +116,11 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
         recipe.save(path)
 
 
-def _cost_line(costs: dict[str, float]) -> str:
-    kinds = {
-        "diffusion": "diffusion",
-        "shards-": "shards",
-        "linear-eval-": "linear-eval",
-        "knn-": "knn",
-    }
-    others = {"verify", "preview", "compare", "score", "report"}
+def _cost_line(stages: list[Stage], costs: dict[str, float]) -> str:
+    """Return the seconds of every kind of stage in a line."""
     sums: dict[str, float] = {}
-
-    for name, spent in costs.items():
-        kind = next((kind for start, kind in kinds.items() if name.startswith(start)), None)
-        kind = kind or ("other" if name in others else "pretrain")
-        sums[kind] = sums.get(kind, 0) + spent
+    for stage in stages:
+        if stage.name in costs:
+            sums[stage.kind] = sums.get(stage.kind, 0) + costs[stage.name]
 
     return ", ".join(f"{kind} {spent:.0f}" for kind, spent in sums.items())

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ...core import InputError
 
 SOURCES = ("none", "augmentation", "inflation", "shards")
+
+Kind = Literal["diffusion", "shards", "pretrain", "linear-eval", "knn", "other"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class Stage:
     name: str
     arguments: tuple[str, ...]
     after: tuple[str, ...] = ()
+    kind: Kind = "other"
+    """The entry of the costs that it counts into."""
     alone: bool = False
     """True if nothing else can run beside it, so that it gets every core."""
 
@@ -43,71 +48,62 @@ def method_recipe(out: Path, method: str) -> Path:
 def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Stage]:
     """List the stages from images to report: a pretraining and its evaluations per run name and seed."""
     shards = str(out / "shards")
-    with_recipe = ("--recipe", str(out / "recipe.toml"))
-    training = ("diffusion", "train", *with_recipe, "--out", str(out / "diffusion"))
-    stages = [Stage("diffusion", training, alone=True)]
-    making = ("shards", "make", *with_recipe, "--out", shards)
-    makes = [
-        Stage(f"shards-{part}", (*making, "--part", f"{part}/{parts}"), ("diffusion",))
-        for part in range(parts)
-    ]
-    stages += makes
-    stages.append(
-        Stage(
-            "verify", ("shards", "verify", shards, "--deep"), tuple(stage.name for stage in makes)
-        )
-    )
-    preview = ("shards", "preview", shards, "--out", str(out / "contact-sheet.png"))
-    stages.append(Stage("preview", preview, ("verify",)))
-    folders = []
+    recipe = ("--recipe", str(out / "recipe.toml"))
 
+    # The diffusion model
+    command = ("diffusion", "train", *recipe, "--out", str(out / "diffusion"))
+    stages = [Stage("diffusion", command, kind="diffusion", alone=True)]
+
+    # The shard set
+    makes = []
+    for part in range(parts):
+        command = ("shards", "make", *recipe, "--out", shards, "--part", f"{part}/{parts}")
+        makes.append(Stage(f"shards-{part}", command, ("diffusion",), "shards"))
+    stages += makes
+
+    command = ("shards", "verify", shards, "--deep")
+    stages.append(Stage("verify", command, tuple(stage.name for stage in makes)))
+    command = ("shards", "preview", shards, "--out", str(out / "contact-sheet.png"))
+    stages.append(Stage("preview", command, ("verify",)))
+
+    # The runs and their evaluations
+    folders = []
+    evaluations: list[str] = []
     for seed in range(seeds):
         for name in runs:
             folder = out / "pretrain" / f"{name}-s{seed}"
-            stages += _run_stages(out, name, seed, shards, folder)
             folders.append(str(folder))
+            training, *probes = _run_stages(out, name, seed, shards, folder)
+            stages += [training, *probes]
+            evaluations += [probe.name for probe in probes]
 
-    evaluated = tuple(
-        stage.name for stage in stages if stage.name.startswith(("linear-eval-", "knn-"))
-    )
-    stages.append(Stage("compare", ("compare", *folders, "--out", str(out)), evaluated))
-    encoder = Path(folders[0])
-    scored = (
-        "shards",
-        "score",
-        shards,
-        "--encoder",
-        str(encoder),
-        "--name",
-        runs[0].replace("+", "-"),
-        *with_recipe,
-    )
-    stages.append(Stage("score", scored, evaluated))  # only now: every run records the set's ID
-    stages.append(
-        Stage(
-            "report", ("report", str(out), "--out", str(out / "report.html")), ("compare", "score")
-        )
-    )
+    # Table, measures of the set, and page. The set is scored only now: every run records the set's ID.
+    evaluated = tuple(evaluations)
+    command = ("compare", *folders, "--out", str(out))
+    stages.append(Stage("compare", command, evaluated))
+    scores = runs[0].replace("+", "-")
+    command = ("shards", "score", shards, "--encoder", folders[0], "--name", scores, *recipe)
+    stages.append(Stage("score", command, evaluated))
+    command = ("report", str(out), "--out", str(out / "report.html"))
+    stages.append(Stage("report", command, ("compare", "score")))
 
     return stages
 
 
 def _run_stages(out: Path, name: str, seed: int, shards: str, folder: Path) -> list[Stage]:
+    """List a run's pretraining and its evaluations."""
     method, source = parse_run(name)
     label = folder.name
     recipe = ("--recipe", str(method_recipe(out, method)))
-    chosen = (
-        *recipe,
-        "--set",
-        f"pretrain.synthetic.source={source}",
-        "--set",
-        f"pretrain.seed={seed}",
-    )
-    run = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))
-    stages = [Stage(label, run, ("verify",))]
+    changes = ("--set", f"pretrain.synthetic.source={source}", "--set", f"pretrain.seed={seed}")
+    chosen = (*recipe, *changes)
 
-    for task in ("linear-eval", "knn"):
-        evaluation = (task, *chosen, "--checkpoint", str(folder), "--out", str(folder))
-        stages.append(Stage(f"{task}-{label}", evaluation, (label,)))
+    command = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))
+    stages = [Stage(label, command, ("verify",), "pretrain")]
+
+    probes: tuple[Kind, ...] = ("linear-eval", "knn")
+    for probe in probes:
+        command = (probe, *chosen, "--checkpoint", str(folder), "--out", str(folder))
+        stages.append(Stage(f"{probe}-{label}", command, (label,), probe))
 
     return stages
