@@ -12,7 +12,7 @@ class WorkError(RuntimeError):
     """The work failed or a check found faults (exit code 1)."""
 
 
-class StopRequested(BaseException):  # noqa: N818  (not an error: the command goes on when it is run again)
+class StopRequested(BaseException):  # not an error: the command goes on when it is run again
     """Somebody asked the command to stop; what exists is complete and the command resumes (exit code 75).
 
     No `Exception`, as `KeyboardInterrupt` is none: it is raised by a signal handler, so anywhere, and the many

@@ -14,7 +14,7 @@ from ..format.seal import descriptions
 from ..format.writer import Record, write_tar
 from ..remote.filesystem import Remote
 from ..remote.verified_copy import receive, retrying
-from .verify import file_faults
+from .verify import FaultKind, file_fault
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,17 @@ def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) 
     indexes = _indexes(manifest)
 
     for done, (name, entry) in enumerate(sorted(manifest.files.items()), start=1):
-        faults = list(file_faults(root, name, entry, deep=True))
-        if any("leaves the set's folder" in fault for fault in faults):
-            raise InputError(f"{root}: {faults[0]}")
+        fault = file_fault(root, name, entry, deep=True)
+        if fault is not None:
+            if fault.kind is FaultKind.OUTSIDE:
+                raise InputError(f"{root}: {fault}")
 
-        if faults:
-            is_derived = name in indexes or name in DESCRIPTIONS
-            (
-                damage.tars if parse_shard(name) else damage.derived if is_derived else damage.lost
-            ).append(name)
+            if parse_shard(name):
+                damage.tars.append(name)
+            elif name in indexes or name in DESCRIPTIONS:
+                damage.derived.append(name)
+            else:
+                damage.lost.append(name)
 
         if report:
             report(done, len(manifest.files))

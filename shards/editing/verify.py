@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,27 @@ from ..format.manifest import FileEntry, Manifest, read_manifest
 from ..format.plan import indices_digest
 from ..reading.scores import check_scores
 from ..reading.shard_set import LayerReader, ShardSet
+
+
+class FaultKind(Enum):
+    """The ways in which a file can disagree with the manifest."""
+
+    OUTSIDE = "leads out of the set's folder"
+    MISSING = "missing"
+    SIZE = "another size"
+    BYTES = "other bytes"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A disagreement between one file and the manifest; decisions go by its kind, its text is for people."""
+
+    file: str
+    kind: FaultKind
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
 
 
 def verify_set(
@@ -53,7 +76,10 @@ def verify_set(
         )
 
     for done, (name, entry) in enumerate(sorted(manifest.files.items()), start=1):
-        faults += file_faults(root, name, entry, deep)
+        fault = file_fault(root, name, entry, deep)
+        if fault is not None:
+            faults.append(str(fault))
+
         if report:
             report(done, len(manifest.files))
 
@@ -61,8 +87,8 @@ def verify_set(
     return faults or _content_faults(root, manifest, deep)
 
 
-def file_faults(root: Path, name: str, entry: FileEntry, deep: bool) -> Iterator[str]:
-    """What is wrong with one file of the manifest, none or one line."""
+def file_fault(root: Path, name: str, entry: FileEntry, deep: bool) -> Fault | None:
+    """Compare one file with its entry in the manifest and return the first disagreement, if there is one."""
     path = root / name
     try:
         inside = path.resolve().is_relative_to(root.resolve())
@@ -70,13 +96,22 @@ def file_faults(root: Path, name: str, entry: FileEntry, deep: bool) -> Iterator
         inside = False
 
     if not inside:
-        yield f"{name}: leaves the set's folder; the manifest is not trustworthy"
-    elif not path.is_file():
-        yield f"{name}: missing, the manifest has {entry.bytes} bytes"
-    elif path.stat().st_size != entry.bytes:
-        yield f"{name}: {path.stat().st_size} bytes, the manifest has {entry.bytes}"
-    elif deep and sha256_file(path) != entry.sha256:
-        yield f"{name}: its bytes are not those of the manifest (SHA-256 differs)"
+        message = "leaves the set's folder; the manifest is not trustworthy"
+        return Fault(name, FaultKind.OUTSIDE, message)
+
+    if not path.is_file():
+        message = f"missing, the manifest has {entry.bytes} bytes"
+        return Fault(name, FaultKind.MISSING, message)
+
+    size = path.stat().st_size
+    if size != entry.bytes:
+        return Fault(name, FaultKind.SIZE, f"{size} bytes, the manifest has {entry.bytes}")
+
+    if deep and sha256_file(path) != entry.sha256:
+        message = "its bytes are not those of the manifest (SHA-256 differs)"
+        return Fault(name, FaultKind.BYTES, message)
+
+    return None
 
 
 def _undeclared(root: Path, manifest: Manifest) -> list[str]:

@@ -2,7 +2,9 @@ import random
 import shutil
 
 import pytest
+from clsp.core import InputError
 from clsp.shards import read_manifest, verify_set
+from clsp.shards.editing.repair import damaged_files
 
 
 @pytest.fixture
@@ -52,3 +54,14 @@ def test_missing_cut_and_foreign_files_are_named(copy, deep):
     assert "shard-000009.tar: not in the manifest" in verify_set(copy, deep)[0]
     foreign.unlink()
     assert verify_set(copy, deep) == []
+
+
+def test_a_file_that_leads_out_of_the_set_is_never_repaired(copy, tmp_path):
+    outside = tmp_path / "outside"
+    shutil.move(copy / "layer-000", outside)
+    (copy / "layer-000").symlink_to(outside)
+    name = "layer-000/shard-000000.tar"
+    line = f"{name}: leaves the set's folder; the manifest is not trustworthy"
+    assert line in verify_set(copy)
+    with pytest.raises(InputError, match=line):
+        damaged_files(copy)
