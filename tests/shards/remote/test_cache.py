@@ -106,7 +106,7 @@ def test_a_tar_larger_than_the_cache_is_still_readable_and_a_mapped_one_survives
 READ = """
 import sys
 from pathlib import Path
-from clsp.shards.store import open_store
+from clsp.shards.remote.cache import open_store
 store = open_store(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
 for name in sys.argv[4:]:
     for _ in range(100):
