@@ -10,8 +10,9 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from ...core import InputError, WorkError, sha256_file
-from ..format.layout import DESCRIPTIONS, MANIFEST, PLAN, shard_of
+from ..format.layout import MANIFEST, PLAN
 from ..format.manifest import FileEntry
+from .copy_order import copy_order, files_to_copy
 from .destination import check_extends
 from .filesystem import Remote
 from .verified_copy import DamagedError, fetch_manifest, retrying
@@ -42,7 +43,7 @@ def push_to_hub(
         )
 
     manifest, content = fetch_manifest(Remote(root.absolute()), expect)
-    files = {**manifest.files, MANIFEST: FileEntry(bytes=len(content), sha256=manifest.set_id)}
+    files = files_to_copy(manifest, content)
     repository = _Repository(api or HfApi(), root, url, *place.groups())
     there = retrying(lambda: repository.sound(files), url)
 
@@ -65,23 +66,23 @@ def push_to_hub(
 
 
 def batches(names: set[str], there: set[str]) -> list[list[str]]:
-    """The files of each commit: the plan first, every tar before its record, descriptions late, the manifest alone."""
-    pairs = [
-        name
-        for record in sorted(names)
-        if (tar := shard_of(record)) in names
-        for name in (tar, record)
-        if name
-    ]
-    ends = [name for name in (*DESCRIPTIONS, MANIFEST) if name in names]
-    rest = sorted(names - {PLAN, *pairs, *ends})
-    missing = [name for name in (PLAN, *pairs, *rest, *ends[:-1]) if name not in there]
-    groups = [
-        missing[first : first + FILES_PER_COMMIT]
-        for first in range(0, len(missing), FILES_PER_COMMIT)
-    ]
+    """Return the files of each commit: the plan first, descriptions late, the manifest alone."""
+    order = copy_order(names)
+    in_order = [PLAN]
+    for tar, record in order.shards:
+        in_order += [tar, record]
+    in_order += order.rest
+    in_order += order.descriptions
 
-    return groups + ([] if MANIFEST in there else [[MANIFEST]])
+    missing = [name for name in in_order if name not in there]
+    commits = []
+    for first in range(0, len(missing), FILES_PER_COMMIT):
+        commits.append(missing[first : first + FILES_PER_COMMIT])
+
+    if MANIFEST not in there:
+        commits.append([MANIFEST])
+
+    return commits
 
 
 class _Repository:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...core import InputError, Report, remove_temporaries
-from ..format.layout import DESCRIPTIONS, MANIFEST, PLAN, shard_of
-from ..format.manifest import FileEntry
+from ..format.layout import MANIFEST, PLAN, shard_of
 from ..format.metadata import MAX_JSON_BYTES
+from .copy_order import copy_order, files_to_copy
 from .destination import check_claim, check_extends, finished_shards
 from .filesystem import HTTP_PROTOCOLS, Remote
 from .verified_copy import DamagedError, fetch_manifest, receive, retrying, send
@@ -77,10 +77,7 @@ class _Transfer:
         self.target = target
         self.workers = workers
         self.manifest, content = fetch_manifest(source, expect)
-        self.files = {
-            **self.manifest.files,
-            MANIFEST: FileEntry(bytes=len(content), sha256=self.manifest.set_id),
-        }
+        self.files = files_to_copy(self.manifest, content)
         self.stop = threading.Event()
 
     def run(self, report: Report | None) -> str:
@@ -106,15 +103,11 @@ class _Transfer:
         return self.manifest.set_id
 
     def phases(self) -> list[list[Job]]:
-        """What is copied in parallel, in order; a target without the last file is an unfinished copy."""
-        shards = [
-            (tar, name) for name in self.files if (tar := shard_of(name)) in self.files and tar
-        ]
-        apart = {PLAN, MANIFEST, *DESCRIPTIONS}.union(*shards)
-        rest = [(name,) for name in self.files if name not in apart]
-        descriptions = [(name,) for name in DESCRIPTIONS if name in self.files]
-        # The plan comes first: it says whose the place is, so that an interrupted copy is recognised.
-        return [[(PLAN,)], shards, rest, descriptions, [(MANIFEST,)]]
+        """Return the phases of the copy; the jobs of one run in parallel, the next begins when all are done."""
+        order = copy_order(self.files)
+        rest: list[Job] = [(name,) for name in order.rest]
+        descriptions: list[Job] = [(name,) for name in order.descriptions]
+        return [[(PLAN,)], [*order.shards], rest, descriptions, [(MANIFEST,)]]
 
     def _plan(self) -> bytes:
         content = self.source.read(PLAN, MAX_JSON_BYTES) or b""

@@ -3,8 +3,31 @@
 import json
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from ...core import write_file
 from .images import ImageSource
+
+
+class SourceState(BaseModel):
+    """The facts by which a source is recognised as unchanged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    count: int
+    config: list[str]
+
+
+class KnownDigest(SourceState):
+    """A source's digest as it is kept in a file, with the state of the source that it belongs to."""
+
+    digest: str
+
+    def belongs_to(self, state: SourceState) -> bool:
+        """Return True if the digest is that of a source in this state."""
+        mine = (self.fingerprint, self.count, self.config)
+        return mine == (state.fingerprint, state.count, state.config)
 
 
 def remember_digest(anchors: ImageSource, path: Path) -> None:
@@ -13,26 +36,26 @@ def remember_digest(anchors: ImageSource, path: Path) -> None:
     A source is the same while its fingerprint is: `datasets` takes it from the files' names, sizes and times, or from
     the hub's commit. Sources without a fingerprint are read again.
     """
-    source = {
-        "fingerprint": anchors.source.fingerprint,
-        "count": anchors.source_count,
-        "config": _reading(anchors),
-    }
+    config = anchors.config
+    state = SourceState(
+        fingerprint=anchors.source.fingerprint,
+        count=anchors.source_count,
+        config=[config.path, config.split, config.on_error],
+    )
+    if not state.fingerprint:
+        return
 
+    known = _read_known(path)
+    if known is not None and known.belongs_to(state):
+        anchors.use_known_digest(known.digest)
+        return
+
+    record = KnownDigest(**state.model_dump(), digest=anchors.digest)
+    write_file(path, json.dumps(record.model_dump()).encode())
+
+
+def _read_known(path: Path) -> KnownDigest | None:
     try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = {}
-
-    if (
-        source["fingerprint"]
-        and isinstance(known, dict)
-        and {key: known.get(key) for key in source} == source
-    ):
-        anchors.__dict__["digest"] = known["digest"]  # the cached property
-    elif source["fingerprint"]:
-        write_file(path, json.dumps({**source, "digest": anchors.digest}).encode())
-
-
-def _reading(anchors: ImageSource) -> list[str]:
-    return [anchors.config.path, anchors.config.split, anchors.config.on_error]
+        return KnownDigest.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError):  # missing, no JSON or of another form
+        return None

@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -93,6 +92,7 @@ class ImageSource(Sequence[Anchor]):
 
         self.indices_N = np.arange(self.source_count)
         self.size: int = config.size or self._first_size()
+        self._digest: str | None = None
 
     def without(self, skipped: Collection[int]) -> "ImageSource":
         """These anchors but for those with the source indices `skipped`; the others keep their keys.
@@ -147,9 +147,18 @@ class ImageSource(Sequence[Anchor]):
             return str(error)
         return None
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """128-bit BLAKE2b over the identities of all anchors, in order."""
+        """The 128-bit BLAKE2b over the identities of all anchors, in order; computed when first asked for."""
+        if self._digest is None:
+            self._digest = self._compute_digest()
+        return self._digest
+
+    def use_known_digest(self, digest: str) -> None:
+        """Take a digest that was computed earlier for this very source, so that its images are not read again."""
+        self._digest = digest
+
+    def _compute_digest(self) -> str:
         total = hashlib.blake2b(digest_size=16)
         for index in range(self.source_count):
             try:
