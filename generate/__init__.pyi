@@ -10,9 +10,9 @@ from .keyed_noise import keyed_normal as keyed_normal
 from .keyed_noise import noise_keys as noise_keys
 from .keyed_noise import philox as philox
 from .make_shards import assigned_shards as assigned_shards
+from .make_shards import fill_shard as fill_shard
 from .make_shards import make_plan as make_plan
 from .make_shards import make_shards as make_shards
-from .make_shards import shard_records as shard_records
 from .model import DiffusionModel as DiffusionModel
 from .model import build_unet as build_unet
 from .model import load_diffusion as load_diffusion

@@ -2,8 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,14 @@ from ..shards import (
     Plan,
     Record,
     ShardsConfig,
+    ShardWriter,
     seal_if_complete,
-    write_shard,
 )
 from ..shards.format.commits import read_commit
 from ..shards.format.event_log import log_event
 from ..shards.format.plan import source_plan, source_selection
 from ..shards.format.seal import unfinished_shards
+from ..shards.format.writer import RecordTar
 from ..shards.sources.images import AnchorLookup
 from .config import SamplerConfig
 from .model import DiffusionModel
@@ -89,12 +89,13 @@ def make_shards(
             continue
 
         started = time.time()
-        made = partial(run_facts, sampler, started, world_size)
-        records = shard_records(plan, anchors, sampler, shard, advance)
-
         try:
-            with explaining_out_of_memory(sampler, plan.source.size):
-                commit = write_shard(root, plan, layer, shard, records, made)
+            with (
+                explaining_out_of_memory(sampler, plan.source.size),
+                ShardWriter(root, plan, layer, shard) as writer,
+            ):
+                fill_shard(writer, plan, shard, anchors, sampler, advance)
+                commit = writer.commit(run_facts(sampler, started, world_size))
         except (WorkError, InputError, OSError) as error:
             log_event(root, "failed", layer=layer, shard=shard, rank=rank, message=str(error))
             raise
@@ -115,23 +116,37 @@ def make_shards(
     return seal_if_complete(root, plan, layer)
 
 
-def shard_records(
-    plan: Plan, anchors: AnchorLookup, sampler: Sampler, shard: int, advance: Callable[[int], None]
-) -> Iterator[Record]:
-    """The records of a shard of the plan's layer, a micro-batch at a time; `advance` is told how many."""
+def fill_shard(
+    writer: ShardWriter | RecordTar,
+    plan: Plan,
+    shard: int,
+    anchors: AnchorLookup,
+    sampler: Sampler,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Make the candidates of a shard, a micro-batch of anchors at a time, and add the records to its writer.
+
+    Args:
+        advance: called with the number of anchors of every finished micro-batch.
+
+    Raises:
+        WorkError: every candidate of most anchors is of one colour, so the model cannot be one for these images.
+    """
     indices = plan.shard_range(shard)
-    constant = []
-    for start in range(0, len(indices), sampler.config.micro_batch):
-        batch = [anchors[index] for index in indices[start : start + sampler.config.micro_batch]]
-        images_BHWC = np.stack([anchor.image for anchor in batch])
+    micro_batch = sampler.config.micro_batch
+    constant: list[str] = []
+
+    for start in range(0, len(indices), micro_batch):
+        batch = [anchors[index] for index in indices[start : start + micro_batch]]
         keys = [anchor.key for anchor in batch]
+        images_BHWC = np.stack([anchor.image for anchor in batch])
         candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start)
-        constant += [
-            key for key, images in zip(keys, candidates_BKHWC, strict=True) if _all_constant(images)
-        ]
-        yield from (
-            Record(anchor, images) for anchor, images in zip(batch, candidates_BKHWC, strict=True)
-        )
+
+        for anchor, candidates_KHWC in zip(batch, candidates_BKHWC, strict=True):
+            writer.add(Record(anchor, candidates_KHWC))
+            if _all_constant(candidates_KHWC):
+                constant.append(anchor.key)
+
         advance(len(batch))
 
     if 2 * len(constant) > len(indices):

@@ -14,6 +14,7 @@ from .format.plan import SourcePlan as SourcePlan
 from .format.plan import write_plan as write_plan
 from .format.seal import seal_if_complete as seal_if_complete
 from .format.writer import Record as Record
+from .format.writer import ShardWriter as ShardWriter
 from .format.writer import write_shard as write_shard
 from .reading.contact_sheet import contact_sheet as contact_sheet
 from .reading.order import BatchOrder as BatchOrder

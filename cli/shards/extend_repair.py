@@ -9,7 +9,7 @@ import click
 from ...core import InputError
 from ...shards import Anchor, AnchorsConfig, ImageSource, Plan, ShardSet, read_manifest
 from ...shards.editing.extend import extension_plan, start_layer
-from ...shards.editing.repair import Damage, damaged_files, rebuild, refetch, replace_shard
+from ...shards.editing.repair import Damage, damaged_files, rebuild, refetch, replacing_shard
 from ...shards.format.layout import parse_shard
 from ...shards.format.plan import read_plan
 from ..options import parse_part, set_argument
@@ -209,7 +209,7 @@ def _make_again(root: Path, damage: Damage, diffusion: str, recipe_name: str | N
 
 
 def _make_tars(root: Path, names: list[str], path: str, recipe_name: str | None) -> None:
-    from ...generate import shard_records
+    from ...generate import fill_shard
 
     shards = ShardSet(root, layers=["layer-000"])
     anchors = SourceAnchors(shards, open_source(shards.plan, recipe_name))
@@ -222,6 +222,8 @@ def _make_tars(root: Path, names: list[str], path: str, recipe_name: str | None)
             made_by = (plan.diffusion.digest, plan.sampler_text)
             if made_by not in samplers:
                 samplers[made_by] = recorded_sampler(plan, path)[0]
-            records = shard_records(plan, anchors, samplers[made_by], shard, lambda _: None)
-            replace_shard(root, name, plan, shard, records)
+
+            with replacing_shard(root, name, plan, shard) as tar:
+                fill_shard(tar, plan, shard, anchors, samplers[made_by])
+
             report(done, len(names))

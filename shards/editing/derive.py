@@ -1,6 +1,6 @@
 """New sets and layers out of existing ones: `subset`, `merge`, `pack`. Encoded images are copied, never coded anew."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ..format.layout import PLAN
 from ..format.manifest import is_sealed
 from ..format.plan import Derived, Plan, Selection, indices_digest, write_plan
 from ..format.seal import seal_if_complete, unfinished_shards
-from ..format.writer import EncodedRecord, write_shard
+from ..format.writer import EncodedRecord, ShardWriter
 from ..reading.shard_set import LayerReader, ShardSet
 from ..remote.push_pull import pull
 from .extend import start_layer
@@ -262,35 +262,41 @@ def _own_members(layer: LayerReader, with_anchor: bool = True) -> Members:
 
 
 def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Report | None) -> None:
-    def facts() -> dict[str, Any]:
-        parents = [parent.set_id for parent in origin.parents]
-        return {"copied_from": parents, **run_stamp("clsp", "numpy")}
-
+    parents = [parent.set_id for parent in origin.parents]
     todo = set(unfinished_shards(out, plan, layer, range(plan.shard_count)))
     for shard in range(plan.shard_count):
         if shard in todo:
-            write_shard(out, plan, layer, shard, _records(plan, shard, origin), facts)
+            with ShardWriter(out, plan, layer, shard) as writer:
+                for position in plan.shard_range(shard):
+                    writer.add(_copied_record(origin, position))
+
+                writer.commit({"copied_from": parents, **run_stamp("clsp", "numpy")})
+
         if report:
             report(plan.shard_range(shard).stop, plan.count)
 
 
-def _records(plan: Plan, shard: int, origin: Origin) -> Iterator[EncodedRecord]:
-    for position in plan.shard_range(shard):
-        parent = origin.parents[origin.parent_N[position]]
-        place = int(origin.position_N[position])
-        number, row = divmod(place, parent.plan.shards.records)
-        contents = []
-        pixels = []
+def _copied_record(origin: Origin, position: int) -> EncodedRecord:
+    parent = origin.parents[origin.parent_N[position]]
+    place = int(origin.position_N[position])
+    shard, row = divmod(place, parent.plan.shards.records)
+    contents = []
+    pixels = []
 
-        for layer_number, member in origin.members:
-            layer = parent.layers[layer_number]
-            contents.append(parent.member_bytes(layer, place, member))
-            pixels.append(layer.index.table(number)[row]["pixels"][member].hex())
+    for layer_number, member in origin.members:
+        layer = parent.layers[layer_number]
+        contents.append(parent.member_bytes(layer, place, member))
+        pixels.append(layer.index.table(shard)[row]["pixels"][member].hex())
 
-        facts = parent.layers[0].index.table(number)[row]
-        yield EncodedRecord(
-            facts["key"], facts["index"], facts["label"], facts["anchor"].hex(), contents, pixels
-        )
+    facts = parent.layers[0].index.table(shard)[row]
+    return EncodedRecord(
+        key=facts["key"],
+        index=facts["index"],
+        label=facts["label"],
+        anchor=facts["anchor"].hex(),
+        contents=contents,
+        pixels=pixels,
+    )
 
 
 def _sealed(out: Path, plan: Plan, layer: int) -> str:

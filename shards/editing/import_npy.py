@@ -4,7 +4,6 @@ N: anchors, K: candidates per anchor, H, W: height and width.
 """
 
 import math
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tokenize import TokenError
 
@@ -15,7 +14,7 @@ from ..format.commits import read_commit
 from ..format.config import ShardsConfig
 from ..format.plan import DiffusionPlan, Plan, source_plan
 from ..format.seal import seal_if_complete, unfinished_shards
-from ..format.writer import Record, write_shard
+from ..format.writer import Record, ShardWriter
 from ..sources.images import ImageSource
 
 MAX_CANDIDATES = 256
@@ -101,14 +100,11 @@ def import_npy(
 
     for shard in todo:
         if read_commit(root, plan, 0, shard) is None:  # else another writer has made it since
-            write_shard(
-                root,
-                plan,
-                0,
-                shard,
-                _records(plan, anchors, array_NKHWC, shard),
-                lambda: _facts(plan),
-            )
+            with ShardWriter(root, plan, 0, shard) as writer:
+                for index in plan.shard_range(shard):
+                    writer.add(Record(anchors[index], np.asarray(array_NKHWC[index])))
+
+                writer.commit(_facts(plan))
 
         done += len(plan.shard_range(shard))
         if report:
@@ -123,15 +119,7 @@ def import_npy(
     return set_id
 
 
-def _records(
-    plan: Plan, anchors: ImageSource, array_NKHWC: np.ndarray, shard: int
-) -> Iterator[Record]:
-    return (
-        Record(anchors[index], np.asarray(array_NKHWC[index])) for index in plan.shard_range(shard)
-    )
-
-
-def _facts(plan: Plan) -> Mapping[str, object]:
+def _facts(plan: Plan) -> dict[str, object]:
     return {"imported": plan.sampler["imported"], **run_stamp("clsp", "numpy", "pillow")}
 
 

@@ -1,5 +1,6 @@
 """Putting damaged files of a set right: only bytes that the manifest records ever take a file's place."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..format.layout import DESCRIPTIONS, index_path, parse_shard
 from ..format.manifest import Manifest, read_manifest
 from ..format.plan import Plan, read_plan
 from ..format.seal import descriptions
-from ..format.writer import Record, write_tar
+from ..format.writer import RecordTar
 from ..remote.filesystem import Remote
 from ..remote.verified_copy import receive, retrying
 from .verify import FaultKind, file_fault
@@ -77,13 +78,21 @@ def refetch(root: Path, names: list[str], url: str) -> None:
         )
 
 
-def replace_shard(root: Path, name: str, plan: Plan, shard: int, records: Iterator[Record]) -> None:
-    """Put a regenerated tar in the place of a damaged one if it has the recorded bytes.
+@contextlib.contextmanager
+def replacing_shard(root: Path, name: str, plan: Plan, shard: int) -> Iterator[RecordTar]:
+    """Yield a tar to which the records of a damaged one are added; it takes its place if it has the recorded bytes.
 
     Raises:
         WorkError: it has others; the file stays as it was.
+        ValueError: the records are not exactly the shard's anchors in order.
     """
-    _replace(root, name, read_manifest(root), lambda file: write_tar(file, plan, shard, records))
+    manifest = read_manifest(root)
+    with (
+        _replacing_recorded(root, name, manifest) as file,
+        RecordTar(file, plan, shard) as tar,
+    ):
+        yield tar
+        tar.finish()
 
 
 def rebuild(root: Path, names: list[str]) -> None:
@@ -94,30 +103,28 @@ def rebuild(root: Path, names: list[str]) -> None:
     """
     manifest = read_manifest(root)
     plans = [read_plan(root, number) for number in range(len(manifest.layers))]
+    indexes = _indexes(manifest)
+
     for name in names:
-        if name in DESCRIPTIONS:
-            content = descriptions(plans, manifest.files)[name]
-            _replace(root, name, manifest, lambda file, content=content: file.write(content))
-        else:
-            layer = _indexes(manifest).index(name)
-            _replace(
-                root,
-                name,
-                manifest,
-                lambda file, n=layer: write_index_file(file, root, plans[n], n),
-            )
+        with _replacing_recorded(root, name, manifest) as file:
+            if name in DESCRIPTIONS:
+                file.write(descriptions(plans, manifest.files)[name])
+            else:
+                layer = indexes.index(name)
+                write_index_file(file, root, plans[layer], layer)
 
 
 def _indexes(manifest: Manifest) -> list[str]:
     return [index_path(Path(), layer).as_posix() for layer in range(len(manifest.layers))]
 
 
-def _replace(
-    root: Path, name: str, manifest: Manifest, write: Callable[[BinaryIO], object]
-) -> None:
+@contextlib.contextmanager
+def _replacing_recorded(root: Path, name: str, manifest: Manifest) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of a damaged one if, in the end, it has the bytes of the manifest."""
     expected = manifest.files[name].sha256
     with replacing(root / name) as file:
-        write(file)
+        yield file
+
         file.flush()
         found = sha256_file(Path(file.name))
         if found != expected:

@@ -37,7 +37,7 @@ class CountedFile(io.RawIOBase):
 class ShardTar:
     """Writes records to an open file as a tar (POSIX ustar); a context manager that ends the archive.
 
-    `size` and `sha256` are those of the whole tar once the block has ended.
+    `size` and `sha256` are those of the whole tar once it is closed.
     """
 
     def __init__(self, file: BinaryIO):
@@ -58,7 +58,7 @@ class ShardTar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._writer.close()
+        self.close()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add a record: members `{key}.{ending}`, in the endings' alphabetical order.
@@ -67,6 +67,10 @@ class ShardTar:
             ValueError: a member's name has more than 100 bytes.
         """
         self._writer.write({"__key__": key, **members})
+
+    def close(self) -> None:
+        """End the archive; the file stays open."""
+        self._writer.close()
 
     @property
     def size(self) -> int:

@@ -1,9 +1,10 @@
 """Writing one shard: tar first, commit record last."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -66,26 +67,121 @@ def _members(plan: Plan, record: EncodedRecord) -> dict[str, bytes]:
     return {**dict(zip(fields, record.contents, strict=True)), "json": canonical_json(facts)}
 
 
-def write_tar(
-    file: BinaryIO, plan: Plan, shard: int, records: Iterable[Record | EncodedRecord]
-) -> ShardTar:
-    """Write the tar of a shard to an open file; returns what was counted and hashed.
+class RecordTar:
+    """Writes the records of one shard as its tar to an open file; a context manager.
 
-    Raises:
-        ValueError: the records are not exactly the shard's anchors in order.
+    Add every record, in anchor order, then finish.
     """
-    written = []
-    with ShardTar(file) as tar:
-        for record in records:
-            encoded = encode_record(plan, record) if isinstance(record, Record) else record
-            tar.add(encoded.key, _members(plan, encoded))
-            written.append(encoded.index)
 
-    positions = plan.shard_range(shard)
-    if len(written) != len(positions) or (plan.selection is None and written != list(positions)):
-        raise ValueError(f"shard {shard}: wrote anchors {written[:3]}…, the plan has {positions}")
+    def __init__(self, file: BinaryIO, plan: Plan, shard: int):
+        self.plan = plan
+        self.shard = shard
+        self._tar = ShardTar(file)
+        self._indices: list[int] = []
 
-    return tar
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tar.close()
+
+    def add(self, record: Record | EncodedRecord) -> None:
+        """Write one record, encoding its images where they are not yet.
+
+        Raises:
+            ValueError: it has not as many images as the plan says.
+        """
+        encoded = encode_record(self.plan, record) if isinstance(record, Record) else record
+        self._tar.add(encoded.key, _members(self.plan, encoded))
+        self._indices.append(encoded.index)
+
+    def finish(self) -> ShardTar:
+        """End the archive and return what was counted and hashed.
+
+        Raises:
+            ValueError: the records are not exactly the shard's anchors in order.
+        """
+        self._tar.close()
+        positions = self.plan.shard_range(self.shard)
+        is_complete = len(self._indices) == len(positions)
+        # The source indices of a selection are known to the anchors alone.
+        in_order = self.plan.selection is not None or self._indices == list(positions)
+        if not is_complete or not in_order:
+            raise ValueError(
+                f"shard {self.shard}: wrote anchors {self._indices[:3]}…, the plan has {positions}"
+            )
+
+        return self._tar
+
+
+class ShardWriter:
+    """Writes one shard of a set: its tar, then the commit record that makes it count; a context manager.
+
+    Add every record, in anchor order, then commit. Where an exception comes in between, nothing is left behind.
+    """
+
+    def __init__(self, root: Path, plan: Plan, layer: int, shard: int):
+        self.root = root
+        self.plan = plan
+        self.layer = layer
+        self.shard = shard
+        self._is_committed = False
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(replacing(shard_path(self.root, self.layer, self.shard)))
+            self._tar = stack.enter_context(RecordTar(file, self.plan, self.shard))
+            self._open = stack.pop_all()
+
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is not None or self._is_committed:
+            self._open.__exit__(kind, error, traceback)
+            return
+
+        with self._open:
+            raise ValueError(f"shard {self.shard}: not committed, so its records are dropped")
+
+    def add(self, record: Record | EncodedRecord) -> None:
+        """Write one record.
+
+        Raises:
+            ValueError: it has not as many images as the plan says.
+        """
+        self._tar.add(record)
+
+    def commit(self, made: Mapping[str, Any]) -> CommitRecord:
+        """Give the tar its name, then write its commit record and return it.
+
+        A record that another writer has committed meanwhile stays as it is: its bytes are the same.
+
+        Args:
+            made: the facts of the run, kept in the record.
+
+        Raises:
+            ValueError: the records are not exactly the shard's anchors in order. Nothing is committed.
+        """
+        written = self._tar.finish()
+        self._open.close()
+        self._is_committed = True
+
+        existing = read_commit(self.root, self.plan, self.layer, self.shard)
+        if existing is not None:
+            return existing
+
+        commit = CommitRecord(
+            plan=self.plan.digest,
+            layer=layer_name(self.layer),
+            shard=self.shard,
+            records=len(self.plan.shard_range(self.shard)),
+            bytes=written.size,
+            sha256=written.sha256,
+            made=dict(made),
+        )
+        write_commit(self.root, self.layer, commit)
+
+        return commit
 
 
 def write_shard(
@@ -96,32 +192,16 @@ def write_shard(
     records: Iterable[Record | EncodedRecord],
     made: Callable[[], Mapping[str, Any]],
 ) -> CommitRecord:
-    """Write a shard of `records` (in anchor order, one at a time) and then its commit record.
-
-    A record that another writer has committed meanwhile stays as it is: its bytes are the same.
+    """Write a shard of records that are at hand, as `ShardWriter` does.
 
     Args:
-        made: gives the facts of the run, asked for when the tar is finished.
+        made: gives the facts of the run, asked for when the last record is written.
 
     Raises:
         ValueError: the records are not exactly the shard's anchors in order. Nothing is committed.
     """
-    with replacing(shard_path(root, layer, shard)) as file:
-        written = write_tar(file, plan, shard, records)
+    with ShardWriter(root, plan, layer, shard) as writer:
+        for record in records:
+            writer.add(record)
 
-    existing = read_commit(root, plan, layer, shard)
-    if existing is not None:
-        return existing
-
-    commit = CommitRecord(
-        plan=plan.digest,
-        layer=layer_name(layer),
-        shard=shard,
-        records=len(plan.shard_range(shard)),
-        bytes=written.size,
-        sha256=written.sha256,
-        made=dict(made()),
-    )
-    write_commit(root, layer, commit)
-
-    return commit
+        return writer.commit(made())

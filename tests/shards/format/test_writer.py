@@ -10,6 +10,7 @@ from clsp.shards import (
     Plan,
     Record,
     ShardsConfig,
+    ShardWriter,
     SourcePlan,
     write_plan,
     write_shard,
@@ -18,7 +19,7 @@ from clsp.shards.format.commits import read_commit
 from clsp.shards.format.layout import commit_path, shard_path
 from clsp.shards.format.plan import read_plan
 from clsp.shards.format.tar import ShardTar
-from clsp.shards.format.writer import EncodedRecord, write_tar
+from clsp.shards.format.writer import EncodedRecord, RecordTar
 
 
 def records(digits, indices):
@@ -59,6 +60,32 @@ def test_an_exception_leaves_no_shard(digits, empty_set):
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["plan.json"]
 
 
+def test_a_shard_is_committed_by_its_caller_or_not_at_all(digits, empty_set):
+    root, plan = empty_set
+    some = records(digits, range(16))
+    with (
+        pytest.raises(ValueError, match="shard 0: not committed"),
+        ShardWriter(root, plan, 0, 0) as writer,
+    ):
+        for record in some:
+            writer.add(record)
+    assert [path.name for path in root.rglob("*") if path.is_file()] == ["plan.json"]
+
+    with ShardWriter(root, plan, 0, 0) as writer:
+        for record in some:
+            writer.add(record)
+        assert read_commit(root, plan, 0, 0) is None and not shard_path(root, 0, 0).exists()
+        commit = writer.commit({"by": "test"})
+    assert read_commit(root, plan, 0, 0) == commit and commit.made == {"by": "test"}
+
+
+def test_anchors_in_another_order_are_refused(digits, empty_set):
+    root, plan = empty_set
+    with pytest.raises(ValueError, match="wrote anchors"):
+        write_shard(root, plan, 0, 0, records(digits, [1, 0, *range(2, 16)]), dict)
+    assert not shard_path(root, 0, 0).exists()
+
+
 def test_missing_records_are_not_committed(digits, empty_set):
     root, plan = empty_set
     with pytest.raises(ValueError, match="wrote anchors"):
@@ -95,8 +122,10 @@ def test_equal_records_have_given_equal_tars_ever_since(tmp_path):
         contents = [bytes([i, j]) * (100 * i + j) for j in range(3)]
         pixels = [f"{i}{j}" for j in range(3)]
         encoded.append(EncodedRecord(f"train_{i:08d}", i, i or None, "00" * 16, contents, pixels))
-    with (tmp_path / "shard.tar").open("wb") as file:
-        written = write_tar(file, plan, 0, encoded)
+    with (tmp_path / "shard.tar").open("wb") as file, RecordTar(file, plan, 0) as tar:
+        for record in encoded:
+            tar.add(record)
+        written = tar.finish()
     content = (tmp_path / "shard.tar").read_bytes()
     assert written.size == len(content) == 20480
     assert written.sha256 == hashlib.sha256(content).hexdigest()
