@@ -1,16 +1,19 @@
-"""`clsp linear-eval`, `clsp knn` and `clsp transfer`."""
+"""Evaluate pretrained backbones: `clsp linear-eval`, `clsp knn` and `clsp transfer`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..evaluate.probes.registry import PROBES, Figures, Probe, find_probe, probe_of_protocol
 from .options import PATH, expand, out_option, recipe_options
 from .progress import ProgressReport, say, say_if_emulated
 from .recipe import Recipe, load_recipe
 
-Evaluation = Callable[[Any, Any, int], dict[str, Any]]
+if TYPE_CHECKING:
+    from ..evaluate import Encoder
+
+PROTOCOLS = [probe.protocol for probe in PROBES if probe.protocol]
 
 checkpoint_option = click.option(
     "--checkpoint",
@@ -28,29 +31,18 @@ checkpoint_option = click.option(
 @out_option("Folder for linear.json or, from the protocol sweep, sweep.json.")
 @click.option(
     "--protocol",
-    type=click.Choice(["clsp", "sweep"]),
+    type=click.Choice(PROTOCOLS),
     help="Instead of the recipe's linear_eval.protocol.",
 )
 def linear_eval(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, protocol: str | None
 ) -> None:
     """Linear evaluation of a pretrained backbone (the paper's protocol, or a sweep chosen on a part of train)."""
-    from ..evaluate import evaluate_few_labels, evaluate_linear, evaluate_sweep
+    if protocol:
+        overrides = (*overrides, f"linear_eval.protocol={protocol}")
 
-    recipe = load_recipe(
-        recipe_name, (*overrides, *([f"linear_eval.protocol={protocol}"] if protocol else []))
-    )
-    config = recipe.linear_eval
-    sweeps = config.protocol == "sweep"
-    evaluate = evaluate_sweep if sweeps else evaluate_linear
-
-    def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
-        result = evaluate(train, test, classes, config, recipe.pretrain.seed)
-        if config.labels:
-            result |= evaluate_few_labels(train, test, classes, config.labels, config.label_draws)
-        return result
-
-    _evaluate(recipe, "sweep" if sweeps else "linear", checkpoint, out, config.flip, run)
+    recipe = load_recipe(recipe_name, overrides)
+    _evaluate(recipe, probe_of_protocol(recipe.linear_eval.protocol), checkpoint, out)
 
 
 @click.command(epilog="Example: clsp knn --recipe digits --checkpoint RUN --out RUN")
@@ -66,23 +58,22 @@ def knn(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, replica: bool
 ) -> None:
     """k-nearest-neighbour evaluation of a pretrained backbone; also a map of the test images' features."""
-    from ..evaluate import evaluate_knn, feature_map
-
     recipe = load_recipe(recipe_name, overrides)
-
-    def run(train: Any, test: Any, classes: int) -> dict[str, Any]:
-        return {**evaluate_knn(train, test, classes, recipe.knn, replica), "map": feature_map(test)}
-
-    _evaluate(recipe, "knn", checkpoint, out, False, run)
+    _evaluate(recipe, find_probe("knn"), checkpoint, out, replica=replica)
 
 
-def _evaluate(
-    recipe: Recipe, task: str, checkpoint: Path, out: Path, flips: bool, run: Evaluation
-) -> None:
+def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **options: bool) -> None:
+    """Extract the features of the recipe's labelled sets, run a probe on them and write what it finds.
+
+    Args:
+        options: further arguments of the probe.
+    """
     from ..evaluate import check_labels, extract, labelled_sets, write_result
 
     checkpoint = expand(checkpoint, recipe)
     out = expand(out, recipe)
+
+    # Open the images, and check their labels before any work
     config = recipe.linear_eval
     say_if_emulated("linear_eval.precision", config.precision == "bf16")
     encoder = load_checkpoint(checkpoint, config.precision)
@@ -91,22 +82,27 @@ def _evaluate(
         train_images.labels(), test_images.labels(), complete=not config.test_limit
     )
 
+    # Extract the features
+    flips = probe.mirrors and config.flip
     with ProgressReport(f"{checkpoint.name}: features", "images") as report:
         train = extract(encoder, train_images, flips, report)
         test = extract(encoder, test_images)
 
-    result = run(train, test, classes)
-    content = recipe.model_dump(mode="json")
+    # Evaluate
     seed = recipe.pretrain.seed
-    path = write_result(out, task, result, checkpoint, content, seed, precision=encoder.precision)
-    figures = ", ".join(
-        f"{name} {value:.2f}" for name, value in result.items() if isinstance(value, float)
+    section = getattr(recipe, probe.section)
+    result = probe.run(train, test, classes, section, seed, **options)
+    content = recipe.model_dump(mode="json")
+    path = write_result(
+        out, probe.task, result, checkpoint, content, seed, precision=encoder.precision
     )
-    say(f"{checkpoint.name}: {task} {figures} % ({path})")
+
+    figures = [f"{name} {value:.2f}" for name, value in result.items() if isinstance(value, float)]
+    say(f"{checkpoint.name}: {probe.task} {', '.join(figures)} % ({path})")
 
 
-def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> Any:
-    """The encoder in a folder; unlike `--encoder` a checkpoint is never a name on the hub."""
+def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> "Encoder":
+    """Load the encoder in a folder; unlike `--encoder` a checkpoint is never a name on the hub."""
     from ..evaluate import backbone_folder, load_encoder
 
     return load_encoder(backbone_folder(checkpoint), precision)
@@ -122,28 +118,41 @@ def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> Any:
 )
 def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
     """Transfer of a pretrained backbone to other data sets: logistic regression on frozen features."""
-    from ..evaluate import checkpoint_digest, finished_sets, run_transfer, summary, write_result
+    from ..evaluate import (
+        checkpoint_digest,
+        finished_sets,
+        result_path,
+        run_transfer,
+        summary,
+        write_result,
+    )
 
     recipe = load_recipe(recipe_name, overrides)
     checkpoint = expand(checkpoint, recipe)
     out = expand(out, recipe)
-    say_if_emulated("transfer.precision", recipe.transfer.precision == "bf16")
-    encoder = load_checkpoint(checkpoint, recipe.transfer.precision)
+    probe = find_probe("transfer")
+    path = result_path(out, probe.task)
     config = recipe.transfer
-    found = finished_sets(out / "transfer.json", config, checkpoint_digest(checkpoint))
+
+    # What is there already
+    say_if_emulated("transfer.precision", config.precision == "bf16")
+    encoder = load_checkpoint(checkpoint, config.precision)
+    found = finished_sets(path, config, checkpoint_digest(checkpoint))
+
+    # Every other set, written as soon as it is evaluated
     content = recipe.model_dump(mode="json")
     seed = recipe.pretrain.seed
 
-    def save(sets: dict[str, Any]) -> None:
-        facts = {"sets": sets, "precision": encoder.precision}
-        write_result(out, "transfer", summary(sets), checkpoint, content, seed, **facts)
-        name, value = list(sets.items())[-1]
-        say(
-            f"{name}: {value['metric']} {value[value['metric']]:.2f} %, l2 {value['chosen']['l2']:.2g}"
-        )
+    def save(sets: dict[str, Figures]) -> None:
+        facts: dict[str, Any] = {"sets": sets, "precision": encoder.precision}
+        write_result(out, probe.task, summary(sets), checkpoint, content, seed, **facts)
+        newest = list(sets)[-1]
+        value = sets[newest]
+        accuracy = value[value["metric"]]
+        say(f"{newest}: {value['metric']} {accuracy:.2f} %, l2 {value['chosen']['l2']:.2g}")
 
     sets = run_transfer(encoder, config, found, save)
     if not set(sets) - set(found):
         say("every set was evaluated before")
 
-    say(f"{checkpoint.name}: transfer, {len(sets)} sets ({out / 'transfer.json'})")
+    say(f"{checkpoint.name}: transfer, {len(sets)} sets ({path})")

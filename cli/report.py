@@ -1,4 +1,4 @@
-"""`clsp compare` and `clsp report`."""
+"""Show results: `clsp compare` and `clsp report`."""
 
 from pathlib import Path
 
@@ -35,20 +35,20 @@ def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     write_file(out / "curves.png", training_curves(folders, "png"))
     _print_table("accuracy in percent, mean ± std over seeds", *table_rows(comparison))
 
-    if comparison["differences"]:
+    if comparison.differences:
         _print_table("differences in points, paired by seed", *difference_rows(comparison))
         say(f"{DIFFERENCES}.")
 
     for note in footnotes(comparison):
         say(note)
 
-    written = ", ".join(
-        str(out / name) for name in ("results.json", "results.md", "results.csv", "curves.png")
-    )
-    say(f"written: {written}")
+    names = ("results.json", "results.md", "results.csv", "curves.png")
+    written = [str(out / name) for name in names]
+    say(f"written: {', '.join(written)}")
 
 
 def _print_table(caption: str, headings: list[str], rows: list[list[str]]) -> None:
+    """Print a table as wide as it needs to be."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -59,7 +59,8 @@ def _print_table(caption: str, headings: list[str], rows: list[list[str]]) -> No
         table.add_column(heading, no_wrap=True)
 
     for row in rows:
-        table.add_row(*map(Text, row))  # as they are: [1] would be markup
+        cells = [Text(cell) for cell in row]  # as they are: [1] would be markup
+        table.add_row(*cells)
 
     width = Console(width=1000).measure(table).maximum
     Console(width=width).print(table)  # never cut a name short, also in a log or a narrow window

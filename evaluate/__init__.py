@@ -1,4 +1,4 @@
-"""Evaluation: linear, kNN, comparison over seeds and the report."""
+"""Evaluate pretrained backbones and shard sets: probes, comparisons over seeds, quality, and the report."""
 
 import lazy_loader
 

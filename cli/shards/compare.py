@@ -1,7 +1,7 @@
-"""`clsp shards compare`: whether a faster sampler makes candidates as good as another one's."""
+"""Compare two sets: `clsp shards compare` tells if a faster sampler makes candidates as good as another one's."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +9,9 @@ from ...core import canonical_json, run_stamp, write_file
 from ...shards import ShardSet
 from ..options import PATH
 from ..progress import ProgressReport, say
+
+if TYPE_CHECKING:
+    from ...evaluate import MeasureRow
 
 EXAMPLE = "Example: clsp shards compare runs/paper/shards runs/fast/shards --encoder runs/digits/pretrain/simclr-s0"
 
@@ -39,46 +42,47 @@ def compare(
     The 95 % bootstrap interval of the paired difference has to lie above -1 point of label agreement and below +5 % of
     the Fréchet distance. Hardness, diversity and kernel distance are shown beside them.
     """
-    sets = ShardSet(reference), ShardSet(other)
+    reference_set = ShardSet(reference)
+    other_set = ShardSet(other)
     from ...evaluate import PACKAGES, compare_quality, encoder_digest, load_encoder
 
+    encoder = load_encoder(encoder_name)
     with ProgressReport("compare", "anchors") as report:
-        found = compare_quality(*sets, load_encoder(encoder_name), resamples, report)
+        found = compare_quality(reference_set, other_set, encoder, resamples, report)
 
-    say(
-        f"{'':20} {'reference':>11} {'set':>11} {'difference':>11}   95 % interval, {found['anchors']} anchors in pairs"
-    )
-
-    for name, row in found["measures"].items():
+    # Say what was found
+    anchors = f"{found.anchors} anchors in pairs"
+    say(f"{'':20} {'reference':>11} {'set':>11} {'difference':>11}   95 % interval, {anchors}")
+    for name, row in found.measures.items():
         say(_line(name, row))
 
-    (one, _) = found["kernel_distance"]["reference"]
-    (two, deviation) = found["kernel_distance"]["other"]
-    say(
-        f"{'kernel distance':20} {one:11.4g} {two:11.4g} {two - one:+11.4g}   std over subsets {deviation:.2g}"
-    )
-    say("equivalent" if found["equivalent"] else "equivalence is not shown")
+    one, _ = found.kernel_distance.reference
+    two, deviation = found.kernel_distance.other
+    figures = f"{one:11.4g} {two:11.4g} {two - one:+11.4g}"
+    say(f"{'kernel distance':20} {figures}   std over subsets {deviation:.2g}")
+    say("equivalent" if found.equivalent else "equivalence is not shown")
 
+    # Write it
     if out:
-        facts = {
-            "reference": sets[0].identity,
-            "set": sets[1].identity,
+        content = {
+            "task": "equivalence",
+            "reference": reference_set.identity,
+            "set": other_set.identity,
             "encoder": encoder_digest(encoder_name),
+            **run_stamp(*PACKAGES),
+            "result": found.model_dump(),
         }
-        write_file(
-            out,
-            canonical_json(
-                {"task": "equivalence", **facts, **run_stamp(*PACKAGES), "result": found}
-            ),
-        )
+        write_file(out, canonical_json(content))
 
-    return 0 if found["equivalent"] else 1
+    return 0 if found.equivalent else 1
 
 
-def _line(name: str, row: dict[str, Any]) -> str:
-    low, high = row["interval"]
+def _line(name: str, row: "MeasureRow") -> str:
+    low, high = row.interval
     percent = " %" if name == "frechet distance" else ""
-    figures = f"{row['reference']:11.4g} {row['other']:11.4g} {row['difference']:+11.4f}   [{low:+.4f}, {high:+.4f}]"
-    if row["margin"] is None:
+    figures = f"{row.reference:11.4g} {row.other:11.4g} {row.difference:+11.4f}   [{low:+.4f}, {high:+.4f}]"
+    if row.margin is None:
         return f"{name:20} {figures}{percent}"
-    return f"{name:20} {figures}{percent}, margin {row['margin']:+g}: {'within' if row['within'] else 'NOT within'}"
+
+    verdict = "within" if row.within else "NOT within"
+    return f"{name:20} {figures}{percent}, margin {row.margin:+g}: {verdict}"

@@ -1,8 +1,8 @@
-"""`clsp shards score`: composes the set, an encoder and the measures."""
+"""Measure a set: `clsp shards score` composes the set, an encoder and the measures."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from ...shards.reading.scores import add_scores, check_name
 from ..options import PATH, set_argument, set_option
 from ..progress import ProgressReport, say, say_if_emulated
 from ..recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from ...evaluate import QualityFacts
 
 
 @click.command(
@@ -51,6 +54,7 @@ def score(
     from ...evaluate import PACKAGES, encoder_digest, load_encoder, measure_quality, quality_path
     from ...train import PretrainConfig
 
+    # What the scores are made of
     precision = recipe.linear_eval.precision if recipe else "no"
     say_if_emulated("linear_eval.precision", precision == "bf16")
     encoder = load_encoder(encoder_name, precision)
@@ -70,19 +74,29 @@ def score(
         return
 
     check_name(root, name)
+
+    # The images to measure
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, ImageSource(recipe.anchors) if recipe else None)
-
     test = _test_images(recipe, shards.size) if recipe else None
-    with ProgressReport(f"score {name}", "anchors") as report:
-        quality = measure_quality(
-            shards, encoder, recipe.pretrain if recipe else PretrainConfig(), test, report
-        )
 
-    facts = {"task": "quality", "name": name, "set": shards.set_id, **made, **run_stamp(*PACKAGES)}
-    write_file(path, canonical_json({**facts, "result": quality.facts}))
+    # Measure
+    pretrain = recipe.pretrain if recipe else PretrainConfig()
+    with ProgressReport(f"score {name}", "anchors") as report:
+        quality = measure_quality(shards, encoder, pretrain, test, report)
+
+    # Write; the scores last, for their name is then taken
+    content = {
+        "task": "quality",
+        "name": name,
+        "set": shards.set_id,
+        **made,
+        **run_stamp(*PACKAGES),
+        "result": quality.facts.content(),
+    }
+    write_file(path, canonical_json(content))
     keys = (shards.key(position) for position in range(len(shards)))
-    set_id = add_scores(root, name, keys, quality.scores, made)  # last: its name is then taken
+    set_id = add_scores(root, name, keys, quality.scores, made)
     _say_facts(quality.facts)
     say(
         f"scores/{name}.parquet added, the set's new ID is {set_id}; measures of the whole set: {path}"
@@ -90,11 +104,9 @@ def score(
 
 
 def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
-    """True if the set has these very scores: of the same images, by the same encoder."""
-    if (
-        scores_path(root, name).relative_to(root).as_posix() not in read_manifest(root).files
-        or not path.exists()
-    ):
+    """Return True if the set has these very scores: of the same images, by the same encoder."""
+    scores = scores_path(root, name).relative_to(root).as_posix()
+    if scores not in read_manifest(root).files or not path.exists():
         return False
 
     try:
@@ -105,7 +117,7 @@ def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
 
 
 def _test_images(recipe: Recipe, size: int) -> ImageSource | None:
-    """The recipe's test images, or None (with a line that says so) where they cannot be had."""
+    """Return the recipe's test images, or None (with a line that says so) where they cannot be had."""
     from ...evaluate import labelled_sets
 
     try:
@@ -117,10 +129,14 @@ def _test_images(recipe: Recipe, size: int) -> ImageSource | None:
         return None
 
 
-def _say_facts(facts: dict[str, Any]) -> None:
+def _say_facts(facts: "QualityFacts") -> None:
+    """Say the measures of the whole set."""
+    content = facts.content()
     for name in ("frechet_distance", "kernel_distance", "precision", "recall"):
-        say(f"{name.replace('_', ' '):24} {facts[name]:.4g}")
-    if facts.get("probe_top1") is not None:
-        say(f"{'probe, on held-out anchors':24} {facts['probe_top1']:.4g} %")
-    for name, value in facts["means"].items():
+        say(f"{name.replace('_', ' '):24} {content[name]:.4g}")
+
+    if facts.probe_top1 is not None:
+        say(f"{'probe, on held-out anchors':24} {facts.probe_top1:.4g} %")
+
+    for name, value in facts.means.items():
         say(f"{'mean ' + name.replace('_', ' '):24} {value:.4g}")

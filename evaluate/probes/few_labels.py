@@ -1,19 +1,20 @@
-"""Linear evaluation with few labels: logistic regression on frozen features, over several draws of the labels.
+"""Evaluate with few labels: logistic regression on frozen features, over several draws of the labels.
 
-Shape legend: N images, F features.
+These figures stand in the results of the probes `linear` and `sweep`.
+
+Shape legend: N training images, M test images, F features.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...core import InputError
+from ..config import LinearEvalConfig
 from ..features.extract import Features, draw_per_class
 from .logistic import fit
 from .metrics import top1
-from .sweep import standardised
+from .registry import FEW_LABELS, Figures
+from .standardise import standardised
 
 L2 = 1.0
 """There are no labels left to choose it by."""
@@ -21,7 +22,7 @@ L2 = 1.0
 
 def evaluate_few_labels(
     train: Features, test: Features, classes: int, amounts: tuple[float, ...], draws: int
-) -> dict[str, Any]:
+) -> Figures:
     """Return `{"labels_1", …}`, the mean top-1 over the draws in percent; `few_labels` has the deviations over them.
 
     Features are standardised by all of train, which needs no labels. A draw is the same one for every run, since it
@@ -38,29 +39,38 @@ def evaluate_few_labels(
         found = f"{max(amounts):g} per class, and a class has {smallest} training images"
         raise InputError(f"linear_eval.labels asks for {found}; ask for fewer")
 
-    train, mean_F, std_F = standardised(train)
-    test_MF = (test.plain_NF - mean_F) / std_F
-    result: dict[str, Any] = {}
+    scaled = standardised(train)
+    train = scaled.features
+    test_MF = scaled.apply(test.plain_NF)
+    result: Figures = {}
     deviations = {}
 
     for amount in amounts:
         accuracies = []
         for draw in range(draws):
-            chosen = torch.from_numpy(
-                draw_per_class(train.labels_N.numpy(), _count(amount), "few labels", draw)
-            )
-            regression = fit(train.plain_NF[chosen], train.labels_N[chosen], classes, L2)
+            chosen_N = _draw(train.labels_N.numpy(), amount, draw)
+            regression = fit(train.plain_NF[chosen_N], train.labels_N[chosen_N], classes, L2)
             accuracies.append(top1(regression.logits(test_MF), test.labels_N))
 
-        name = f"labels_{amount:g}"
+        name = f"{FEW_LABELS}{amount:g}"
         result[name] = float(np.mean(accuracies))
         deviations[name] = float(np.std(accuracies, ddof=1)) if draws > 1 else None
 
-    return {**result, "few_labels": {"draws": draws, "std": deviations}}
+    result["few_labels"] = {"draws": draws, "std": deviations}
+    return result
 
 
-def _count(amount: float) -> Callable[[int], int]:
-    """Return how many images of a class of some size an amount means."""
-    if amount < 1:
-        return lambda size: max(1, round(amount * size))
-    return lambda size: int(amount)
+def asked_for(train: Features, test: Features, classes: int, config: LinearEvalConfig) -> Figures:
+    """Return `evaluate_few_labels` of the amounts that the recipe asks for, nothing without any."""
+    if not config.labels:
+        return {}
+    return evaluate_few_labels(train, test, classes, config.labels, config.label_draws)
+
+
+def _draw(labels_N: np.ndarray, amount: float, draw: int) -> torch.Tensor:
+    """Draw images of every class: a share of them below 1, else so many."""
+
+    def count(size: int) -> int:
+        return max(1, round(amount * size)) if amount < 1 else int(amount)
+
+    return torch.from_numpy(draw_per_class(labels_N, count, "few labels", draw))

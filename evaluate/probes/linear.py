@@ -1,6 +1,4 @@
-"""Linear evaluation, protocol `clsp`: the paper's exact one, over features extracted once."""
-
-from typing import Any
+"""Evaluate a linear classifier, protocol `clsp`: the paper's exact one, over features extracted once."""
 
 import torch
 from torch import nn
@@ -8,13 +6,15 @@ from torch import nn
 from ...core import permutation, stream_seed
 from ..config import LinearEvalConfig
 from ..features.extract import Features
+from .few_labels import asked_for
 from .metrics import accuracies
+from .registry import Figures
 
 
 def train_linear(
     train: Features, classes: int, config: LinearEvalConfig, seed: int = 0
 ) -> nn.Linear:
-    """A linear classifier on frozen features: SGD without momentum or weight decay, ×0.1 at the milestones.
+    """Train a linear classifier on frozen features: SGD without momentum or weight decay, ×0.1 at the milestones.
 
     Flips are drawn per image and epoch between the cached features of an image and of its mirror image, which equals
     flipping before a frozen backbone in eval mode. The order and the flips depend on (seed, epoch) alone.
@@ -38,7 +38,7 @@ def train_linear(
 
 
 def with_flips(features: Features, seed: int, epoch: int) -> torch.Tensor:
-    """The features `(N, F)` of an epoch: per image those of the image or of its mirror image."""
+    """Return the features `(N, F)` of an epoch: per image those of the image or of its mirror image."""
     if features.flipped_NF is None:
         return features.plain_NF
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "flips"))
@@ -48,9 +48,17 @@ def with_flips(features: Features, seed: int, epoch: int) -> torch.Tensor:
 
 def evaluate_linear(
     train: Features, test: Features, classes: int, config: LinearEvalConfig, seed: int = 0
-) -> dict[str, Any]:
+) -> Figures:
     """Train the classifier and test it once, after the last epoch: top-1, top-5 and mean per class, in percent."""
     head = train_linear(train, classes, config, seed)
     with torch.inference_mode():
         logits = head(test.plain_NF)
     return {"protocol": "clsp", **accuracies(logits, test.labels_N)}
+
+
+def run(
+    train: Features, test: Features, classes: int, config: LinearEvalConfig, seed: int
+) -> Figures:
+    """Evaluate with all labels and, where the recipe asks for them, with few."""
+    result = evaluate_linear(train, test, classes, config, seed)
+    return result | asked_for(train, test, classes, config)

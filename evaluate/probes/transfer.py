@@ -1,7 +1,9 @@
-"""Transfer: frozen features of a pretrained backbone, a logistic regression on each of many data sets.
+"""Evaluate transfer: frozen features of a pretrained backbone, a logistic regression on each of many data sets.
 
 The field's protocol (Kornblith et al. 2019, Grill et al. 2020): no augmentation, l2 chosen on validation among 45
 values, refit on train and validation together, each set's own metric on test.
+
+Shape legend: N images of train and validation.
 """
 
 import json
@@ -20,13 +22,14 @@ from ..features.encoder import Encoder
 from ..features.extract import Features, check_labels, draw_per_class, extract, hold_out
 from .logistic import fit, fit_path
 from .metrics import accuracies
+from .registry import Figures
 
 VALIDATION = 0.2
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set's images; validation is None where a part of train is held out for it."""
+    """Holds a data set's images; validation is None where a part of train is held out for it."""
 
     train: ImageSource
     validation: ImageSource | None
@@ -34,7 +37,7 @@ class Splits:
 
 
 def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Splits:
-    """The splits of a data set at `size` pixels: the shorter side is scaled to it and the centre cut out.
+    """Open the splits of a data set at `size` pixels: the shorter side is scaled to it and the centre cut out.
 
     Raises:
         InputError: the set or one of its splits cannot be read.
@@ -52,14 +55,16 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
                 f"{told} (transfer set {name}, split {which!r} as its recipe says)"
             ) from error
 
+    train = split(config.train)
     validation = split(config.validation) if config.validation else None
-    return Splits(split(config.train), validation, split(config.test) if config.test else None)
+    test = split(config.test) if config.test else None
+    return Splits(train, validation, test)
 
 
 def transfer_features(
     encoder: Encoder, name: str, splits: Splits, per_class: int = 0, complete: bool = True
 ) -> tuple[Features, np.ndarray, Features]:
-    """Features of train and validation together, which of them validate `(N,)` bool, and features of test.
+    """Extract features of train and validation together, which of them validate `(N,)` bool, and features of test.
 
     Args:
         per_class: images of a class that are drawn to train with, where there is no test split.
@@ -69,30 +74,45 @@ def transfer_features(
         InputError: labels that are not 0 … n-1, a class that a split lacks, or too few images of a class.
     """
     try:
-        if splits.test is not None:
-            check_labels(_labels(splits), splits.test.labels(), complete)
-        train = extract(encoder, splits.train)
-        test = extract(encoder, splits.test) if splits.test is not None else None
-        if splits.validation is None:
-            if test is None:
-                train, test = _drawn(train, per_class)
-            return train, hold_out(train.labels_N.numpy(), VALIDATION, "transfer validation"), test
-        validation = extract(encoder, splits.validation)
+        if splits.test is None:
+            return _features_without_test(encoder, splits.train, per_class)
+        return _features(encoder, splits, splits.test, complete)
     except InputError as error:
         raise InputError(f"transfer set {name}: {error}") from error
 
-    assert test is not None  # a validation split without a test split is refused by the recipe
-    both = Features(
-        torch.cat([train.plain_NF, validation.plain_NF]),
-        None,
-        torch.cat([train.labels_N, validation.labels_N]),
-    )
 
-    return both, np.arange(len(both.labels_N)) >= len(train.labels_N), test
+def _features_without_test(
+    encoder: Encoder, images: ImageSource, per_class: int
+) -> tuple[Features, np.ndarray, Features]:
+    """Draw the training images of a set that has one split; the recipe allows it no validation split then."""
+    train, test = _drawn(extract(encoder, images), per_class)
+    return train, _held_out(train), test
+
+
+def _features(
+    encoder: Encoder, splits: Splits, test_images: ImageSource, complete: bool
+) -> tuple[Features, np.ndarray, Features]:
+    check_labels(_labels(splits), test_images.labels(), complete)
+    train = extract(encoder, splits.train)
+    test = extract(encoder, test_images)
+    if splits.validation is None:
+        return train, _held_out(train), test
+
+    validation = extract(encoder, splits.validation)
+    plain_NF = torch.cat([train.plain_NF, validation.plain_NF])
+    labels_N = torch.cat([train.labels_N, validation.labels_N])
+    validates_N = np.arange(len(labels_N)) >= len(train.labels_N)
+
+    return Features(plain_NF, None, labels_N), validates_N, test
+
+
+def _held_out(train: Features) -> np.ndarray:
+    """Choose a fifth of train for validation, the same one always."""
+    return hold_out(train.labels_N.numpy(), VALIDATION, "transfer validation")
 
 
 def _labels(splits: Splits) -> np.ndarray:
-    """Labels of train and validation, which must have the same classes."""
+    """Return the labels of train and validation, which must have the same classes."""
     train = splits.train.labels()
     if splits.validation is None:
         return train
@@ -108,13 +128,14 @@ def _labels(splits: Splits) -> np.ndarray:
 
 
 def _drawn(images: Features, per_class: int) -> tuple[Features, Features]:
-    """`per_class` images of every class, always the same ones, and all others."""
+    """Return `per_class` images of every class, always the same ones, and all others."""
     labels = images.labels_N.numpy()
     check_labels(labels, labels)
-    fewest = int(np.bincount(labels).argmin())
+    counts = np.bincount(labels)
+    fewest = int(counts.argmin())
+    count = int(counts[fewest])
 
-    if (labels == fewest).sum() <= per_class:
-        count = int((labels == fewest).sum())
+    if count <= per_class:
         raise InputError(
             f"class {fewest} has {count} images, drawing {per_class} to train leaves no test"
         )
@@ -125,8 +146,8 @@ def _drawn(images: Features, per_class: int) -> tuple[Features, Features]:
 
 def evaluate_transfer(
     train: Features, validates_N: np.ndarray, test: Features, config: TransferConfig, metric: str
-) -> dict[str, Any]:
-    """The set's metric on test with its interval in percent, and the l2 chosen on validation alone.
+) -> Figures:
+    """Return the set's metric on test with its interval in percent, and the l2 chosen on validation alone.
 
     Of equally good values the strongest l2 wins.
     """
@@ -134,9 +155,10 @@ def evaluate_transfer(
     validates = torch.from_numpy(validates_N)
     validation = train.at(validates)
     part = train.at(~validates)
+
+    # Choose l2, from the strongest on
     best = -1.0
     best_l2 = 0.0
-
     for fitted in fit_path(
         part.plain_NF, part.labels_N, classes, config.strengths, config.iterations
     ):
@@ -145,31 +167,33 @@ def evaluate_transfer(
             best = reached
             best_l2 = fitted.l2
 
+    # Fit to train and validation together, and test
     refitted = fit(train.plain_NF, train.labels_N, classes, best_l2, config.iterations)
     result = accuracies(refitted.logits(test.plain_NF), test.labels_N)
-    chosen = {"l2": best_l2, f"validation_{metric}": best, "converged": refitted.converged}
-    counts = {
-        "train": int((~validates).sum()),
-        "validation": int(validates.sum()),
-        "test": len(test.labels_N),
-    }
 
     return {
         "metric": metric,
         metric: result[metric],
         f"{metric}_interval": result[f"{metric}_interval"],
-    } | {
-        "chosen": chosen,
-        "images": counts,
+        "chosen": {
+            "l2": best_l2,
+            f"validation_{metric}": best,
+            "converged": refitted.converged,
+        },
+        "images": {
+            "train": int((~validates).sum()),
+            "validation": int(validates.sum()),
+            "test": len(test.labels_N),
+        },
     }
 
 
 def run_transfer(
     encoder: Encoder,
     config: TransferConfig,
-    found: Mapping[str, Any],
-    save: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+    found: Mapping[str, Figures],
+    save: Callable[[dict[str, Figures]], None],
+) -> dict[str, Figures]:
     """Evaluate on every set of the recipe that `found` does not hold yet; `save` is called after each.
 
     Returns:
@@ -178,12 +202,12 @@ def run_transfer(
     Raises:
         InputError: the first set that cannot be read, before any is evaluated.
     """
-    missing = [name for name in config.names if name not in found]
-    opened = {
-        name: open_splits(name, config.chosen[name], encoder.size, config.limit) for name in missing
-    }
-    sets = dict(found)
+    opened = {}
+    for name in config.names:
+        if name not in found:
+            opened[name] = open_splits(name, config.chosen[name], encoder.size, config.limit)
 
+    sets = dict(found)
     for name, splits in opened.items():
         chosen = config.chosen[name]
         train, validates, test = transfer_features(
@@ -196,9 +220,9 @@ def run_transfer(
     return sets
 
 
-def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[str, Any]:
-    """The sets in a result file that were evaluated with this checkpoint and these settings, whether now asked for or
-    not; none, if the file is another version's or damaged."""
+def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[str, Figures]:
+    """Read the sets in a result file that were evaluated with this checkpoint and these settings, also those not asked
+    for now; none, if the file is another version's or damaged."""
     try:
         content = json.loads(path.read_text()) if path.exists() else {}
         if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
@@ -208,19 +232,22 @@ def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[s
         if earlier.protocol != config.protocol:
             return {}
 
-        return {
-            name: value
-            for name, value in content["sets"].items()
-            if value["set"] == _declared(config, name)
-        }
+        finished = {}
+        for name, value in content["sets"].items():
+            if value["set"] == _declared(config, name):
+                finished[name] = value
+        return finished
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _declared(config: TransferConfig, name: str) -> dict[str, Any] | None:
-    return config.chosen[name].model_dump(mode="json") if name in config.chosen else None
+    """Return the keys of a set as result files record them, None for one that the recipe does not know."""
+    if name not in config.chosen:
+        return None
+    return config.chosen[name].model_dump(mode="json")
 
 
-def summary(sets: Mapping[str, Any]) -> dict[str, float]:
-    """Set name → its metric in percent."""
+def summary(sets: Mapping[str, Figures]) -> dict[str, float]:
+    """Return set name → its metric in percent."""
     return {name: value[value["metric"]] for name, value in sets.items()}

@@ -1,6 +1,4 @@
-"""A map of features in the plane, for the report."""
-
-from typing import Any
+"""Map features into the plane, for the report."""
 
 import numpy as np
 
@@ -10,8 +8,8 @@ from ..features.extract import Features
 POINTS = 1000
 
 
-def feature_map(features: Features, points: int = POINTS) -> dict[str, Any]:
-    """t-SNE in cosine distance of (at most) `points` images, always the same ones: `{x, y, label}` in lists.
+def feature_map(features: Features, points: int = POINTS) -> dict[str, list[float]]:
+    """Map (at most) `points` images by t-SNE in cosine distance, always the same ones: `{x, y, label}` in lists.
 
     The coordinates are rounded to three digits. A handful of images gives an empty map.
     """

@@ -1,14 +1,14 @@
-"""Whether the candidates of one set are as good as those of another: paired over the anchors, with fixed margins.
+"""Compare the candidates of two sets: are they as good? Paired over the anchors, with fixed margins.
 
 Shape legend: N anchors, K candidates per anchor, F features, R resamples.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch.nn import functional
 
 from ...core import InputError
@@ -25,12 +25,87 @@ FRECHET_RESAMPLES = 200
 AGREEMENT_MARGIN = 1.0
 FRECHET_MARGIN = 5.0
 """The most that label agreement may fall, in points, and the Fréchet distance rise, in percent of the reference's."""
+HARDNESS = "hardness (cosine)"
+DIVERSITY = "diversity"
+AGREEMENT = "label agreement"
+FRECHET = "frechet distance"
 
 
-@dataclass
+class MeasureRow(BaseModel):
+    """Holds a measure of both sets, and the difference with its 95 % bootstrap interval.
+
+    >>> row = MeasureRow(reference=0.5, other=0.6, difference=0.1, interval=(0.0, 0.2), margin=None, within=True)
+    >>> row.interval
+    (0.0, 0.2)
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    reference: float
+    other: float
+    difference: float
+    """In points; of the Fréchet distance in percent of the reference's."""
+    interval: tuple[float, float]
+    margin: float | None
+    """The most that the measure may be worse; None where it is only shown."""
+    within: bool
+
+
+class KernelDistances(BaseModel):
+    """Holds the kernel distance of both sets to the anchors, each with its deviation over subsets.
+
+    >>> KernelDistances(reference=(0.1, 0.02), other=(0.3, 0.01)).other
+    (0.3, 0.01)
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    reference: tuple[float, float]
+    other: tuple[float, float]
+
+
+class QualityComparison(BaseModel):
+    """Holds what was found of two sets; `equivalent` is True where every measure with a margin is within it.
+
+    >>> row = MeasureRow(reference=1, other=2, difference=100, interval=(90, 110), margin=5, within=False)
+    >>> distances = KernelDistances(reference=(0.1, 0.02), other=(0.3, 0.01))
+    >>> found = QualityComparison(
+    ...     anchors=40,
+    ...     candidates=3,
+    ...     resamples=100,
+    ...     measures={"frechet distance": row},
+    ...     kernel_distance=distances,
+    ...     equivalent=False,
+    ... )
+    >>> found.measures["frechet distance"].within
+    False
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    anchors: int
+    candidates: int
+    resamples: int
+    measures: dict[str, MeasureRow]
+    kernel_distance: KernelDistances
+    equivalent: bool
+
+
+@dataclass(frozen=True)
 class _Measured:
+    """Holds the features of a set's candidates, and per measure its mean over the candidates of every anchor."""
+
     features_NKF: torch.Tensor
     per_anchor: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Anchors:
+    """Holds what both sets are measured by: the features of their anchors and, with labels, a probe fitted to them."""
+
+    features_NF: torch.Tensor
+    labels_N: torch.Tensor | None
+    probe: Regression | None
 
 
 def compare_quality(
@@ -39,7 +114,7 @@ def compare_quality(
     encoder: Encoder,
     resamples: int = RESAMPLES,
     report: Report | None = None,
-) -> dict[str, Any]:
+) -> QualityComparison:
     """Compare two sets of the same anchors: each measure of both, the difference and its 95 % bootstrap interval.
 
     Anchors are resampled, the same ones for both sets (for the Fréchet distance at most 200 times). `equivalent` is
@@ -53,36 +128,40 @@ def compare_quality(
         InputError: the sets have other anchors, or another number of candidates.
     """
     _check_same_anchors(reference, other)
-    real_NF = image_features(encoder, anchor_images(reference, encoder.batch))
-    labels = class_numbers(reference)
-    probe = None if labels is None else fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
     total = 2 * len(reference)
-    one = _measure(
-        reference, encoder, real_NF, labels, probe, lambda done: report and report(done, total)
-    )
-    two = _measure(
-        other,
-        encoder,
-        real_NF,
-        labels,
-        probe,
-        lambda done: report and report(total // 2 + done, total),
-    )
+
+    def say_first(done: int) -> None:
+        if report:
+            report(done, total)
+
+    def say_second(done: int) -> None:
+        if report:
+            report(len(reference) + done, total)
+
+    # Measure both sets
+    anchors = _anchors(reference, encoder)
+    one = _measure(reference, encoder, anchors, say_first)
+    two = _measure(other, encoder, anchors, say_second)
+
+    # Compare them over resampled anchors
     weights_RN = _resamples(len(reference), resamples)
     rows = {name: _mean_row(name, one, two, weights_RN) for name in one.per_anchor}
-    rows["frechet distance"] = _frechet_row(
-        real_NF, one, two, weights_RN[:FRECHET_RESAMPLES], encoder.device
+    rows[FRECHET] = _frechet_row(
+        anchors.features_NF, one, two, weights_RN[:FRECHET_RESAMPLES], encoder.device
     )
-    kernel = [kernel_distance(real_NF, side.features_NKF[:, 0]) for side in (one, two)]
+    distances = KernelDistances(
+        reference=kernel_distance(anchors.features_NF, one.features_NKF[:, 0]),
+        other=kernel_distance(anchors.features_NF, two.features_NKF[:, 0]),
+    )
 
-    return {
-        "anchors": len(reference),
-        "candidates": reference.candidates,
-        "resamples": resamples,
-        "measures": rows,
-        "kernel_distance": {"reference": kernel[0], "other": kernel[1]},
-        "equivalent": all(row["within"] for row in rows.values() if row["margin"] is not None),
-    }
+    return QualityComparison(
+        anchors=len(reference),
+        candidates=reference.candidates,
+        resamples=resamples,
+        measures=rows,
+        kernel_distance=distances,
+        equivalent=all(row.within for row in rows.values()),
+    )
 
 
 def _check_same_anchors(reference: ShardSet, other: ShardSet) -> None:
@@ -102,50 +181,60 @@ def _check_same_anchors(reference: ShardSet, other: ShardSet) -> None:
         )
 
 
+def _anchors(shards: ShardSet, encoder: Encoder) -> _Anchors:
+    features_NF = image_features(encoder, anchor_images(shards, encoder.batch))
+    labels = class_numbers(shards)
+    probe = None
+    if labels is not None:
+        probe = fit(features_NF, labels, int(labels.max()) + 1, PROBE_L2)
+
+    return _Anchors(features_NF, labels, probe)
+
+
 def _measure(
-    shards: ShardSet,
-    encoder: Encoder,
-    real_NF: torch.Tensor,
-    labels: torch.Tensor | None,
-    probe: Regression | None,
-    advance: Callable[[int], object],
+    shards: ShardSet, encoder: Encoder, anchors: _Anchors, advance: Callable[[int], object]
 ) -> _Measured:
+    """Extract the features of a set's candidates and measure them."""
+    candidates = shards.candidates
+    width = anchors.features_NF.shape[1]
     parts = []
-    for start, images in candidate_images(shards, max(1, encoder.batch // shards.candidates)):
-        parts.append(encoder(images).view(-1, shards.candidates, real_NF.shape[1]))
-        advance(start + len(parts[-1]))
+    for start, images in candidate_images(shards, max(1, encoder.batch // candidates)):
+        part = encoder(images).view(-1, candidates, width)
+        parts.append(part)
+        advance(start + len(part))
 
-    features = torch.cat(parts)
-    unit = functional.normalize(features, dim=2)
-    found = {
-        "hardness (cosine)": torch.einsum(
-            "nkf,nf->nk", unit, functional.normalize(real_NF, dim=1)
-        ).mean(1)
-    }
+    features_NKF = torch.cat(parts)
+    unit_NKF = functional.normalize(features_NKF, dim=2)
+    unit_NF = functional.normalize(anchors.features_NF, dim=1)
+    found = {HARDNESS: torch.einsum("nkf,nf->nk", unit_NKF, unit_NF).mean(1)}
 
-    if shards.candidates > 1:
-        found["diversity"] = diversity(unit).mean(1)
+    if candidates > 1:
+        found[DIVERSITY] = diversity(unit_NKF).mean(1)
 
-    if probe is not None and labels is not None:
-        chosen = probe.logits(features.flatten(0, 1)).argmax(1).view(len(features), -1)
-        found["label agreement"] = 100 * (chosen == labels[:, None]).double().mean(1)
+    if anchors.probe is not None and anchors.labels_N is not None:
+        logits = anchors.probe.logits(features_NKF.flatten(0, 1))
+        chosen_NK = logits.argmax(1).view(-1, candidates)
+        agrees_NK = chosen_NK == anchors.labels_N[:, None]
+        found[AGREEMENT] = 100 * agrees_NK.double().mean(1)
 
-    return _Measured(features, {name: values.double().numpy() for name, values in found.items()})
+    per_anchor = {name: values.double().numpy() for name, values in found.items()}
+    return _Measured(features_NKF, per_anchor)
 
 
 def _resamples(count: int, resamples: int) -> np.ndarray:
-    """How often each anchor is drawn: `(R, N)`."""
+    """Draw how often each anchor counts: `(R, N)`."""
     return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)
 
 
 def _mean_row(
     name: str, reference: _Measured, other: _Measured, weights_RN: np.ndarray
-) -> dict[str, Any]:
+) -> MeasureRow:
+    """Compare the mean of a measure over the anchors."""
     one = reference.per_anchor[name]
     two = other.per_anchor[name]
-    differences = weights_RN @ (two - one) / len(one)
-    margin = -AGREEMENT_MARGIN if name == "label agreement" else None
-    return _row(one.mean(), two.mean(), two.mean() - one.mean(), differences, margin)
+    drawn_R = weights_RN @ (two - one) / len(one)
+    margin = -AGREEMENT_MARGIN if name == AGREEMENT else None
+    return _row(one.mean(), two.mean(), two.mean() - one.mean(), drawn_R, margin)
 
 
 def _frechet_row(
@@ -154,29 +243,30 @@ def _frechet_row(
     other: _Measured,
     weights_RN: np.ndarray,
     device: torch.device,
-) -> dict[str, Any]:
-    """Differences are in percent of the reference's distance."""
-    real, *sides = (
-        part.double().to(device)
-        for part in (real_NF[:, None], reference.features_NKF, other.features_NKF)
-    )
+) -> MeasureRow:
+    """Compare the Fréchet distances; differences are in percent of the reference's."""
+    real = real_NF[:, None].double().to(device)
+    one_NKF = reference.features_NKF.double().to(device)
+    two_NKF = other.features_NKF.double().to(device)
 
-    def distances(weights_N: np.ndarray) -> np.ndarray:
+    def distances(weights_N: np.ndarray) -> tuple[float, float]:
         moments = _weighted(real, weights_N)
-        return np.array([frechet_of(moments, _weighted(side, weights_N)) for side in sides])
+        one = frechet_of(moments, _weighted(one_NKF, weights_N))
+        two = frechet_of(moments, _weighted(two_NKF, weights_N))
+        return one, two
 
     one, two = distances(np.ones(len(real_NF)))
-    drawn = np.array([distances(weights) for weights in weights_RN])
+    drawn_R2 = np.array([distances(weights_N) for weights_N in weights_RN])
+    difference = 100 * (two - one) / one
+    drawn_R = 100 * (drawn_R2[:, 1] - drawn_R2[:, 0]) / one
 
-    return _row(
-        one, two, 100 * (two - one) / one, 100 * (drawn[:, 1] - drawn[:, 0]) / one, FRECHET_MARGIN
-    )
+    return _row(one, two, difference, drawn_R, FRECHET_MARGIN)
 
 
 def _weighted(
     features_NKF: torch.Tensor, weights_N: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and covariance in which each anchor counts as often as it was drawn."""
+    """Return mean and covariance in which each anchor counts as often as it was drawn."""
     features = features_NKF.flatten(0, 1).double()
     weights = torch.from_numpy(weights_N).to(features).repeat_interleave(features_NKF.shape[1])
     mean = weights @ features / weights.sum()
@@ -186,14 +276,21 @@ def _weighted(
 
 def _row(
     one: float, two: float, difference: float, drawn_R: np.ndarray, margin: float | None
-) -> dict[str, Any]:
+) -> MeasureRow:
+    """Return a row with the interval of the drawn differences; a negative margin is one below, a positive one above."""
     low, high = np.quantile(drawn_R, [0.025, 0.975])
-    within = margin is None or (low > margin if margin < 0 else high < margin)
-    return {
-        "reference": float(one),
-        "other": float(two),
-        "difference": float(difference),
-        "interval": [float(low), float(high)],
-        "margin": margin,
-        "within": bool(within),
-    }
+    if margin is None:
+        within = True
+    elif margin < 0:
+        within = low > margin
+    else:
+        within = high < margin
+
+    return MeasureRow(
+        reference=float(one),
+        other=float(two),
+        difference=float(difference),
+        interval=(float(low), float(high)),
+        margin=margin,
+        within=bool(within),
+    )

@@ -1,11 +1,10 @@
-"""Quality of a shard set: measures of every candidate, and of the set as a whole, in the features of an encoder.
+"""Measure the quality of a shard set: every candidate, and the set as a whole, in the features of an encoder.
 
-Shape legend: N anchors, K candidates per anchor, F features, C classes.
+Shape legend: N anchors, K candidates per anchor, B candidates of a batch, M test images, F features, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ..features.extract import ahead, decoded, hold_out
 from ..features.shard_features import anchor_images, candidate_images, class_numbers, image_features
 from ..probes.logistic import Regression, fit
 from .distances import Moments, frechet_distance, kernel_distance, precision_recall
+from .facts import QualityFacts, SuspiciousPair
 
 SAMPLE = 5000
 """Images of either kind for the kernel distance, precision and recall: all pairs of them are looked at."""
@@ -37,16 +37,34 @@ MEASURES = {
 """The measures of a candidate, each a column of `scores/NAME.parquet`."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Quality:
-    """Scores measure → `(N, K)` float32, and the facts of the set as a whole."""
+    """Holds what was measured of a set: of every candidate, and of the set as a whole."""
 
     scores: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    """Measure → `(N, K)` float32."""
+    facts: QualityFacts
 
 
-@dataclass
-class _Found:
+@dataclass(frozen=True)
+class _Yardstick:
+    """Holds what candidates are measured by."""
+
+    anchors_NF: torch.Tensor
+    """Unit features of the anchors."""
+    searched_NF: torch.Tensor
+    """The same, on the encoder's device."""
+    test_MF: torch.Tensor | None
+    """Unit features of test images, on the encoder's device."""
+    labels_N: torch.Tensor | None
+    probe: Regression | None
+    """Fitted to the real anchors, where they have labels."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Holds the scores of candidates, and the places of the images that they are nearest to: measure → `(N, K)`."""
+
     scores: dict[str, np.ndarray]
     nearest: dict[str, np.ndarray]
 
@@ -74,38 +92,69 @@ def measure_quality(
             f"{shards.root} holds {found}; measuring takes at least two anchors and a candidate of each"
         )
 
+    # The candidates, one by one
     real_NF = image_features(encoder, anchor_images(shards, encoder.batch))
+    yardstick = _yardstick(shards, encoder, real_NF, test)
+    measured, made, sample = _measure_candidates(shards, encoder, yardstick, report)
+
+    # The set as a whole, beside the anchors and beside ordinary views of them
+    real = Moments(real_NF.shape[1])
+    real.add(real_NF)
+    sampled = permutation(len(real_NF), "quality anchors")[:SAMPLE]
+    compared_NF = real_NF[sampled]
+    distance, deviation = kernel_distance(compared_NF, sample.features_NF)
+    precision, recall = precision_recall(compared_NF, sample.features_NF)
+    augmented_N = _augmented_cosines(shards, encoder, pretrain, real_NF, np.sort(sampled).tolist())
+
+    means = {name: float(values.mean()) for name, values in measured.scores.items()}
+    means["augmentation_cosine"] = float(augmented_N.mean())
+
+    facts = QualityFacts(
+        frechet_distance=frechet_distance(real, made),
+        kernel_distance=distance,
+        kernel_distance_std=deviation,
+        precision=precision,
+        recall=recall,
+        images={
+            "anchors": real.count,
+            "candidates": made.count,
+            "compared": min(len(compared_NF), len(sample.features_NF)),
+        },
+        cosine_histogram={
+            "candidate": _histogram(measured.scores["cosine"]),
+            "augmentation": _histogram(augmented_N),
+        },
+        means=means,
+        suspicious=_suspicious(shards, measured, test),
+    )
+
+    # Only a set with labels has this measure
+    if yardstick.labels_N is not None:
+        accuracy = _probe_accuracy(real_NF, yardstick.labels_N)
+        facts = facts.model_copy(update={"probe_top1": accuracy})
+
+    return Quality(measured.scores, facts)
+
+
+def _yardstick(
+    shards: ShardSet, encoder: Encoder, real_NF: torch.Tensor, test: ImageSource | None
+) -> _Yardstick:
     test_MF = None
     if test is not None:
         images = (batch for _, batch in decoded(test, encoder.batch))
         test_MF = functional.normalize(image_features(encoder, images), dim=1).to(encoder.device)
 
     labels = class_numbers(shards)
-    probe = None if labels is None else fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
-    found, made, sample_NF = _measure_candidates(
-        shards, encoder, real_NF, test_MF, labels, probe, report
-    )
-    real = Moments(real_NF.shape[1])
-    real.add(real_NF)
-    sampled = permutation(len(real_NF), "quality anchors")[:SAMPLE]
-    facts = _set_facts(real, made, real_NF[sampled], sample_NF)
-    augmented = _augmented_cosines(shards, encoder, pretrain, real_NF, np.sort(sampled).tolist())
-    facts["cosine_histogram"] = _histogram(
-        {"candidate": found.scores["cosine"], "augmentation": augmented}
-    )
-
+    probe = None
     if labels is not None:
-        facts["probe_top1"] = _probe_accuracy(real_NF, labels)
+        probe = fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
 
-    facts["means"] = {name: float(values.mean()) for name, values in found.scores.items()}
-    facts["means"]["augmentation_cosine"] = float(augmented.mean())
-    facts["suspicious"] = _suspicious(shards, found, test)
-
-    return Quality(found.scores, facts)
+    anchors_NF = functional.normalize(real_NF, dim=1)
+    return _Yardstick(anchors_NF, anchors_NF.to(encoder.device), test_MF, labels, probe)
 
 
 def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None:
-    """Top-1 in percent of a probe on a tenth of the anchors that it did not see: the most that agreement can reach.
+    """Return top-1 in percent of a probe on a tenth of the anchors that it did not see: the most agreement can reach.
 
     None where a class has a single anchor.
     """
@@ -115,125 +164,129 @@ def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None
 
     held_out = torch.from_numpy(hold_out(labels.numpy(), 0.1, "probe"))
     probe = fit(real_NF[~held_out], labels[~held_out], int(labels.max()) + 1, PROBE_L2)
+    predicted = probe.logits(real_NF[held_out]).argmax(dim=1)
+    return 100 * float((predicted == labels[held_out]).double().mean())
 
-    return 100 * float(
-        (probe.logits(real_NF[held_out]).argmax(dim=1) == labels[held_out]).double().mean()
-    )
+
+# The candidates, one by one
+
+
+class _Sample:
+    """Keeps the features of some of the candidates that come by.
+
+    They are drawn apart from the anchors, and from all K: pairs, or every n-th candidate, would look nearer than the
+    sets are.
+    """
+
+    def __init__(self, count: int, width: int):
+        self._chosen = np.sort(permutation(count, "quality candidates")[:SAMPLE])
+        self.features_NF = torch.empty(len(self._chosen), width)
+
+    def add(self, features_BF: torch.Tensor, first: int) -> None:
+        """Keep the drawn ones of a batch, whose first candidate is number `first` of the set."""
+        low, high = np.searchsorted(self._chosen, (first, first + len(features_BF)))
+        self.features_NF[low:high] = features_BF[self._chosen[low:high] - first]
 
 
 def _measure_candidates(
-    shards: ShardSet,
-    encoder: Encoder,
-    real_NF: torch.Tensor,
-    test_MF: torch.Tensor | None,
-    labels: torch.Tensor | None,
-    probe: Regression | None,
-    report: Report | None,
-) -> tuple[_Found, Moments, torch.Tensor]:
-    """One pass over the candidates, a few anchors at a time."""
-    count = len(shards)
+    shards: ShardSet, encoder: Encoder, yardstick: _Yardstick, report: Report | None
+) -> tuple[_Measured, Moments, _Sample]:
+    """Measure all candidates in one pass over them, a few anchors at a time."""
     candidates = shards.candidates
-    unit_NF = functional.normalize(real_NF, dim=1)
-    made = Moments(real_NF.shape[1])
-    searched_NF = unit_NF.to(encoder.device)
-    # Drawn apart from the anchors, and from all K: pairs, or every n-th candidate, would look nearer than the sets are.
-    chosen = np.sort(permutation(count * candidates, "quality candidates")[:SAMPLE])
-    sample_NF = torch.empty(len(chosen), real_NF.shape[1])
-    absent = {"nearest_test"} if test_MF is None else set()
-    absent |= {"label_probability", "agreement"} if probe is None else set()
-    absent |= {"diversity"} if candidates < 2 else set()
-    found = _Found(
-        {
-            name: np.empty((count, candidates), np.float32)
-            for name in MEASURES
-            if name not in absent
-        },
-        {
-            name: np.empty((count, candidates), np.int64)
-            for name in ("nearest_train", "nearest_test")
-        },
-    )
+    width = yardstick.anchors_NF.shape[1]
+    made = Moments(width)
+    sample = _Sample(len(shards) * candidates, width)
+    batches = []
+
     anchors = max(1, encoder.batch // candidates)
-
     for start, images in ahead(candidate_images(shards, anchors)):
-        features = encoder(images)
-        made.add(features)
-        first = start * candidates
-        low, high = np.searchsorted(chosen, (first, first + len(features)))
-        sample_NF[low:high] = features[chosen[low:high] - first]
-        unit = functional.normalize(features, dim=1).view(-1, candidates, features.shape[1])
-        rows = slice(start, start + len(unit))
-        found.scores["cosine"][rows] = torch.einsum("nkf,nf->nk", unit, unit_NF[rows])
-
-        if candidates > 1:
-            found.scores["diversity"][rows] = diversity(unit)
-
-        own = torch.arange(start, start + len(unit)).repeat_interleave(candidates)
-        _nearest(found, "nearest_train", rows, unit, searched_NF, own)
-        if test_MF is not None:
-            _nearest(found, "nearest_test", rows, unit, test_MF, None)
-
-        if probe is not None and labels is not None:
-            _label_scores(found, rows, probe.logits(features).softmax(dim=1), labels[rows])
+        features_BF = encoder(images)
+        made.add(features_BF)
+        sample.add(features_BF, start * candidates)
+        batches.append(_measure_batch(features_BF.view(-1, candidates, width), start, yardstick))
 
         if report:
-            report(start + len(unit), count)
+            report(start + len(features_BF) // candidates, len(shards))
 
-    return found, made, sample_NF
+    return _joined(batches), made, sample
 
 
-def _label_scores(
-    found: _Found, rows: slice, chances_BC: torch.Tensor, labels_N: torch.Tensor
-) -> None:
-    wanted = labels_N.repeat_interleave(len(chances_BC) // len(labels_N))
-    shape = (len(labels_N), -1)
-    found.scores["label_probability"][rows] = chances_BC.gather(1, wanted[:, None]).reshape(shape)
-    found.scores["agreement"][rows] = (chances_BC.argmax(dim=1) == wanted).float().reshape(shape)
+def _measure_batch(features_NKF: torch.Tensor, start: int, yardstick: _Yardstick) -> _Measured:
+    """Measure the candidates of the anchors from number `start` on."""
+    count, candidates, _ = features_NKF.shape
+    rows = slice(start, start + count)
+    unit_NKF = functional.normalize(features_NKF, dim=2)
+    scores = {"cosine": torch.einsum("nkf,nf->nk", unit_NKF, yardstick.anchors_NF[rows])}
+    nearest = {}
+
+    if candidates > 1:
+        scores["diversity"] = diversity(unit_NKF)
+
+    if yardstick.probe is not None and yardstick.labels_N is not None:
+        chances_NKC = yardstick.probe.logits(features_NKF).softmax(dim=2)
+        scores |= _label_scores(chances_NKC, yardstick.labels_N[rows])
+
+    own = torch.arange(start, start + count).repeat_interleave(candidates)
+    scores["nearest_train"], nearest["nearest_train"] = _nearest(
+        unit_NKF, yardstick.searched_NF, own
+    )
+    if yardstick.test_MF is not None:
+        scores["nearest_test"], nearest["nearest_test"] = _nearest(unit_NKF, yardstick.test_MF)
+
+    return _Measured(
+        {name: values.numpy() for name, values in scores.items()},
+        {name: places.numpy() for name, places in nearest.items()},
+    )
+
+
+def _joined(batches: Sequence[_Measured]) -> _Measured:
+    """Put the batches' scores one below the other."""
+    first = batches[0]
+    scores = {}
+    for name in first.scores:
+        scores[name] = np.concatenate([batch.scores[name] for batch in batches])
+
+    nearest = {}
+    for name in first.nearest:
+        nearest[name] = np.concatenate([batch.nearest[name] for batch in batches])
+
+    return _Measured(scores, nearest)
 
 
 def diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
-    """`(N, K)`: one less the mean cosine to the anchor's other candidates, K > 1."""
+    """Return `(N, K)`: one less the mean cosine to the anchor's other candidates, K > 1."""
     others = unit_NKF.shape[1] - 1
-    return (
-        1
-        - (torch.einsum("nkf,njf->nk", unit_NKF, unit_NKF) - unit_NKF.square().sum(dim=2)) / others
-    )
+    to_all_NK = torch.einsum("nkf,njf->nk", unit_NKF, unit_NKF)
+    to_itself_NK = unit_NKF.square().sum(dim=2)
+    return 1 - (to_all_NK - to_itself_NK) / others
+
+
+def _label_scores(chances_NKC: torch.Tensor, labels_N: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the chance of each anchor's label at its candidates, and 1 where it is the likeliest."""
+    labels_NK = labels_N[:, None].expand(chances_NKC.shape[:2])
+    chance_NK = chances_NKC.gather(2, labels_NK[:, :, None])[:, :, 0]
+    agreement_NK = (chances_NKC.argmax(dim=2) == labels_NK).float()
+    return {"label_probability": chance_NK, "agreement": agreement_NK}
 
 
 def _nearest(
-    found: _Found,
-    name: str,
-    rows: slice,
-    unit_NKF: torch.Tensor,
-    others_MF: torch.Tensor,
-    own: torch.Tensor | None,
-) -> None:
-    cosines = unit_NKF.flatten(0, 1).to(others_MF.device) @ others_MF.T
-    if own is not None:
-        cosines[torch.arange(len(own)), own] = -torch.inf
-    best = cosines.max(dim=1)
-    found.scores[name][rows] = best.values.view(unit_NKF.shape[:2]).cpu()
-    found.nearest[name][rows] = best.indices.view(unit_NKF.shape[:2]).cpu()
+    unit_NKF: torch.Tensor, others_MF: torch.Tensor, own_B: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cosine to the nearest of other images, and the place of that image, `(N, K)` each.
+
+    Args:
+        own_B: the place of an image per candidate that does not count.
+    """
+    cosines_BM = unit_NKF.flatten(0, 1).to(others_MF.device) @ others_MF.T
+    if own_B is not None:
+        cosines_BM[torch.arange(len(own_B)), own_B] = -torch.inf
+
+    best = cosines_BM.max(dim=1)
+    shape = unit_NKF.shape[:2]
+    return best.values.view(shape).cpu(), best.indices.view(shape).cpu()
 
 
-def _set_facts(
-    real: Moments, made: Moments, real_NF: torch.Tensor, made_MF: torch.Tensor
-) -> dict[str, Any]:
-    distance, deviation = kernel_distance(real_NF, made_MF)
-    precision, recall = precision_recall(real_NF, made_MF)
-
-    return {
-        "frechet_distance": frechet_distance(real, made),
-        "kernel_distance": distance,
-        "kernel_distance_std": deviation,
-        "precision": precision,
-        "recall": recall,
-        "images": {
-            "anchors": real.count,
-            "candidates": made.count,
-            "compared": min(len(real_NF), len(made_MF)),
-        },
-    }
+# The set as a whole
 
 
 def _augmented_cosines(
@@ -243,55 +296,55 @@ def _augmented_cosines(
     real_NF: torch.Tensor,
     positions: list[int],
 ) -> np.ndarray:
-    """The cosine of each of these anchors to an ordinary augmented view of it."""
+    """Return the cosine of each of these anchors to an ordinary augmented view of it."""
+    # The views come without normalisation, for the encoder has its own
     plain = pretrain.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     views = Views(plain, shards.size, torch.device("cpu"))
     cosines = []
 
     for number, start in enumerate(range(0, len(positions), encoder.batch)):
         chosen = positions[start : start + encoder.batch]
-        images = torch.from_numpy(
-            np.stack([shards.anchor(position) for position in chosen])
-        ).permute(0, 3, 1, 2)
-        view = (views(images, 1, number, 0).clamp(0, 1) * 255).round().to(torch.uint8)
-        cosines.append(
-            functional.cosine_similarity(encoder(view.permute(0, 2, 3, 1)), real_NF[chosen])
-        )
+        images_BHWC = np.stack([shards.anchor(position) for position in chosen])
+        images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2)
+        view_BCHW = (views(images_BCHW, 1, number, 0).clamp(0, 1) * 255).round().to(torch.uint8)
+        features_BF = encoder(view_BCHW.permute(0, 2, 3, 1))
+        cosines.append(functional.cosine_similarity(features_BF, real_NF[chosen]))
 
     return torch.cat(cosines).numpy()
 
 
-def _histogram(cosines: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """Counts per bin from -1 to 1, as shares of all."""
-    return {
-        name: (np.histogram(values.clip(-1, 1), BINS, (-1, 1))[0] / values.size).round(6).tolist()
-        for name, values in cosines.items()
-    }
+def _histogram(cosines: np.ndarray) -> list[float]:
+    """Count cosines per bin from -1 to 1, as shares of all."""
+    counts, _ = np.histogram(cosines.clip(-1, 1), BINS, (-1, 1))
+    return (counts / cosines.size).round(6).tolist()
 
 
 def _suspicious(
-    shards: ShardSet, found: _Found, test: ImageSource | None
-) -> dict[str, list[dict[str, Any]]]:
-    """The candidates nearest to another training image and to a test image, the nearest first."""
-    names: dict[str, Callable[[int], str]] = {"nearest_train": shards.key}
+    shards: ShardSet, measured: _Measured, test: ImageSource | None
+) -> dict[str, list[SuspiciousPair]]:
+    """List the candidates nearest to another training image and to a test image, the nearest first."""
+    keys: dict[str, Callable[[int], str]] = {"nearest_train": shards.key}
     if test is not None:
-        names["nearest_test"] = test.key
+        keys["nearest_test"] = test.key
 
     lists = {}
-    for measure in names.keys() & found.scores.keys():
-        order = np.argsort(-found.scores[measure], axis=None, kind="stable")[:SHOWN]
-        lists[measure] = [
-            {
-                "key": shards.key(int(position)),
-                "position": int(position),
-                "candidate": int(candidate),
-                "cosine": round(float(found.scores[measure][position, candidate]), 6),
-                "nearest": names[measure](int(found.nearest[measure][position, candidate])),
-                "nearest_position": int(found.nearest[measure][position, candidate]),
-            }
-            for position, candidate in zip(
-                *np.unravel_index(order, found.scores[measure].shape), strict=True
+    for measure, key_of in keys.items():
+        cosines_NK = measured.scores[measure]
+        nearest_NK = measured.nearest[measure]
+        order = np.argsort(-cosines_NK, axis=None, kind="stable")[:SHOWN]
+        lists[measure] = []
+        for flat in order:
+            position, candidate = divmod(int(flat), cosines_NK.shape[1])
+            nearest = int(nearest_NK[position, candidate])
+            lists[measure].append(
+                SuspiciousPair(
+                    key=shards.key(position),
+                    position=position,
+                    candidate=candidate,
+                    cosine=round(float(cosines_NK[position, candidate]), 6),
+                    nearest=key_of(nearest),
+                    nearest_position=nearest,
+                )
             )
-        ]
 
     return lists

@@ -1,28 +1,78 @@
-"""The report: one self-contained HTML page of a comparison or of a single run."""
+"""Write the report: one self-contained HTML page of a comparison or of a single run."""
 
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
+from pydantic import ValidationError
 
-from ...core import InputError, write_file
+from ...core import InputError, first_fault, write_file
 from ...shards import ShardSet, contact_sheet, read_scores
 from ...shards.format.layout import scores_path
-from .charts import cosine_histograms, feature_maps, run_name, score_histograms, training_curves
-from .compare import compare_runs
-from .results import quality_path
+from ..probes.registry import PROBES
+from ..quality.facts import QualityResult, SuspiciousPair
+from .charts import (
+    LOG,
+    Points,
+    cosine_histograms,
+    feature_maps,
+    run_name,
+    score_histograms,
+    training_curves,
+)
+from .compare import Comparison, compare_runs
+from .results import quality_path, result_path
 from .sheets import copies, extremes, pair_sheet
 from .tables import DIFFERENCES, difference_rows, footnotes, metric_order, table_rows
 
 SHEET_ROWS = 12
 MAPS = 6
-Picture = dict[str, str]  # title, note, and either `svg` or the address `png`
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Holds a picture of the page: a chart as SVG, or the address of an image as PNG."""
+
+    title: str
+    note: str
+    svg: str = ""
+    png: str = ""
+
+
+@dataclass(frozen=True)
+class _EncoderQuality:
+    """Holds the measures of the whole set by one encoder, ready to show."""
+
+    name: str
+    figures: Mapping[str, str]
+    test: Sequence[SuspiciousPair]
+    """The candidates nearest to test images."""
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    """Holds what the first evaluated run was made with; the others differ by method and seed."""
+
+    versions: str = ""
+    finished: str = ""
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """Holds what a folder has to show."""
+
+    comparison: Comparison
+    runs: Sequence[Path]
+    beside: Path
+    """The folder that the runs' set may lie in, as `shards/`."""
 
 
 def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
@@ -34,12 +84,20 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
     Raises:
         InputError: there is neither a comparison nor a run with results.
     """
-    comparison, runs, beside = _contents(folder)
-    root = shards or beside / "shards"
+    # What there is to show
+    contents = _contents(folder)
+    comparison = contents.comparison
+    root = shards or contents.beside / "shards"
     opened = ShardSet(root) if (root / "manifest.json").exists() else None
-    missing = [str(run) for run in runs if not run.is_dir()]
-    runs = [run for run in runs if run.is_dir()]
+    missing = [str(run) for run in contents.runs if not run.is_dir()]
+    runs = [run for run in contents.runs if run.is_dir()]
     headings, rows = table_rows(comparison)
+
+    # Pictures
+    pictures = _set_pictures(opened) if opened else []
+    pictures += _run_pictures(runs)
+
+    # The page
     template = resources.files(__package__ or "").joinpath("page.html.j2").read_text()
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -49,10 +107,10 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
         headings=headings,
         rows=rows,
         footnotes=footnotes(comparison),
-        differences=difference_rows(comparison) if comparison["differences"] else None,
+        differences=difference_rows(comparison) if comparison.differences else None,
         metrics=metric_order(comparison),
-        runs=comparison["runs"],
-        pictures=[*(_set_pictures(opened) if opened else []), *_run_pictures(runs)],
+        runs=comparison.runs,
+        pictures=pictures,
         shards=_set_facts(opened) if opened else None,
         quality=_quality(opened) if opened else [],
         missing=missing,
@@ -62,29 +120,35 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
     write_file(out, page.encode())
 
 
-def _contents(folder: Path) -> tuple[dict[str, Any], list[Path], Path]:
-    """The comparison, the folders of its runs, and the folder that a set may lie in."""
-    if (folder / "results.json").exists():
-        try:
-            comparison = json.loads((folder / "results.json").read_text())
-            runs = [folder / run["folder"] for run in comparison["runs"]]
-            comparison = {"differences": [], "published": [], **comparison}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{folder / 'results.json'} is no comparison ({error}); run clsp compare again"
-            ) from error
-        return comparison, runs, folder
+def _contents(folder: Path) -> _Contents:
+    """Return the comparison of a folder, or of the single run that it is."""
+    path = folder / "results.json"
+    if path.exists():
+        comparison = _read_comparison(path)
+        runs = [folder / run.folder for run in comparison.runs]
+        return _Contents(comparison, runs, folder)
 
     if any(folder.glob("*.json")):
-        return compare_runs([folder]), [folder], folder.absolute().parent.parent
+        return _Contents(compare_runs([folder]), [folder], folder.absolute().parent.parent)
 
     raise InputError(
         f"{folder} holds no results.json and no run's results; run clsp compare … --out {folder} first"
     )
 
 
-def _set_pictures(shards: ShardSet) -> list[Picture]:
-    """Contact sheets and histograms of the scores; no pictures of anchors from a set without them."""
+def _read_comparison(path: Path) -> Comparison:
+    try:
+        return Comparison.model_validate(json.loads(path.read_text()))
+    except ValueError as error:
+        reason = first_fault(error) if isinstance(error, ValidationError) else error
+        raise InputError(f"{path} is no comparison ({reason}); run clsp compare again") from error
+
+
+# Pictures
+
+
+def _set_pictures(shards: ShardSet) -> list[_Picture]:
+    """Draw contact sheets and histograms of the scores; no pictures of anchors from a set without them."""
     pictures = []
     if shards.plan.shards.include_anchors:
         sheet = contact_sheet(shards, SHEET_ROWS)
@@ -98,8 +162,10 @@ def _set_pictures(shards: ShardSet) -> list[Picture]:
             pictures += _score_sheets(shards, name, scores, quality)
 
         if quality:
-            shares = quality["result"]["cosine_histogram"]
-            note = f"In the features of {quality['encoder']}: candidates beside ordinary augmented views."
+            shares = quality.result.cosine_histogram
+            note = (
+                f"In the features of {quality.encoder}: candidates beside ordinary augmented views."
+            )
             pictures.append(_chart(f"Hardness ({name})", note, cosine_histograms(shares, "svg")))
 
         note = "A value per candidate; see clsp shards score."
@@ -109,45 +175,39 @@ def _set_pictures(shards: ShardSet) -> list[Picture]:
 
 
 def _score_sheets(
-    shards: ShardSet, name: str, scores: dict[str, Any], quality: dict[str, Any] | None
-) -> list[Picture]:
+    shards: ShardSet, name: str, scores: Mapping[str, np.ndarray], quality: QualityResult | None
+) -> list[_Picture]:
+    """Draw the hardest, the easiest and the most suspicious candidates."""
     pictures = []
     if "cosine" in scores:
         for word, largest in (("Hardest", False), ("Easiest", True)):
             end = "largest" if largest else "smallest"
             note = f"Pairs of anchor and candidate whose features have the {end} cosine."
-            pictures.append(
-                _image(
-                    f"{word} ({name})",
-                    note,
-                    pair_sheet(extremes(shards, scores["cosine"], largest)),
-                )
-            )
+            sheet = pair_sheet(extremes(shards, scores["cosine"], largest))
+            pictures.append(_image(f"{word} ({name})", note, sheet))
 
-    suspicious = quality["result"]["suspicious"].get("nearest_train", []) if quality else []
+    suspicious = quality.result.suspicious.get("nearest_train", []) if quality else []
     if suspicious:
         note = "Pairs of a candidate and the anchor nearest to it that it was not made for: copies would look alike."
-        pictures.append(
-            _image(f"Most suspicious ({name})", note, pair_sheet(copies(shards, suspicious)))
-        )
+        sheet = pair_sheet(copies(shards, suspicious))
+        pictures.append(_image(f"Most suspicious ({name})", note, sheet))
 
     return pictures
 
 
-def _run_pictures(runs: Sequence[Path]) -> list[Picture]:
-    logged = [run for run in runs if (run / "log.jsonl").exists()]
+def _run_pictures(runs: Sequence[Path]) -> list[_Picture]:
+    """Draw the runs' training curves and the maps of their features."""
+    logged = [run for run in runs if (run / LOG).exists()]
     pictures = []
     if logged:
-        pictures.append(
-            _chart("Training", "A line per run, a colour per name.", training_curves(logged, "svg"))
-        )
+        note = "A line per run, a colour per name."
+        pictures.append(_chart("Training", note, training_curves(logged, "svg")))
 
-    maps: dict[str, Any] = {}
+    maps: dict[str, Points] = {}
     for run in runs:
-        if (run / "knn.json").exists():
-            points = json.loads((run / "knn.json").read_text())["result"].get("map")
-            if points and points["x"] and len(maps) < MAPS:
-                maps.setdefault(run_name(run), points)
+        points = _read_map(run)
+        if points and len(maps) < MAPS:
+            maps.setdefault(run_name(run), points)
 
     if maps:
         note = "t-SNE of test images, the first run of each name; a colour per class."
@@ -156,71 +216,85 @@ def _run_pictures(runs: Sequence[Path]) -> list[Picture]:
     return pictures
 
 
+def _read_map(run: Path) -> Points | None:
+    """Read the map of a run's features, None without one or where it is empty."""
+    for probe in PROBES:
+        path = result_path(run, probe.task)
+        if probe.has_map and path.exists():
+            points = json.loads(path.read_text())["result"].get("map")
+            if points and points["x"]:
+                return points
+
+    return None
+
+
+# Facts
+
+
 def _score_names(shards: ShardSet) -> list[str]:
     return sorted(Path(name).stem for name in shards.manifest.files if name.startswith("scores/"))
 
 
-def _read_quality(shards: ShardSet, name: str) -> dict[str, Any] | None:
-    """The measures of the whole set that go with its scores of that name; None if they are of another content."""
+def _read_quality(shards: ShardSet, name: str) -> QualityResult | None:
+    """Read the measures of the whole set that go with its scores of that name; None if they are of another content."""
     path = quality_path(shards.root, name)
     content = json.loads(path.read_text()) if path.exists() else {}
-    return content if content.get("data") == shards.identity else None
+    if content.get("data") != shards.identity:
+        return None
+    return QualityResult.model_validate(content)
 
 
-def _quality(shards: ShardSet) -> list[dict[str, Any]]:
-    """Per encoder the measures of the whole set, and the suspicious pairs by name."""
+def _quality(shards: ShardSet) -> list[_EncoderQuality]:
+    """Return per encoder the measures of the whole set, and the suspicious pairs by name."""
     rows = []
     for name in _score_names(shards):
-        content = _read_quality(shards, name)
-        if content is None:
+        quality = _read_quality(shards, name)
+        if quality is None:
             continue
 
-        result = content["result"]
-        figures = {key: value for key, value in result.items() if isinstance(value, int | float)}
-        figures |= {f"mean {key}": value for key, value in result["means"].items()}
-        figures = {key.replace("_", " "): f"{value:.4g}" for key, value in figures.items()}
-        rows.append(
-            {
-                "name": content["name"],
-                "figures": figures,
-                "test": result["suspicious"].get("nearest_test", []),
-            }
-        )
+        numbers = quality.result.numbers()
+        for measure, mean in quality.result.means.items():
+            numbers[f"mean {measure}"] = mean
+
+        figures = {key.replace("_", " "): f"{value:.4g}" for key, value in numbers.items()}
+        test = quality.result.suspicious.get("nearest_test", [])
+        rows.append(_EncoderQuality(quality.name, figures, test))
 
     return rows
 
 
-def _set_facts(shards: ShardSet) -> dict[str, Any]:
+def _set_facts(shards: ShardSet) -> dict[str, str | int]:
+    """Return the facts of a set by the names that the page shows."""
+    source = shards.plan.source
+    diffusion = shards.plan.diffusion
     return {
         "set ID": shards.set_id,
-        "source": f"{shards.plan.source.name}, split {shards.plan.source.split}, {len(shards)} anchors",
+        "source": f"{source.name}, split {source.split}, {len(shards)} anchors",
         "candidates per anchor": shards.candidates,
-        "diffusion model": f"{shards.plan.diffusion.origin}, digest {shards.plan.diffusion.digest}",
+        "diffusion model": f"{diffusion.origin}, digest {diffusion.digest}",
         "sampler": shards.plan.sampler_text,
     }
 
 
-def _provenance(runs: list[Path]) -> dict[str, Any]:
-    """Versions, time and the recipe of the first evaluated run; the others differ by method and seed."""
+def _provenance(runs: Sequence[Path]) -> _Provenance:
+    """Read versions, time and the recipe of the first evaluated run; the others differ by method and seed."""
     for run in runs:
         for path in sorted(run.glob("*.json")):
             content = json.loads(path.read_text())
             if "recipe" in content:
-                versions = ", ".join(
-                    f"{name} {value}" for name, value in content["versions"].items()
-                )
+                versions = [f"{name} {value}" for name, value in content["versions"].items()]
                 recipe = json.dumps(content["recipe"], indent=2, sort_keys=True)
-                return {"versions": versions, "finished": content["finished"], "recipe": recipe}
+                return _Provenance(", ".join(versions), content["finished"], recipe)
 
-    return {"versions": "", "finished": "", "recipe": ""}
+    return _Provenance()
 
 
-def _image(title: str, note: str, image: Image.Image) -> Picture:
+def _image(title: str, note: str, image: Image.Image) -> _Picture:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    address = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return {"title": title, "note": note, "png": address, "svg": ""}
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return _Picture(title, note, png=f"data:image/png;base64,{text}")
 
 
-def _chart(title: str, note: str, svg: bytes) -> Picture:
-    return {"title": title, "note": note, "png": "", "svg": svg.decode()}
+def _chart(title: str, note: str, svg: bytes) -> _Picture:
+    return _Picture(title, note, svg=svg.decode())

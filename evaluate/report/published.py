@@ -1,10 +1,15 @@
-"""Figures of the paper's authors (their release, top-1 in percent, one seed each), to stand beside one's own."""
+"""Give the figures of the paper's authors (their release, top-1 in percent, one seed each) to compare with."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from .results import RunResult
 
 LINEAR = "linear.top1"
 KNN = "knn.replica_best_on_test"
-AUTHORS: dict[str, Any] = {
+AUTHORS: Mapping[str, Any] = {
     "pretrain.epochs": 1000,
     "pretrain.batch_size": 1024,
     "pretrain.optimizer": "sgd",
@@ -28,7 +33,8 @@ AUTHORS: dict[str, Any] = {
     "anchors.limit": 0,
 }
 """The settings behind the figures, where they are a recipe's."""
-AUTHORS_MOCO: dict[str, Any] = {"pretrain.batch_size": 512, "pretrain.lr": 0.3}
+AUTHORS_MOCO: Mapping[str, Any] = {**AUTHORS, "pretrain.batch_size": 512, "pretrain.lr": 0.3}
+"""The settings behind the figures of the methods with a queue."""
 SOURCE = "Zeng et al. 2024, the authors' release"
 
 # data set, backbone → run name → linear, kNN (the best k on the test images)
@@ -62,54 +68,90 @@ PUBLISHED: dict[tuple[str, str], dict[str, tuple[float, float | None]]] = {
 }
 
 
-def published_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The published row of every run name that has one: `{name, metrics, source, differences}`.
+class PublishedRow(BaseModel):
+    """Holds the published figures of a run name, and in what the runs' protocol is another than theirs.
 
-    `differences` says in what the runs' protocol is another than that of the figure.
+    >>> PublishedRow(name="simclr", metrics={LINEAR: 91.45}, source=SOURCE, differences=[]).metrics
+    {'linear.top1': 91.45}
     """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    metrics: dict[str, int | float]
+    source: str
+    differences: list[str]
+
+
+def published_rows(results: Sequence[RunResult]) -> list[PublishedRow]:
+    """Return the published row of every run name that has one.
+
+    Args:
+        results: one of every run; the first run of a name stands for it.
+    """
+    by_name: dict[str, RunResult] = {}
+    for result in reversed(results):
+        by_name[result.name] = result
+
     rows = []
-    for run in {run["name"]: run for run in reversed(runs)}.values():
-        recipe = run.get("recipe") or {}
-        pretrain = recipe.get("pretrain", {})
-        same_network = pretrain.get("stem") == "cifar" and not pretrain.get("backbone_kwargs")
-        backbone = pretrain.get("backbone", "") if same_network else ""
-        figures = PUBLISHED.get((_data_set(recipe), backbone), {})
+    for result in reversed(by_name.values()):
+        figures = _figures(result)
+        if figures is None:
+            continue
 
-        if run["name"] in figures:
-            linear, knn = figures[run["name"]]
-            metrics = {LINEAR: linear} | ({} if knn is None else {KNN: knn})
-            rows.append(
-                {
-                    "name": run["name"],
-                    "metrics": metrics,
-                    "source": SOURCE,
-                    "differences": _differences(run, recipe),
-                }
-            )
+        linear, knn = figures
+        metrics: dict[str, int | float] = {LINEAR: linear}
+        if knn is not None:
+            metrics[KNN] = knn
+        differences = _differences(result)
+        rows.append(
+            PublishedRow(name=result.name, metrics=metrics, source=SOURCE, differences=differences)
+        )
 
-    return rows[::-1]
+    return rows
 
 
-def _data_set(recipe: dict[str, Any]) -> str:
-    path = str(recipe.get("anchors", {}).get("path", "")).lower().replace("-", "").replace("_", "")
-    return next((name for name in ("cifar100", "cifar10") if name in path), "")
+def _figures(result: RunResult) -> tuple[float, float | None] | None:
+    """Return the published accuracies of a run's name, data set and network, None without any."""
+    pretrain = result.section("pretrain")
+    if pretrain.get("stem") != "cifar" or pretrain.get("backbone_kwargs"):
+        return None
+
+    key = (_data_set(result), pretrain.get("backbone", ""))
+    return PUBLISHED.get(key, {}).get(result.name)
 
 
-def _differences(run: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    settings = AUTHORS | (AUTHORS_MOCO if run["name"].startswith("moco") else {})
+def _data_set(result: RunResult) -> str:
+    """Return the data set that the path of the anchors names, empty for another one."""
+    path = str(result.section("anchors").get("path", "")).lower()
+    plain = path.replace("-", "").replace("_", "")
+    for name in ("cifar100", "cifar10"):
+        if name in plain:
+            return name
+
+    return ""
+
+
+def _differences(result: RunResult) -> list[str]:
+    """Say in what a run's protocol is another than that of the published figures."""
     found = []
+
+    # Settings of the recipe
+    settings = AUTHORS_MOCO if result.name.startswith("moco") else AUTHORS
     for key, value in settings.items():
-        own: Any = recipe
+        own: Any = result.recipe
         for part in key.split("."):
             own = own.get(part) if isinstance(own, dict) else None
         if own != value:
             found.append(f"{key} {own} here, {value} there")
 
-    if run["precision"] == "bf16":
+    # Precision and images
+    if result.precision == "bf16":
         found.append("features in bf16 here, float32 there")
 
-    if not str(recipe["anchors"]["path"]).startswith("uoft-cs/"):
-        found.append(f"images from {recipe['anchors']['path']} here, the original files there")
+    path = result.section("anchors")["path"]
+    if not str(path).startswith("uoft-cs/"):
+        found.append(f"images from {path} here, the original files there")
 
     found.append("one seed and the last epoch there; kNN there with the best k on the test images")
     return found

@@ -1,15 +1,15 @@
-"""Contact sheets of chosen candidates: the hardest, the easiest, the most suspicious.
+"""Draw contact sheets of chosen candidates: the hardest, the easiest, the most suspicious.
 
 Shape legend: N anchors, K candidates.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ...shards import ShardSet
+from ..quality.facts import SuspiciousPair
 
 PAIRS = 16
 PER_ROW = 8
@@ -19,7 +19,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def pair_sheet(pairs: Sequence[Pair]) -> Image.Image:
-    """Pairs of images side by side, eight to a row, small ones enlarged."""
+    """Draw pairs of images side by side, eight to a row, small ones enlarged."""
     size = pairs[0][0].shape[0]
     scale = max(1, TARGET // size)
     side = size * scale
@@ -38,21 +38,28 @@ def pair_sheet(pairs: Sequence[Pair]) -> Image.Image:
 
 
 def extremes(shards: ShardSet, scores_NK: np.ndarray, largest: bool) -> list[Pair]:
-    """(anchor, candidate) with the smallest or the largest scores, at most one candidate of an anchor."""
-    signed = -scores_NK if largest else scores_NK
-    best_N = np.where(np.isfinite(signed), signed, np.inf).argmin(axis=1)
-    order = np.argsort(signed[np.arange(len(signed)), best_N], kind="stable")[:PAIRS]
-    return [
-        (shards.anchor(int(row)), shards.candidate(int(row), int(best_N[row]))) for row in order
-    ]
+    """Return (anchor, candidate) with the smallest or the largest scores, at most one candidate of an anchor."""
+    # The best candidate of every anchor; a score that is not finite never wins
+    signed_NK = -scores_NK if largest else scores_NK
+    finite_NK = np.where(np.isfinite(signed_NK), signed_NK, np.inf)
+    best_N = finite_NK.argmin(axis=1)
+
+    # The anchors with the best of these
+    anchors_N = np.arange(len(signed_NK))
+    order = np.argsort(signed_NK[anchors_N, best_N], kind="stable")[:PAIRS]
+
+    pairs = []
+    for row in order:
+        pairs.append((shards.anchor(int(row)), shards.candidate(int(row), int(best_N[row]))))
+
+    return pairs
 
 
-def copies(shards: ShardSet, suspicious: Sequence[dict[str, Any]]) -> list[Pair]:
-    """(candidate, the anchor that it is nearest to and was not made for)."""
-    return [
-        (
-            shards.candidate(entry["position"], entry["candidate"]),
-            shards.anchor(entry["nearest_position"]),
-        )
-        for entry in suspicious[:PAIRS]
-    ]
+def copies(shards: ShardSet, suspicious: Sequence[SuspiciousPair]) -> list[Pair]:
+    """Return (candidate, the anchor that it is nearest to and was not made for)."""
+    pairs = []
+    for entry in suspicious[:PAIRS]:
+        candidate = shards.candidate(entry.position, entry.candidate)
+        pairs.append((candidate, shards.anchor(entry.nearest_position)))
+
+    return pairs

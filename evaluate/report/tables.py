@@ -1,162 +1,148 @@
-"""The tables of a comparison: for people, in Markdown and in CSV."""
+"""Write the tables of a comparison: for people, in Markdown and in CSV."""
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ...core import canonical_json, write_file
-from .results import TASKS
+from ..probes.registry import column, heading
+from .compare import Comparison, Difference, Mean
+from .published import PublishedRow
 
-HEADINGS = {
-    "linear.top1": "linear top-1",
-    "linear.top5": "linear top-5",
-    "linear.mean_per_class": "linear mean per class",
-    "knn.replica_best_on_test": "knn best k on test (replica)",
-}
+ABSENT = "–"
 DIFFERENCES = (
     "Differences in points, paired by seed; in brackets Student's 95 % interval over the seeds: a difference is shown "
     "where it does not hold 0"
 )
-FEW_LABELS = "linear.labels_"
+CSV_COLUMNS = ("kind", "name", "seed", "metric", "value", "std", "low", "high", "n")
 
 
-def table_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table: a row per run name, `mean ± std` per metric; then the published figures."""
+def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: a row per run name, `mean ± std` per metric; then the published figures."""
     metrics = metric_order(comparison)
-    headings = ["run", "seeds", *map(heading, metrics)]
-    rows = [
-        [
-            row["name"],
-            str(len(row["seeds"])),
-            *(_cell(row["metrics"].get(metric)) for metric in metrics),
-        ]
-        for row in comparison["summary"]
-    ]
+    headings = ["run", "seeds"]
+    headings += [heading(metric) for metric in metrics]
 
-    for number, row in enumerate(comparison["published"], start=1):
-        figures = [
-            f"{row['metrics'][metric]:.2f}" if metric in row["metrics"] else "–"
-            for metric in metrics
-        ]
-        rows.append([f"{row['name']} (published) [{number}]", "1", *figures])
-
-    return headings, rows
-
-
-def difference_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the differences: `mean [low, high]` per metric in points."""
-    metrics = metric_order(comparison)
-    headings = ["run", "to", "seeds", *map(heading, metrics)]
     rows = []
-    for row in comparison["differences"]:
-        seeds = str(max(value["n"] for value in row["metrics"].values()))
-        cells = [_difference(row["metrics"].get(metric)) for metric in metrics]
-        rows.append([row["name"], row["baseline"], seeds, *cells])
+    for row in comparison.summary:
+        cells = [_mean_cell(row.metrics.get(metric)) for metric in metrics]
+        rows.append([row.name, str(len(row.seeds)), *cells])
+
+    for number, published in enumerate(comparison.published, start=1):
+        cells = [_published_cell(published, metric) for metric in metrics]
+        rows.append([f"{published.name} (published) [{number}]", "1", *cells])
+
     return headings, rows
 
 
-def heading(metric: str) -> str:
-    """Return a metric's name for people."""
-    if metric.startswith(FEW_LABELS):
-        amount = float(metric.removeprefix(FEW_LABELS))
-        return (
-            f"linear, {100 * amount:g} % of labels"
-            if amount < 1
-            else f"linear, {amount:g} per class"
-        )
-    return HEADINGS.get(metric, metric.replace(".", " "))
+def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of the differences: `mean [low, high]` per metric in points."""
+    metrics = metric_order(comparison)
+    headings = ["run", "to", "seeds"]
+    headings += [heading(metric) for metric in metrics]
+
+    rows = []
+    for row in comparison.differences:
+        seeds = max(difference.n for difference in row.metrics.values())
+        cells = [_difference_cell(row.metrics.get(metric)) for metric in metrics]
+        rows.append([row.name, row.baseline, str(seeds), *cells])
+
+    return headings, rows
 
 
-def footnotes(comparison: dict[str, Any]) -> list[str]:
-    """What is different about each published figure, numbered as in the table."""
-    return [
-        f"[{number}] {row['source']}: {'; '.join(row['differences'])}."
-        for number, row in enumerate(comparison["published"], start=1)
-    ]
+def footnotes(comparison: Comparison) -> list[str]:
+    """Say what is different about each published figure, numbered as in the table."""
+    notes = []
+    for number, row in enumerate(comparison.published, start=1):
+        notes.append(f"[{number}] {row.source}: {'; '.join(row.differences)}.")
+
+    return notes
 
 
-def metric_order(comparison: dict[str, Any]) -> list[str]:
-    """Every metric of a comparison: by task in the order of the evaluations, the usual ones first, then by name."""
-    found = {metric for row in comparison["summary"] for metric in row["metrics"]}
-    headed = list(HEADINGS)
+def metric_order(comparison: Comparison) -> list[str]:
+    """List every metric of a comparison in the order of the table's columns."""
+    found: set[str] = set()
+    for row in comparison.summary:
+        found.update(row.metrics)
 
-    return sorted(
-        found,
-        key=lambda metric: (
-            TASKS.index(metric.split(".")[0]),
-            headed.index(metric)
-            if metric.startswith("linear.") and metric in headed
-            else len(headed),
-            metric,
-        ),
-    )
+    return sorted(found, key=column)
 
 
-def _difference(value: dict[str, Any] | None) -> str:
+def _mean_cell(value: Mean | None) -> str:
     if value is None:
-        return "–"
-    interval = value.get("t_interval")
-    return f"{value['mean']:+z.2f}" + (
-        f" [{interval[0]:+z.2f}, {interval[1]:+z.2f}]" if interval else ""
-    )
+        return ABSENT
+    if value.std is None:
+        return f"{value.mean:.2f}"
+    return f"{value.mean:.2f} ± {value.std:.2f}"
 
 
-def _cell(value: dict[str, Any] | None) -> str:
+def _published_cell(row: PublishedRow, metric: str) -> str:
+    if metric not in row.metrics:
+        return ABSENT
+    return f"{row.metrics[metric]:.2f}"
+
+
+def _difference_cell(value: Difference | None) -> str:
     if value is None:
-        return "–"
-    return f"{value['mean']:.2f}" + (f" ± {value['std']:.2f}" if value["std"] is not None else "")
+        return ABSENT
+    if value.t_interval is None:
+        return f"{value.mean:+z.2f}"
+    low, high = value.t_interval
+    return f"{value.mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
 
 
-def markdown_table(comparison: dict[str, Any]) -> str:
-    """The tables in Markdown: means, differences, and what the published figures differ in."""
+def markdown_table(comparison: Comparison) -> str:
+    """Return the tables in Markdown: means, differences, and what the published figures differ in."""
     parts = [_markdown(*table_rows(comparison))]
-    if comparison["differences"]:
+
+    if comparison.differences:
         parts.append(f"{DIFFERENCES}:\n")
         parts.append(_markdown(*difference_rows(comparison)))
-    if comparison["published"]:
-        parts.append("\n".join(f"- {note}" for note in footnotes(comparison)) + "\n")
+
+    if comparison.published:
+        notes = [f"- {note}\n" for note in footnotes(comparison)]
+        parts.append("".join(notes))
+
     return "\n".join(parts)
 
 
-def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+def _markdown(headings: list[str], rows: Sequence[list[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def csv_table(comparison: dict[str, Any]) -> str:
-    """Everything in long form: `kind,name,seed,metric,value,std,low,high,n`."""
+def csv_table(comparison: Comparison) -> str:
+    """Return everything in long form: `kind,name,seed,metric,value,std,low,high,n`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["kind", "name", "seed", "metric", "value", "std", "low", "high", "n"])
+    writer.writerow(CSV_COLUMNS)
 
-    for run in comparison["runs"]:
-        for metric, value in run["metrics"].items():
-            writer.writerow(["run", run["name"], run["seed"], metric, value, "", "", "", 1])
+    for run in comparison.runs:
+        for metric, value in run.metrics.items():
+            writer.writerow(["run", run.name, run.seed, metric, value, "", "", "", 1])
 
-    for row in comparison["summary"]:
-        for metric, value in row["metrics"].items():
+    for row in comparison.summary:
+        for metric, mean in row.metrics.items():
+            writer.writerow(["mean", row.name, "", metric, mean.mean, mean.std, "", "", mean.n])
+
+    for row in comparison.differences:
+        name = f"{row.name} - {row.baseline}"
+        for metric, difference in row.metrics.items():
+            low, high = difference.t_interval or ("", "")
             writer.writerow(
-                ["mean", row["name"], "", metric, value["mean"], value["std"], "", "", value["n"]]
+                ["difference", name, "", metric, difference.mean, "", low, high, difference.n]
             )
 
-    for row in comparison["differences"]:
-        for metric, value in row["metrics"].items():
-            low, high = value.get("t_interval") or ("", "")
-            name = f"{row['name']} - {row['baseline']}"
-            writer.writerow(
-                ["difference", name, "", metric, value["mean"], "", low, high, value["n"]]
-            )
-
-    for row in comparison["published"]:
-        for metric, value in row["metrics"].items():
-            writer.writerow(["published", row["name"], "", metric, value, "", "", "", 1])
+    for row in comparison.published:
+        for metric, value in row.metrics.items():
+            writer.writerow(["published", row.name, "", metric, value, "", "", "", 1])
 
     return buffer.getvalue()
 
 
-def write_comparison(comparison: dict[str, Any], out: Path) -> None:
+def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write `results.json`, and from it `results.md` and `results.csv`."""
-    write_file(out / "results.json", canonical_json(comparison))
+    write_file(out / "results.json", canonical_json(comparison.model_dump()))
     write_file(out / "results.md", markdown_table(comparison).encode())
     write_file(out / "results.csv", csv_table(comparison).encode())

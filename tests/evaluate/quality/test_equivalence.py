@@ -49,20 +49,18 @@ def set_of(digits, tmp_path):
 def test_a_set_equals_itself_exactly(set_of, pixels):
     one = set_of("one", 40)
     found = compare_quality(one, one, pixels, resamples=100)
-    assert found["equivalent"]
-    assert all(
-        row["difference"] == 0 and row["interval"] == [0, 0] for row in found["measures"].values()
-    )
+    assert found.equivalent
+    assert all(row.difference == 0 and row.interval == (0, 0) for row in found.measures.values())
 
 
 def test_worse_candidates_are_not_equivalent(set_of, pixels):
     found = compare_quality(set_of("good", 20), set_of("bad", 255), pixels, resamples=200)
-    rows = found["measures"]
-    assert not found["equivalent"]
-    assert rows["frechet distance"]["interval"][0] > 5 and not rows["frechet distance"]["within"]
-    assert rows["label agreement"]["difference"] < -5 and not rows["label agreement"]["within"]
-    assert rows["diversity"]["difference"] > 0 > rows["hardness (cosine)"]["difference"]
-    assert found["kernel_distance"]["other"][0] > found["kernel_distance"]["reference"][0]
+    rows = found.measures
+    assert not found.equivalent
+    assert rows["frechet distance"].interval[0] > 5 and not rows["frechet distance"].within
+    assert rows["label agreement"].difference < -5 and not rows["label agreement"].within
+    assert rows["diversity"].difference > 0 > rows["hardness (cosine)"].difference
+    assert found.kernel_distance.other[0] > found.kernel_distance.reference[0]
 
 
 def test_too_few_images_cannot_show_equivalence(set_of, pixels):
@@ -70,12 +68,12 @@ def test_too_few_images_cannot_show_equivalence(set_of, pixels):
     found = compare_quality(
         set_of("one", 200, 0, 1), set_of("two", 200, 1, 1), pixels, resamples=200
     )
-    assert not found["equivalent"]
+    assert not found.equivalent
 
 
 def test_the_interval_of_a_mean_is_the_normal_ones(set_of, pixels, digits):
     one, two = set_of("one", 60, 0), set_of("two", 60, 1)
-    row = compare_quality(one, two, pixels, resamples=4000)["measures"]["hardness (cosine)"]
+    row = compare_quality(one, two, pixels, resamples=4000).measures["hardness (cosine)"]
 
     def cosines(shards):
         real = np.stack([anchor.image.ravel() for anchor in digits]).astype(float)
@@ -90,9 +88,9 @@ def test_the_interval_of_a_mean_is_the_normal_ones(set_of, pixels, digits):
 
     difference = cosines(two) - cosines(one)
     error = difference.std() / np.sqrt(len(difference))
-    assert row["difference"] == pytest.approx(difference.mean(), rel=1e-3)
+    assert row.difference == pytest.approx(difference.mean(), rel=1e-3)
     low, high = difference.mean() - 1.96 * error, difference.mean() + 1.96 * error
-    assert np.allclose(row["interval"], [low, high], atol=0.25 * error)
+    assert np.allclose(row.interval, [low, high], atol=0.25 * error)
 
 
 def test_weighted_moments_are_those_of_repeated_anchors():

@@ -102,10 +102,10 @@ def test_known_candidates_have_the_scores_by_hand(known_set, pixels, anchors, he
     assert (scores["nearest_test"][:, 3] > 0.9999).all() and (
         scores["nearest_test"][:, 1] < 0.95
     ).all()
-    copies = quality.facts["suspicious"]
-    assert {entry["candidate"] for entry in copies["nearest_test"]} == {3}
-    first = next(entry for entry in copies["nearest_train"] if entry["candidate"] == 2)
-    assert first["nearest"] == f"train_{(first['position'] + 1) % COUNT:08d}"
+    copies = quality.facts.suspicious
+    assert {entry.candidate for entry in copies["nearest_test"]} == {3}
+    first = next(entry for entry in copies["nearest_train"] if entry.candidate == 2)
+    assert first.nearest == f"train_{(first.position + 1) % COUNT:08d}"
 
 
 def test_the_probe_tells_kept_labels_from_lost_ones(known_set, pixels, anchors):
@@ -124,11 +124,9 @@ def test_the_probe_tells_kept_labels_from_lost_ones(known_set, pixels, anchors):
 
 def test_facts_of_the_whole_set(known_set, pixels):
     facts = measure_quality(ShardSet(known_set), pixels, PretrainConfig()).facts
-    assert (
-        facts["frechet_distance"] > 0 and 0 < facts["precision"] <= 1 and 0 < facts["recall"] <= 1
-    )
-    assert facts["images"] == {"anchors": COUNT, "candidates": 4 * COUNT, "compared": COUNT}
-    for shares in facts["cosine_histogram"].values():
+    assert facts.frechet_distance > 0 and 0 < facts.precision <= 1 and 0 < facts.recall <= 1
+    assert facts.images == {"anchors": COUNT, "candidates": 4 * COUNT, "compared": COUNT}
+    for shares in facts.cosine_histogram.values():
         assert sum(shares) == pytest.approx(1, abs=1e-3)
 
 
@@ -205,7 +203,7 @@ def test_an_empty_candidate_set_is_refused(pixels, known_set, monkeypatch):
         measure_quality(shards, pixels, PretrainConfig())
 
 
-def held_out_compared_are_drawn_from_all_candidates(known_set, pixels, monkeypatch):
+def test_those_compared_are_drawn_from_all_candidates(known_set, pixels, monkeypatch):
     """Of the four known candidates of an anchor one is a copy of an anchor: the share among those compared tells."""
     from clsp.evaluate.quality import measures as quality
 
@@ -213,8 +211,8 @@ def held_out_compared_are_drawn_from_all_candidates(known_set, pixels, monkeypat
     compared = {}
     monkeypatch.setattr(
         quality,
-        "_set_facts",
-        lambda real, made, a, b: compared.update(anchors=a, candidates=b) or {},
+        "kernel_distance",
+        lambda a, b: compared.update(anchors=a, candidates=b) or (0.0, 0.0),
     )
     measure_quality(ShardSet(known_set), pixels, PretrainConfig())
     assert len(compared["anchors"]) == len(compared["candidates"]) == 40

@@ -49,7 +49,7 @@ def test_means_and_sample_deviations_over_seeds(tmp_path):
 
 def test_one_seed_has_no_deviation(tmp_path):
     comparison = compare_runs([write_run(tmp_path / "a-s0", "a", 0, 90.0, 80.0)])
-    assert comparison["summary"][0]["metrics"]["linear.top1"]["std"] is None
+    assert comparison.summary[0].metrics["linear.top1"].std is None
     assert "90.00 |" in markdown_table(comparison)
 
 
@@ -82,24 +82,24 @@ def test_differences_are_paired_by_seed(tmp_path):
         for seed, top1 in enumerate(tops)
     ]
     comparison = compare_runs(folders)
-    rows = {row["name"]: row for row in comparison["differences"]}
-    found = rows["simclr+shards"]["metrics"]["linear.top1"]
-    assert rows["simclr+shards"]["baseline"] == "simclr" and found["n"] == 3
-    assert found["mean"] == pytest.approx(1.0)  # the spread of 5 between the seeds does not enter
-    low, high = found["interval"]
+    rows = {row.name: row for row in comparison.differences}
+    found = rows["simclr+shards"].metrics["linear.top1"]
+    assert rows["simclr+shards"].baseline == "simclr" and found.n == 3
+    assert found.mean == pytest.approx(1.0)  # the spread of 5 between the seeds does not enter
+    low, high = found.interval
     assert 0.5 <= low < 1.0 < high <= 1.5
-    assert rows["other"]["metrics"]["linear.top1"] == {
+    assert rows["other"].metrics["linear.top1"].model_dump() == {
         "mean": -10.0,
         "interval": None,
         "t_interval": None,
         "n": 1,
     }
-    t_low, t_high = found["t_interval"]  # mean 1, deviation 0.5, n 3: 1 ± 4.303 · 0.5 / √3
+    t_low, t_high = found.t_interval  # mean 1, deviation 0.5, n 3: 1 ± 4.303 · 0.5 / √3
     assert (t_low, t_high) == (
         pytest.approx(1 - 1.2421, abs=1e-3),
         pytest.approx(1 + 1.2421, abs=1e-3),
     )
-    assert {row["name"] for row in compare_runs(folders, "other")["differences"]} == {
+    assert {row.name for row in compare_runs(folders, "other").differences} == {
         "simclr",
         "simclr+shards",
     }
@@ -119,15 +119,15 @@ def test_sources_are_compared_with_the_third_view_of_their_method_too(tmp_path):
         for name, top1 in tops.items()
         for seed in (0, 1)
     ]
-    rows = compare_runs(folders)["differences"]
-    found = {(row["name"], row["baseline"]): row["metrics"]["linear.top1"]["mean"] for row in rows}
+    rows = compare_runs(folders).differences
+    found = {(row.name, row.baseline): row.metrics["linear.top1"].mean for row in rows}
     assert found == {
         ("simclr+augmentation", "simclr"): 1.0,
         ("simclr+shards", "simclr"): 4.0,
         ("mocov2plus+shards", "simclr"): -10.0,
         ("simclr+shards", "simclr+augmentation"): 3.0,
     }
-    assert {row["baseline"] for row in compare_runs(folders, "simclr")["differences"]} == {"simclr"}
+    assert {row.baseline for row in compare_runs(folders, "simclr").differences} == {"simclr"}
 
 
 def test_the_bootstrap_interval_is_scipys():
@@ -175,19 +175,17 @@ def test_the_csv_holds_what_the_json_holds(tmp_path):
     means = {
         (row["name"], row["metric"]): float(row["value"]) for row in rows if row["kind"] == "mean"
     }
-    assert (
-        means["simclr", "linear.top1"] == comparison["summary"][0]["metrics"]["linear.top1"]["mean"]
-    )
+    assert means["simclr", "linear.top1"] == comparison.summary[0].metrics["linear.top1"].mean
     assert sum(row["kind"] == "run" for row in rows) == sum(
-        len(run["metrics"]) for run in comparison["runs"]
+        len(run.metrics) for run in comparison.runs
     )
     assert {row["name"] for row in rows if row["kind"] == "difference"} == {"b - simclr"}
     shown = next(
         row for row in rows if row["kind"] == "difference" and row["metric"] == "linear.top1"
     )
-    assert [float(shown["low"]), float(shown["high"])] == comparison["differences"][0]["metrics"][
+    assert [float(shown["low"]), float(shown["high"])] == comparison.differences[0].metrics[
         "linear.top1"
-    ]["t_interval"]
+    ].t_interval
 
 
 def test_evaluations_under_other_conditions_are_not_compared(tmp_path):
@@ -232,8 +230,5 @@ def test_transfer_means_are_over_the_sets_that_all_runs_have(tmp_path):
             "checkpoint": "c",
         }
         (folder / "transfer.json").write_text(json.dumps({**content, "sets": sets}))
-    means = {
-        row["name"]: row["metrics"]["transfer.mean"]["mean"]
-        for row in compare_runs(folders)["summary"]
-    }
+    means = {row.name: row.metrics["transfer.mean"].mean for row in compare_runs(folders).summary}
     assert means == {"a": 20.0, "b": 35.0}

@@ -1,0 +1,81 @@
+"""Describe what is known of a set as a whole: the measures, as their file beside the set holds them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class SuspiciousPair(_Facts):
+    """Holds a candidate and the image that it is nearest to, of those that it was not made for.
+
+    >>> pair = SuspiciousPair(
+    ...     key="train_00000001", position=1, candidate=2, cosine=0.99, nearest="test_00000007", nearest_position=7
+    ... )
+    >>> pair.nearest
+    'test_00000007'
+    """
+
+    key: str
+    """Of its anchor."""
+    position: int
+    """Of its anchor in the set."""
+    candidate: int
+    cosine: float
+    nearest: str
+    """The key of that image."""
+    nearest_position: int
+
+
+class QualityFacts(_Facts):
+    """Holds the measures of a set as a whole. A file of another version may lack some, or have more.
+
+    >>> facts = QualityFacts(frechet_distance=1.5, precision=0.9, means={"cosine": 0.5})
+    >>> facts.numbers()
+    {'frechet_distance': 1.5, 'precision': 0.9}
+    """
+
+    cosine_histogram: Mapping[str, list[float]] = {}
+    """Cosines to the anchor of candidates and of ordinary views: shares per bin from -1 to 1."""
+    frechet_distance: float | None = None
+    images: Mapping[str, int] = {}
+    """How many anchors and candidates there are, and how many of either are compared in pairs."""
+    kernel_distance: float | None = None
+    kernel_distance_std: float | None = None
+    means: Mapping[str, float] = {}
+    """The mean of every measure of a candidate."""
+    precision: float | None = None
+    probe_top1: float | None = None
+    """Top-1 in percent of a probe on anchors that it did not see; absent without labels, None where it cannot be."""
+    recall: float | None = None
+    suspicious: Mapping[str, list[SuspiciousPair]] = {}
+    """Per measure the candidates that look most like copies, the likest first."""
+
+    def content(self) -> Mapping[str, Any]:
+        """Return what the file holds: the measures that were given, and no default."""
+        return self.model_dump(exclude_unset=True)
+
+    def numbers(self) -> dict[str, int | float]:
+        """Return the measures that are plain numbers."""
+        return {
+            name: value for name, value in self.content().items() if isinstance(value, int | float)
+        }
+
+
+class QualityResult(_Facts):
+    """Holds a file of measures: of what they are, and by what encoder they were made.
+
+    >>> QualityResult(name="simclr", encoder="a-s0", data={}, result=QualityFacts(recall=0.8)).result.recall
+    0.8
+    """
+
+    name: str
+    """Of the scores that go with them."""
+    encoder: str
+    data: Any
+    """The identity of the set's content."""
+    result: QualityFacts
