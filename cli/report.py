@@ -18,7 +18,7 @@ from .progress import say
     help="Run name that differences are to; default: the first without a +.",
 )
 def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
-    """Runs to a table: mean ± std over seeds per run name, paired differences, published figures."""
+    """Put runs into a table: mean ± std over seeds per run name, paired differences, published figures."""
     from ..core import write_file
     from ..evaluate import (
         DIFFERENCES,
@@ -71,7 +71,7 @@ def _print_table(caption: str, headings: list[str], rows: list[list[str]]) -> No
 @out_option("The page to write.")
 @click.option("--shards", type=PATH, help="The set to show; default: the one beside the runs.")
 def report(folder: Path, out: Path, shards: Path | None) -> None:
-    """One self-contained HTML page of a comparison or of a single run."""
+    """Write one self-contained HTML page of a comparison or of a single run."""
     from ..evaluate import write_report
 
     if out.is_dir():

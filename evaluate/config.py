@@ -1,4 +1,4 @@
-"""The recipe sections `[linear_eval]`, `[knn]` and `[transfer]`."""
+"""Define the recipe sections `[linear_eval]`, `[knn]` and `[transfer]`."""
 
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -38,7 +38,11 @@ Amount = Annotated[PositiveFloat, AfterValidator(_whole_from_1_on)]
 
 
 class LinearEvalConfig(Section):
-    """Linear evaluation and the labelled sets of all evaluations; the defaults are the paper's protocol."""
+    """Holds the settings of linear evaluation, and the labelled sets of all evaluations; the defaults are the paper's.
+
+    >>> LinearEvalConfig(labels=0.1).labels
+    (0.1,)
+    """
 
     protocol: Literal["clsp", "sweep"] = "clsp"
     """`clsp`: the paper's, with the keys below. `sweep`: every pair of `sweep_lr` and `sweep_weight_decay` is a head of
@@ -74,7 +78,11 @@ class LinearEvalConfig(Section):
 
 
 class KnnConfig(Section):
-    """Weighted k-nearest-neighbour vote in cosine similarity (Wu et al. 2018)."""
+    """Holds the settings of the weighted k-nearest-neighbour vote in cosine similarity (Wu et al. 2018).
+
+    >>> KnnConfig().k
+    (20, 200)
+    """
 
     k: tuple[PositiveInt, ...] = Field(default=(20, 200), min_length=1)
     temperature: float = Field(default=0.07, gt=0)
@@ -83,7 +91,11 @@ class KnnConfig(Section):
 
 
 class TransferSet(Section):
-    """A labelled data set to transfer to."""
+    """Holds a labelled data set to transfer to.
+
+    >>> TransferSet(path="tanganke/dtd").metric
+    'top1'
+    """
 
     path: str = Field(min_length=1)
     """A hub id, or a local folder or parquet file."""
@@ -139,7 +151,14 @@ KNOWN_SETS: dict[str, dict[str, Any]] = {
 
 
 class TransferConfig(Section):
-    """Transfer to other data sets: frozen features, L-BFGS logistic regression, l2 chosen on validation."""
+    """Holds the settings of transfer: frozen features, L-BFGS logistic regression, l2 chosen on validation.
+
+    >>> config = TransferConfig(only=("dtd", "pets"), l2=(0.01, 100, 5))
+    >>> config.chosen["pets"].metric
+    'mean_per_class'
+    >>> config.strengths
+    [0.01, 0.1, 1.0, 10.0, 100.0]
+    """
 
     only: tuple[str, ...] = ()
     """Names of the sets to evaluate; empty: the ten known ones and every further one in `sets`."""
@@ -161,11 +180,10 @@ class TransferConfig(Section):
                 self._set(name)
             except ValidationError as error:
                 fault = error.errors()[0]
-                key = ".".join(map(str, ("sets", name, *fault["loc"])))
-                known = f", known keys are {', '.join(TransferSet.model_fields)}"
-                message = (
-                    f"{key}: {fault['msg']}{known if fault['type'] == 'extra_forbidden' else ''}"
-                )
+                key = ".".join(["sets", name, *map(str, fault["loc"])])
+                message = f"{key}: {fault['msg']}"
+                if fault["type"] == "extra_forbidden":
+                    message += f", known keys are {', '.join(TransferSet.model_fields)}"
                 raise ValueError(message) from error
 
         for name in self.only:
@@ -175,26 +193,27 @@ class TransferConfig(Section):
         return self
 
     def _set(self, name: str) -> TransferSet:
-        return TransferSet(**{**KNOWN_SETS.get(name, {}), **self.sets.get(name, {})})
+        known = KNOWN_SETS.get(name, {})
+        return TransferSet(**{**known, **self.sets.get(name, {})})
 
     @cached_property
     def chosen(self) -> dict[str, TransferSet]:
-        """Every known and further set with its keys."""
-        names = [*KNOWN_SETS, *(name for name in self.sets if name not in KNOWN_SETS)]
+        """Return every known and further set with its keys."""
+        names = list(dict.fromkeys([*KNOWN_SETS, *self.sets]))
         return {name: self._set(name) for name in names}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sets to evaluate."""
+        """Return the names of the sets to evaluate."""
         return self.only or tuple(self.chosen)
 
     @property
     def strengths(self) -> list[float]:
-        """The values of l2."""
+        """Return the values of l2 to try."""
         low, high, count = self.l2
         return np.logspace(np.log10(low), np.log10(high), count).tolist()
 
     @property
     def protocol(self) -> tuple[Any, ...]:
-        """What changes a figure, other than the sets."""
+        """Return the settings that change a figure, other than the sets."""
         return self.l2, self.iterations, self.limit

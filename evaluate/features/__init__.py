@@ -1,1 +1,1 @@
-"""Encoders and the features of images."""
+"""Load encoders and extract the features of images."""

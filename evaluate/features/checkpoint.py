@@ -1,4 +1,4 @@
-"""Checkpoints: where a run or a timm model has its weights, and their digest."""
+"""Find the weights of a run or of a timm model, and their digest."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ RUN = "run.json"
 
 
 def backbone_folder(checkpoint: Path) -> Path:
-    """The backbone of a run of `clsp pretrain`, or the folder itself if it is a timm model.
+    """Return the backbone of a run of `clsp pretrain`, or the folder itself if it is a timm model.
 
     Raises:
         InputError: neither is there.
@@ -26,5 +26,5 @@ def backbone_folder(checkpoint: Path) -> Path:
 
 
 def checkpoint_digest(checkpoint: Path) -> str:
-    """SHA-256 of the weights of a run's backbone or of a timm model's folder."""
+    """Return the SHA-256 of the weights of a run's backbone or of a timm model's folder."""
     return sha256_file(backbone_folder(checkpoint) / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Encoders: any timm or clsp backbone in eval mode, made fast for inference.
+"""Load encoders: any timm or clsp backbone in eval mode, made fast for inference.
 
 Shape legend: B batch, H height, W width, C channels, F features.
 """
@@ -24,12 +24,17 @@ GPU_BATCH = 512
 
 
 class Encoder:
-    """Images to pooled features, in eval mode, without gradient; convolutions and batch norms are joined.
+    """Turns images into pooled features, in eval mode, without gradient; convolutions and batch norms are joined.
 
     Args:
         model: gives features for normalised images.
         config: its `mean`, `std` and `input_size`, as in timm's `pretrained_cfg`.
         precision: `no` (float32) or `bf16`, whatever the machine: a feature must not depend on where it was computed.
+
+    >>> config = {"input_size": (3, 2, 2), "mean": (0, 0, 0), "std": (1, 1, 1)}
+    >>> encoder = Encoder(nn.Flatten(), config)
+    >>> encoder(np.full((5, 2, 2, 3), 255, np.uint8)).shape
+    torch.Size([5, 12])
     """
 
     def __init__(self, model: nn.Module, config: dict[str, Any], precision: Precision = "no"):
@@ -39,14 +44,12 @@ class Encoder:
         self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
         joined: Any = _joined(model.eval().to(self.device))  # tracing keeps the device that it sees
         self._model = joined.to(memory_format=torch.channels_last)
-        self._mean, self._std = (
-            torch.tensor(config[name], device=self.device)[:, None, None]
-            for name in ("mean", "std")
-        )
+        self._mean = torch.tensor(config["mean"], device=self.device)[:, None, None]
+        self._std = torch.tensor(config["std"], device=self.device)[:, None, None]
 
     @torch.inference_mode()
     def __call__(self, images_BHWC: np.ndarray | torch.Tensor, flips: bool = False) -> torch.Tensor:
-        """Features `(B, F)` float32 on the CPU of uint8 images, which are resized to the encoder's size.
+        """Return features `(B, F)` float32 on the CPU of uint8 images, which are resized to the encoder's size.
 
         Args:
             flips: of their mirror images instead.
@@ -58,31 +61,37 @@ class Encoder:
             ).clamp(0, 1)
 
         batch = (images - self._mean) / self._std
-        batch = (batch.flip(-1) if flips else batch).contiguous(memory_format=torch.channels_last)
+        if flips:
+            batch = batch.flip(-1)
+        batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return embed(self._model, batch).cpu()
 
 
 def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
-    """The encoder in a folder (a run of `clsp pretrain` or a timm model), or timm's pretrained model of that name.
+    """Load the encoder in a folder (a run of `clsp pretrain` or a timm model), or timm's pretrained model of that name.
 
     Raises:
         InputError: there is none, or its weights cannot be had.
     """
+    # A folder
     if Path(name).exists():
-        return Encoder(*load_backbone(backbone_folder(Path(name))), precision)
-    if str(name).startswith(("/", ".", "~")) or not (":" in str(name) or timm.is_model(str(name))):
+        model, config = load_backbone(backbone_folder(Path(name)))
+        return Encoder(model, config, precision)
+
+    # A name of timm's, or of a hub that timm knows (`hf-hub:…`)
+    name = str(name)
+    is_path = name.startswith(("/", ".", "~"))
+    is_known = ":" in name or timm.is_model(name)
+    if is_path or not is_known:
         raise InputError(
             f"{name}: no folder of a model, and timm has no model of that name; see timm.list_pretrained()"
         )
 
     try:
-        model: Any = timm.create_model(str(name), pretrained=True, num_classes=0)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # no weights for it, no network, or another architecture
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:
+        # No weights for it, no network, or another architecture
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{name}: timm cannot load its pretrained weights ({reason}); give a local folder"
@@ -92,17 +101,19 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
 
 
 def encoder_digest(name: str | Path) -> str:
-    """SHA-256 of the weights in a folder; the name of one of timm's own models, which name their weights."""
-    return checkpoint_digest(Path(name)) if Path(name).exists() else str(name)
+    """Return the SHA-256 of the weights in a folder; the name of one of timm's own models, which name their weights."""
+    if Path(name).exists():
+        return checkpoint_digest(Path(name))
+    return str(name)
 
 
 def compute_device() -> torch.device:
-    """Where evaluations compute: the GPU if there is one."""
+    """Return the device that evaluations compute on: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _joined(model: nn.Module) -> nn.Module:
-    """The model with every batch norm folded into the convolution before it; as it is where it cannot be traced."""
+    """Fold every batch norm into the convolution before it; return the model as it is where it cannot be traced."""
     from torch.fx.experimental.optimization import fuse
 
     with warnings.catch_warnings():

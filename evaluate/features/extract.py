@@ -1,4 +1,4 @@
-"""Features of labelled images: extracted once, in eval mode, without gradient.
+"""Extract the features of labelled images: once, in eval mode, without gradient.
 
 Shape legend: N images, F features, B batch.
 """
@@ -24,14 +24,19 @@ THREADS = min(16, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Features:
-    """Features `(N, F)` float32 of a labelled set and, where asked for, of its mirror images; labels `(N,)` int64."""
+    """Holds features `(N, F)` float32 of a labelled set and, if asked for, of its mirror images; labels `(N,)` int64.
+
+    >>> features = Features(torch.eye(3), None, torch.tensor([0, 1, 1]))
+    >>> features.at(features.labels_N == 1).plain_NF.tolist()
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
 
     plain_NF: torch.Tensor
     flipped_NF: torch.Tensor | None
     labels_N: torch.Tensor
 
     def at(self, chosen_N: torch.Tensor) -> "Features":
-        """Those of some images, by a mask or by numbers."""
+        """Return those of some images, by a mask or by numbers."""
         flipped = None if self.flipped_NF is None else self.flipped_NF[chosen_N]
         return Features(self.plain_NF[chosen_N], flipped, self.labels_N[chosen_N])
 
@@ -39,7 +44,8 @@ class Features:
 def labelled_sets(
     anchors: AnchorsConfig, config: LinearEvalConfig, size: int
 ) -> tuple[ImageSource, ImageSource]:
-    """The training images (the anchors' source) and the test images, at the backbone's image size."""
+    """Open the training images (the anchors' source) and the test images, at the backbone's image size."""
+    # Training images
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
     train_split = config.train_split or anchors.split
@@ -50,7 +56,7 @@ def labelled_sets(
             f"{test_path} split {train_split} is the training split too; set linear_eval.test_split"
         )
 
-    # A test image that does not decode is an error: accuracy on the rest would be another figure.
+    # Test images. One that does not decode is an error: accuracy on the rest would be another figure.
     update = {
         "on_error": "fail",
         "path": test_path,
@@ -62,7 +68,7 @@ def labelled_sets(
 
 
 def _test_path(path: str, split: str) -> str:
-    """The anchors' own path, or beside a single file `train.parquet` the file `test.parquet`."""
+    """Return the anchors' own path, or beside a single file `train.parquet` the file `test.parquet`."""
     if not Path(path).is_file():
         return path
     sibling = Path(path).with_name(f"{split}{Path(path).suffix}")
@@ -74,7 +80,7 @@ def _test_path(path: str, split: str) -> str:
 
 
 def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> int:
-    """The number of classes, from the training labels alone.
+    """Return the number of classes, from the training labels alone.
 
     Args:
         complete: every class has to occur in the test set too, since accuracy per class is a mean over all of them.
@@ -105,7 +111,7 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
 
 
 def hold_out(labels_N: np.ndarray, share: float, *stream: object) -> np.ndarray:
-    """Which images are held out for choices: `(N,)` bool, that share of every class and at least one image.
+    """Choose the images that are held out for choices: `(N,)` bool, a share of every class and at least one image.
 
     A pure function of the labels and `stream`, so that every run holds out the same ones.
 
@@ -125,7 +131,7 @@ def hold_out(labels_N: np.ndarray, share: float, *stream: object) -> np.ndarray:
 def draw_per_class(
     labels_N: np.ndarray, count: Callable[[int], int], *stream: object
 ) -> np.ndarray:
-    """`(N,)` bool: of every class as many images as `count` says of its size; always the same ones for a stream."""
+    """Draw so many images of every class as `count` says of its size: `(N,)` bool, the same ones for a stream."""
     chosen = np.zeros(len(labels_N), bool)
     for label in np.unique(labels_N):
         members = np.flatnonzero(labels_N == label)
@@ -137,7 +143,7 @@ def draw_per_class(
 def extract(
     encoder: Encoder, images: ImageSource, flips: bool = False, report: Report | None = None
 ) -> Features:
-    """Features of all images, extracted once; the next batch is decoded while the encoder works.
+    """Extract the features of all images, once; the next batch is decoded while the encoder works.
 
     Args:
         flips: also of their mirror images.
@@ -157,18 +163,22 @@ def extract(
 
 
 def decoded(images: ImageSource, batch: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, images `(B, H, W, 3)`) batch by batch; Pillow decodes outside Python's lock, so in several threads."""
+    """Yield (place, images `(B, H, W, 3)`) batch by batch; in threads, for Pillow decodes outside Python's lock."""
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(images), batch):
             places = range(start, min(start + batch, len(images)))
-            yield start, np.stack(list(threads.map(lambda place: images[place].image, places)))
+            anchors = threads.map(images.__getitem__, places)
+            yield start, np.stack([anchor.image for anchor in anchors])
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, each made by another thread while the one before it is used."""
+    """Yield the items, each made by another thread while the one before it is used."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, iterator, None)
-        while (item := coming.result()) is not None:
+        while True:
+            item = coming.result()
+            if item is None:
+                return
             coming = thread.submit(next, iterator, None)
             yield item

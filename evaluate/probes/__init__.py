@@ -1,1 +1,1 @@
-"""Probes of frozen features: linear, kNN, few labels, transfer."""
+"""Evaluate frozen features: a file per probe; `registry.py` lists them."""

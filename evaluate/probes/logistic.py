@@ -1,4 +1,4 @@
-"""Multinomial logistic regression by L-BFGS, over many strengths of l2 regularisation.
+"""Fit multinomial logistic regressions by L-BFGS, over many strengths of l2 regularisation.
 
 Shape legend: N images, F features, C classes.
 """
@@ -16,7 +16,7 @@ from ..features.encoder import compute_device
 
 @dataclass(frozen=True)
 class Regression:
-    """A fitted regression: weights `(F, C)`, bias `(C,)`, its l2 and whether L-BFGS converged."""
+    """Holds a fitted regression: weights `(F, C)`, bias `(C,)`, its l2 and whether L-BFGS converged."""
 
     weights_FC: torch.Tensor
     bias_C: torch.Tensor
@@ -24,7 +24,7 @@ class Regression:
     converged: bool
 
     def logits(self, features_NF: torch.Tensor) -> torch.Tensor:
-        """Logits `(N, C)`."""
+        """Return logits `(N, C)`."""
         return features_NF @ self.weights_FC + self.bias_C
 
 
@@ -70,16 +70,14 @@ CURVATURE = 0.1
 
 
 def _principal(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Mean `(F,)`, orthonormal principal axes `(F, F)` and the variances along them.
+    """Return the mean `(F,)`, orthonormal principal axes `(F, F)` and the variances along them.
 
     The bias takes up the mean and the norm of the weights does not change with the axes, so a regression on them has
     the same solutions; L-BFGS finds them in a tenth of the steps.
     """
     mean_F = features_NF.mean(dim=0)
     products = torch.zeros(len(mean_F), len(mean_F), dtype=torch.float64)
-    for part in features_NF.split(
-        CHUNK
-    ):  # a copy of all features in float64 could be larger than the memory
+    for part in features_NF.split(CHUNK):  # all of them in float64 could be larger than the memory
         centred = (part - mean_F).double()
         products += centred.T @ centred
 
@@ -88,6 +86,8 @@ def _principal(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, n
 
 
 class _Problem:
+    """Holds the images of a regression, and minimises its objective."""
+
     def __init__(self, features_NF: torch.Tensor, labels_N: torch.Tensor, classes: int):
         self.features_NF = features_NF
         self.labels_N = labels_N
@@ -103,6 +103,11 @@ class _Problem:
         iterations: int,
         tolerance: float,
     ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Return weights, bias, and True if L-BFGS converged.
+
+        Args:
+            scale_F: the units in which it takes its steps.
+        """
         from scipy.optimize import minimize
 
         scale = np.append(scale_F, 1.0)[:, None]  # the bias in its own row
@@ -127,23 +132,24 @@ class _Problem:
         return point[:-1], point[-1], bool(found.success)
 
     def loss(self, point: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
-        """The objective divided by N at weights and bias `(F + 1, C)`, and its gradient."""
+        """Return the objective divided by N at weights and bias `(F + 1, C)`, and its gradient."""
         parameters = torch.from_numpy(point).float().to(self.features_NF.device)
-        weights = parameters[:-1]
+        weights_FC = parameters[:-1]
+        bias_C = parameters[-1]
         count = len(self.rows)
-        log_probabilities = functional.log_softmax(
-            torch.addmm(parameters[-1], self.features_NF, weights), dim=1
-        )
-        loss = (
-            functional.nll_loss(log_probabilities, self.labels_N)
-            + l2 / (2 * count) * weights.square().sum()
-        )
-        errors = log_probabilities.exp_()
-        errors[self.rows, self.labels_N] -= 1
-        errors /= count
-        gradient = torch.cat(
-            [self.features_NF.T @ errors + l2 / count * weights, errors.sum(0, keepdim=True)]
-        )
+
+        # Cross-entropy and regularisation
+        logits_NC = torch.addmm(bias_C, self.features_NF, weights_FC)
+        log_probabilities_NC = functional.log_softmax(logits_NC, dim=1)
+        cross_entropy = functional.nll_loss(log_probabilities_NC, self.labels_N)
+        loss = cross_entropy + l2 / (2 * count) * weights_FC.square().sum()
+
+        # Gradient: of the cross-entropy it is the probability, less one at the label
+        errors_NC = log_probabilities_NC.exp_()
+        errors_NC[self.rows, self.labels_N] -= 1
+        errors_NC /= count
+        of_weights_FC = self.features_NF.T @ errors_NC + l2 / count * weights_FC
+        gradient = torch.cat([of_weights_FC, errors_NC.sum(0, keepdim=True)])
 
         return float(loss), gradient.double().cpu().numpy()
 

@@ -48,7 +48,7 @@ class Probe:
 
     @property
     def run(self) -> Callable[..., Figures]:
-        """The function `run(train, test, classes, config, seed)` of the probe's file, imported only now.
+        """Return the function `run(train, test, classes, config, seed)` of the probe's file, imported only now.
 
         `config` is the probe's section of the recipe.
         """

@@ -64,7 +64,7 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
 def transfer_features(
     encoder: Encoder, name: str, splits: Splits, per_class: int = 0, complete: bool = True
 ) -> tuple[Features, np.ndarray, Features]:
-    """Extract features of train and validation together, which of them validate `(N,)` bool, and features of test.
+    """Extract features of train and validation together, a mask of those that validate, and features of test.
 
     Args:
         per_class: images of a class that are drawn to train with, where there is no test split.

@@ -1,1 +1,1 @@
-"""How good the positives of a set are."""
+"""Measure how good the positives of a set are."""

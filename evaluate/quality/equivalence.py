@@ -1,4 +1,4 @@
-"""Compare the candidates of two sets: are they as good? Paired over the anchors, with fixed margins.
+"""Compare the quality of two sets' candidates: paired over the anchors, with fixed margins.
 
 Shape legend: N anchors, K candidates per anchor, F features, R resamples.
 """

@@ -1,5 +1,6 @@
-"""Measures of a model in training, for its log."""
+"""Measure a model in training, for its log."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +14,10 @@ from .distances import Moments, frechet_distance
 def frechet_probe(
     encoder: Encoder, anchors: ImageSource, limit: int
 ) -> Callable[[Iterator[np.ndarray]], dict[str, float]]:
-    """Measures batches of images `(B, H, W, 3)` uint8 by their Fréchet distance to up to `limit` anchors."""
+    """Return a function that measures images `(B, H, W, 3)` uint8 by their distance to up to `limit` anchors.
+
+    It is the Fréchet distance in the features of the encoder.
+    """
     chosen = anchors.spread(limit)
 
     def moments(batches: Iterator[np.ndarray]) -> Moments:
@@ -22,7 +26,14 @@ def frechet_probe(
         found.add(features)
         return found
 
-    parts = np.array_split(chosen, -(-len(chosen) // encoder.batch))
-    real = moments(np.stack([anchors[int(place)].image for place in part]) for part in parts)
+    def anchor_batches() -> Iterator[np.ndarray]:
+        count = math.ceil(len(chosen) / encoder.batch)
+        for part in np.array_split(chosen, count):
+            yield np.stack([anchors[int(place)].image for place in part])
 
-    return lambda batches: {"frechet": frechet_distance(real, moments(batches))}
+    real = moments(anchor_batches())
+
+    def measure(batches: Iterator[np.ndarray]) -> dict[str, float]:
+        return {"frechet": frechet_distance(real, moments(batches))}
+
+    return measure

@@ -39,7 +39,12 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Quality:
-    """Holds what was measured of a set: of every candidate, and of the set as a whole."""
+    """Holds what was measured of a set: of every candidate, and of the set as a whole.
+
+    >>> quality = Quality({"cosine": np.zeros((4, 2), np.float32)}, QualityFacts(means={"cosine": 0.0}))
+    >>> quality.scores["cosine"].shape
+    (4, 2)
+    """
 
     scores: dict[str, np.ndarray]
     """Measure → `(N, K)` float32."""

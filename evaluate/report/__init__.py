@@ -1,1 +1,1 @@
-"""Result files, comparisons, tables and the page."""
+"""Write result files, compare them, and show them in tables and on a page."""

@@ -119,7 +119,7 @@ class _Run:
 
     @property
     def first(self) -> RunResult:
-        """The result that the facts of the run are taken from."""
+        """Return the result that the facts of the run are taken from."""
         return self.results[0]
 
     @property

@@ -63,7 +63,7 @@ class RunResult(BaseModel):
 
     @property
     def figures(self) -> dict[str, int | float]:
-        """The plain numbers of the result, each by its metric's name, `TASK.FIGURE`."""
+        """Return the plain numbers of the result, each by its metric's name, `TASK.FIGURE`."""
         numbers = {}
         for name, value in self.result.items():
             if isinstance(value, int | float):
@@ -73,7 +73,7 @@ class RunResult(BaseModel):
 
     @property
     def data_identity(self) -> Any:
-        """The identity of the run's images; the ID of its set in files that lack it."""
+        """Return the identity of the run's images; the ID of its set in files that lack it."""
         return self.data or self.set
 
     def section(self, name: str) -> Mapping[str, Any]:
