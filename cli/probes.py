@@ -37,7 +37,7 @@ checkpoint_option = click.option(
 def linear_eval(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, protocol: str | None
 ) -> None:
-    """Evaluate a backbone by a linear classifier (the paper's protocol, or a sweep chosen on a part of train)."""
+    """Run the linear evaluation of a pretrained backbone (the paper's, or a sweep chosen on a part of train)."""
     if protocol:
         overrides = (*overrides, f"linear_eval.protocol={protocol}")
 
@@ -57,7 +57,7 @@ def linear_eval(
 def knn(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, replica: bool
 ) -> None:
-    """Evaluate a backbone by the k nearest neighbours; also map the test images' features."""
+    """Run the k-nearest-neighbour evaluation of a pretrained backbone; also map the test images' features."""
     recipe = load_recipe(recipe_name, overrides)
     _evaluate(recipe, find_probe("knn"), checkpoint, out, replica=replica)
 
@@ -117,7 +117,7 @@ def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> "Enco
     "Folder for transfer.json; sets that it holds for this checkpoint are not evaluated again."
 )
 def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
-    """Transfer a pretrained backbone to other data sets: logistic regression on frozen features."""
+    """Measure the transfer of a pretrained backbone to other data sets: logistic regression on frozen features."""
     from ..evaluate import (
         checkpoint_digest,
         finished_sets,

@@ -18,7 +18,7 @@ from .progress import say
     help="Run name that differences are to; default: the first without a +.",
 )
 def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
-    """Put runs into a table: mean ± std over seeds per run name, paired differences, published figures."""
+    """Bring runs to a table: mean ± std over seeds per run name, paired differences, published figures."""
     from ..core import write_file
     from ..evaluate import (
         DIFFERENCES,

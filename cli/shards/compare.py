@@ -37,7 +37,7 @@ EXAMPLE = "Example: clsp shards compare runs/paper/shards runs/fast/shards --enc
 def compare(
     reference: Path, other: Path, encoder_name: str, resamples: int, out: Path | None
 ) -> int:
-    """Show that a set's candidates are as good as another's of the same anchors; exit code 1 if that is not shown.
+    """Tell whether a set's candidates are as good as another's of the same anchors; exit code 1 if that is not shown.
 
     The 95 % bootstrap interval of the paired difference has to lie above -1 point of label agreement and below +5 % of
     the Fréchet distance. Hardness, diversity and kernel distance are shown beside them.
