@@ -130,18 +130,18 @@ def compare_quality(
     _check_same_anchors(reference, other)
     total = 2 * len(reference)
 
-    def say_first(done: int) -> None:
+    def report_first(done: int) -> None:
         if report:
             report(done, total)
 
-    def say_second(done: int) -> None:
+    def report_second(done: int) -> None:
         if report:
             report(len(reference) + done, total)
 
     # Measure both sets
     anchors = _anchors(reference, encoder)
-    one = _measure(reference, encoder, anchors, say_first)
-    two = _measure(other, encoder, anchors, say_second)
+    one = _measure(reference, encoder, anchors, report_first)
+    two = _measure(other, encoder, anchors, report_second)
 
     # Compare them over resampled anchors
     weights_RN = _resamples(len(reference), resamples)

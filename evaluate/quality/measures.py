@@ -52,8 +52,8 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class _Yardstick:
-    """Holds what candidates are measured by."""
+class _RealFeatures:
+    """Holds the real images that candidates are measured against, as features, and what is known of them."""
 
     anchors_NF: torch.Tensor
     """Unit features of the anchors."""
@@ -99,8 +99,8 @@ def measure_quality(
 
     # The candidates, one by one
     real_NF = image_features(encoder, anchor_images(shards, encoder.batch))
-    yardstick = _yardstick(shards, encoder, real_NF, test)
-    measured, made, sample = _measure_candidates(shards, encoder, yardstick, report)
+    real_features = _real_features(shards, encoder, real_NF, test)
+    measured, made, sample = _measure_candidates(shards, encoder, real_features, report)
 
     # The set as a whole, beside the anchors and beside ordinary views of them
     real = Moments(real_NF.shape[1])
@@ -134,16 +134,16 @@ def measure_quality(
     )
 
     # Only a set with labels has this measure
-    if yardstick.labels_N is not None:
-        accuracy = _probe_accuracy(real_NF, yardstick.labels_N)
+    if real_features.labels_N is not None:
+        accuracy = _probe_accuracy(real_NF, real_features.labels_N)
         facts = facts.model_copy(update={"probe_top1": accuracy})
 
     return Quality(measured.scores, facts)
 
 
-def _yardstick(
+def _real_features(
     shards: ShardSet, encoder: Encoder, real_NF: torch.Tensor, test: ImageSource | None
-) -> _Yardstick:
+) -> _RealFeatures:
     test_MF = None
     if test is not None:
         images = (batch for _, batch in decoded(test, encoder.batch))
@@ -155,7 +155,7 @@ def _yardstick(
         probe = fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
 
     anchors_NF = functional.normalize(real_NF, dim=1)
-    return _Yardstick(anchors_NF, anchors_NF.to(encoder.device), test_MF, labels, probe)
+    return _RealFeatures(anchors_NF, anchors_NF.to(encoder.device), test_MF, labels, probe)
 
 
 def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None:
@@ -194,11 +194,11 @@ class _Sample:
 
 
 def _measure_candidates(
-    shards: ShardSet, encoder: Encoder, yardstick: _Yardstick, report: Report | None
+    shards: ShardSet, encoder: Encoder, real_features: _RealFeatures, report: Report | None
 ) -> tuple[_Measured, Moments, _Sample]:
     """Measure all candidates in one pass over them, a few anchors at a time."""
     candidates = shards.candidates
-    width = yardstick.anchors_NF.shape[1]
+    width = real_features.anchors_NF.shape[1]
     made = Moments(width)
     sample = _Sample(len(shards) * candidates, width)
     batches = []
@@ -208,7 +208,9 @@ def _measure_candidates(
         features_BF = encoder(images)
         made.add(features_BF)
         sample.add(features_BF, start * candidates)
-        batches.append(_measure_batch(features_BF.view(-1, candidates, width), start, yardstick))
+        batches.append(
+            _measure_batch(features_BF.view(-1, candidates, width), start, real_features)
+        )
 
         if report:
             report(start + len(features_BF) // candidates, len(shards))
@@ -216,27 +218,29 @@ def _measure_candidates(
     return _joined(batches), made, sample
 
 
-def _measure_batch(features_NKF: torch.Tensor, start: int, yardstick: _Yardstick) -> _Measured:
+def _measure_batch(
+    features_NKF: torch.Tensor, start: int, real_features: _RealFeatures
+) -> _Measured:
     """Measure the candidates of the anchors from number `start` on."""
     count, candidates, _ = features_NKF.shape
     rows = slice(start, start + count)
     unit_NKF = functional.normalize(features_NKF, dim=2)
-    scores = {"cosine": torch.einsum("nkf,nf->nk", unit_NKF, yardstick.anchors_NF[rows])}
+    scores = {"cosine": torch.einsum("nkf,nf->nk", unit_NKF, real_features.anchors_NF[rows])}
     nearest = {}
 
     if candidates > 1:
         scores["diversity"] = diversity(unit_NKF)
 
-    if yardstick.probe is not None and yardstick.labels_N is not None:
-        chances_NKC = yardstick.probe.logits(features_NKF).softmax(dim=2)
-        scores |= _label_scores(chances_NKC, yardstick.labels_N[rows])
+    if real_features.probe is not None and real_features.labels_N is not None:
+        chances_NKC = real_features.probe.logits(features_NKF).softmax(dim=2)
+        scores |= _label_scores(chances_NKC, real_features.labels_N[rows])
 
     own = torch.arange(start, start + count).repeat_interleave(candidates)
     scores["nearest_train"], nearest["nearest_train"] = _nearest(
-        unit_NKF, yardstick.searched_NF, own
+        unit_NKF, real_features.searched_NF, own
     )
-    if yardstick.test_MF is not None:
-        scores["nearest_test"], nearest["nearest_test"] = _nearest(unit_NKF, yardstick.test_MF)
+    if real_features.test_MF is not None:
+        scores["nearest_test"], nearest["nearest_test"] = _nearest(unit_NKF, real_features.test_MF)
 
     return _Measured(
         {name: values.numpy() for name, values in scores.items()},
