@@ -3,8 +3,9 @@
 Shape legend: N anchors, K candidates per anchor, B candidates of a batch, M test images, F features, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,34 +103,17 @@ def measure_quality(
     real_features = _real_features(shards, encoder, real_NF, test)
     measured, made, sample = _measure_candidates(shards, encoder, real_features, report)
 
-    # The set as a whole, beside the anchors and beside ordinary views of them
-    real = Moments(real_NF.shape[1])
-    real.add(real_NF)
-    sampled = permutation(len(real_NF), "quality anchors")[:SAMPLE]
-    compared_NF = real_NF[sampled]
-    distance, deviation = kernel_distance(compared_NF, sample.features_NF)
-    precision, recall = precision_recall(compared_NF, sample.features_NF)
-    augmented_N = _augmented_cosines(shards, encoder, pretrain, real_NF, np.sort(sampled).tolist())
-
-    means = {name: float(values.mean()) for name, values in measured.scores.items()}
-    means["augmentation_cosine"] = float(augmented_N.mean())
-
+    # The set as a whole, beside some of the anchors and beside ordinary views of them
+    sampled_N = permutation(len(real_NF), "quality anchors")[:SAMPLE]
+    positions = np.sort(sampled_N).tolist()
+    augmented_N = _augmented_cosines(shards, encoder, pretrain, real_NF, positions)
     facts = QualityFacts(
-        frechet_distance=frechet_distance(real, made),
-        kernel_distance=distance,
-        kernel_distance_std=deviation,
-        precision=precision,
-        recall=recall,
-        images={
-            "anchors": real.count,
-            "candidates": made.count,
-            "compared": min(len(compared_NF), len(sample.features_NF)),
-        },
+        **_distances(real_NF, made, real_NF[sampled_N], sample.features_NF),
         cosine_histogram={
             "candidate": _histogram(measured.scores["cosine"]),
             "augmentation": _histogram(augmented_N),
         },
-        means=means,
+        means=_means(measured.scores, augmented_N),
         suspicious=_suspicious(shards, measured, test),
     )
 
@@ -296,6 +280,36 @@ def _nearest(
 
 
 # The set as a whole
+
+
+def _distances(
+    real_NF: torch.Tensor, made: Moments, some_real_NF: torch.Tensor, some_made_MF: torch.Tensor
+) -> dict[str, Any]:
+    """Return the measures of how far the candidates are from the anchors; those of pairs are of some of either."""
+    real = Moments(real_NF.shape[1])
+    real.add(real_NF)
+    distance, deviation = kernel_distance(some_real_NF, some_made_MF)
+    precision, recall = precision_recall(some_real_NF, some_made_MF)
+
+    return {
+        "frechet_distance": frechet_distance(real, made),
+        "kernel_distance": distance,
+        "kernel_distance_std": deviation,
+        "precision": precision,
+        "recall": recall,
+        "images": {
+            "anchors": real.count,
+            "candidates": made.count,
+            "compared": min(len(some_real_NF), len(some_made_MF)),
+        },
+    }
+
+
+def _means(scores: Mapping[str, np.ndarray], augmented_N: np.ndarray) -> dict[str, float]:
+    """Return the mean of every measure, and of the cosines to ordinary views."""
+    means = {name: float(values.mean()) for name, values in scores.items()}
+    means["augmentation_cosine"] = float(augmented_N.mean())
+    return means
 
 
 def _augmented_cosines(
