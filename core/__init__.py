@@ -1,4 +1,4 @@
-"""What all packages stand on: errors, durable files, JSON, streams, sections. Imports no torch."""
+"""Offer what all packages stand on: errors, durable files, JSON, streams, sections. Imports no torch."""
 
 import lazy_loader
 

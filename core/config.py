@@ -1,4 +1,4 @@
-"""The base class of a recipe's sections."""
+"""Define the base class of a recipe's sections."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """One section of a recipe: immutable, and a key it does not know is an error.
+    """Holds one section of a recipe: immutable, and a key it does not know is an error.
 
     Plans and runs record their settings. A key that joined a section later is left out of a record while it has the
     value that older versions acted by, so older records, and the digests made of them, stay as they are.

@@ -1,4 +1,4 @@
-"""What the machine at hand computes in. Imports torch when it is asked, not before."""
+"""Find out what the machine at hand computes in. Imports torch when it is asked, not before."""
 
 import os
 

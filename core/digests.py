@@ -1,4 +1,4 @@
-"""Digests: of files and of an image's pixels."""
+"""Compute the digests of files and of an image's pixels."""
 
 import hashlib
 from pathlib import Path
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pixel_digest(image_HWC: np.ndarray) -> str:
-    """128-bit BLAKE2b of an image's shape and RGB bytes, as 32 hexadecimal characters."""
+    """Return the 128-bit BLAKE2b of an image's shape and RGB bytes, as 32 hexadecimal characters."""
     shape = "x".join(map(str, image_HWC.shape))
     digest = hashlib.blake2b(f"{shape}:".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image_HWC).data)

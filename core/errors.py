@@ -1,19 +1,19 @@
-"""The three ways a command can end early; the command line maps each to its exit code."""
+"""Define the three ways a command can end early; the command line maps each to its exit code."""
 
 
 class InputError(ValueError):
-    """Wrong usage or bad input, found before any work (exit code 2).
+    """Reports wrong usage or bad input, found before any work (exit code 2).
 
     The message is one line: what was found, what was expected, what to do.
     """
 
 
 class WorkError(RuntimeError):
-    """The work failed or a check found faults (exit code 1)."""
+    """Reports work that failed or a check that found faults (exit code 1)."""
 
 
 class StopRequested(BaseException):  # not an error: the command goes on when it is run again
-    """Somebody asked the command to stop; what exists is complete and the command resumes (exit code 75).
+    """Ends a command that somebody asked to stop; what exists is complete and the command resumes (exit code 75).
 
     No `Exception`, as `KeyboardInterrupt` is none: it is raised by a signal handler, so anywhere, and the many
     `except Exception` of libraries, around optional imports or the decoding of an image, must not swallow it.

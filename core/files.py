@@ -1,4 +1,4 @@
-"""Files that either exist whole or not at all, whatever kills the process."""
+"""Write files that either exist whole or not at all, whatever kills the process."""
 
 import contextlib
 import fcntl
@@ -60,7 +60,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def remove_temporaries(root: Path) -> None:
-    """Remove below `root` what dead writers of this machine left behind; the living and other machines keep theirs."""
+    """Remove the temporary files below `root` that dead writers of this machine left behind; all others stay."""
     mine = re.compile(
         rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$"
     )

@@ -1,4 +1,4 @@
-"""JSON: canonical bytes, and what differs between two values."""
+"""Turn values into canonical JSON, and say in what two of them differ."""
 
 import json
 from typing import Any
@@ -7,20 +7,20 @@ from pydantic import ValidationError
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and a final newline: equal values give equal bytes."""
+    """Return JSON with sorted keys and a final newline: equal values give equal bytes."""
     return (
         json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     ).encode()
 
 
 def first_fault(error: ValidationError) -> str:
-    """`field: what is wrong with it`, of the first field that does not validate."""
+    """Return `field: what is wrong with it` for the first field that does not validate."""
     fault = error.errors()[0]
     return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`section.key: old there, new here` for every value in which two nested mappings differ."""
+    """Return `section.key: old there, new here` for every value in which two nested mappings differ."""
     rows = []
     for section in sorted(set(old) | set(new), key=[*new, *old].index):
         before = old.get(section)

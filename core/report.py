@@ -1,4 +1,4 @@
-"""What long work calls to tell how far it is."""
+"""Define the function that long work calls to tell how far it is."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Output folders: whose they are, so that nothing that existed is ever overwritten."""
+"""Find out whose an output folder is, so that nothing that existed is ever overwritten."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ RECIPE = "recipe.toml"
 
 
 def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:
-    """The content of the file `marker` that names the folder's owner, or None where the folder is free to use.
+    """Return the content of the file `marker` that names the folder's owner, or None where the folder is free to use.
 
     Args:
         kind: what the folder should hold, for the message.
@@ -31,5 +31,5 @@ def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:
 
 
 def _counts(path: Path) -> bool:
-    """Temporary files and the recipe of the command that is starting do not make a folder foreign."""
+    """Return True for a file that makes a folder foreign: no temporary one, not the recipe of the starting command."""
     return path.name[0] != "." and path.name != RECIPE

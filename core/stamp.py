@@ -1,4 +1,4 @@
-"""The facts that every run records: versions and time."""
+"""Collect the facts that every run records: versions and time."""
 
 import time
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def run_stamp(*packages: str) -> dict[str, Any]:
-    """The facts that every run records: the versions of these packages, and the time (UTC)."""
+    """Return the facts that every run records: the versions of these packages, and the time (UTC)."""
     return {
         "versions": {name: version(name) for name in packages},
         "finished": utc_now(),
@@ -14,5 +14,5 @@ def run_stamp(*packages: str) -> dict[str, Any]:
 
 
 def utc_now() -> str:
-    """The time, to the second, as every record and log line has it."""
+    """Return the time, to the second, as every record and log line has it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,4 +1,4 @@
-"""Stopping between two steps instead of inside one."""
+"""Stop between two steps instead of inside one."""
 
 import contextlib
 import signal
@@ -9,14 +9,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def leave_stopping_to_the_main_process(worker: int) -> None:
-    """For loader processes: launchers signal a whole group, and a worker that dies would take the main one down."""
+    """Ignore signals in a loader process: launchers signal a whole group, and a dying worker takes the main one down."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def stop_deferred() -> Iterator[Callable[[], bool]]:
-    """Inside the block SIGTERM and Ctrl-C are only noted; the function that is yielded tells whether one has come.
+    """Note SIGTERM and Ctrl-C inside the block instead of acting on them; yield a function that says if one has come.
 
     In other threads than the main one, which get no signals, nothing changes.
     """

@@ -1,4 +1,4 @@
-"""Shard sets: image sources and anchors, and the format (plan, write, commit, seal, read, verify)."""
+"""Make and read shard sets: image sources and anchors, and the format (plan, write, commit, seal, read, verify)."""
 
 import lazy_loader
 

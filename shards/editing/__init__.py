@@ -1,1 +1,1 @@
-"""What the command line does to sets: check, repair, extend, derive, import, export."""
+"""Change whole sets: check, repair, extend, derive, import, export."""

@@ -1,4 +1,4 @@
-"""New sets and layers out of existing ones: `subset`, `merge`, `pack`. Encoded images are copied, never coded anew."""
+"""Make new sets out of existing ones: `subset`, `merge`, `pack`. Encoded images are copied, never coded anew."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Members = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the records of a new layer come from: for each position, the parent's number and the position there."""
+    """Names the source of every record of a new layer: for each position, the parent's number and the position there."""
 
     parents: Sequence[ShardSet]
     members: Members
@@ -38,7 +38,7 @@ def subset_set(
     settings: dict[str, Any],
     report: Report | None = None,
 ) -> str:
-    """The set of some anchors of `parent` (ascending positions), with all its layers; returns the set ID.
+    """Make the set of some anchors of `parent` (ascending positions), with all its layers; return the set ID.
 
     Raises:
         InputError: nothing is chosen, or `out` holds something else.
@@ -53,7 +53,7 @@ def subset_set(
 
 
 def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
-    """A random part of the anchors that depends on the source alone; smaller fractions lie inside larger ones."""
+    """Choose a random part of the anchors that depends on the source alone; smaller fractions lie inside larger ones."""
     chosen = permutation(len(parent), parent.plan.source.digest, "subset")[
         : round(fraction * len(parent))
     ]
@@ -61,13 +61,13 @@ def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
 
 
 def range_positions(parent: ShardSet, first: int, stop: int) -> np.ndarray:
-    """The positions of the anchors whose index in the source is in `first` … `stop - 1`."""
+    """Return the positions of the anchors whose index in the source is in `first` … `stop - 1`."""
     indices = parent.source_indices()
     return np.flatnonzero((indices >= first) & (indices < stop))
 
 
 def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None = None) -> str:
-    """One set out of two: more candidates for the same anchors, or more anchors of the same source.
+    """Make one set out of two: more candidates for the same anchors, or more anchors of the same source.
 
     With the same anchors, the layers of `other` follow those of `one`, which are copied byte for byte, and its
     candidates are numbered on. With disjoint anchors, both must have been made by the same settings.
@@ -95,7 +95,7 @@ def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None 
 
 
 def pack_set(parent: ShardSet, out: Path, report: Report | None = None) -> str:
-    """The set with all layers of `parent` in one; returns the set ID.
+    """Make a set with all layers of `parent` in one; return the set ID.
 
     Raises:
         InputError: the layers have different codecs, or `out` holds something else.
@@ -120,14 +120,14 @@ def pack_set(parent: ShardSet, out: Path, report: Report | None = None) -> str:
 
 
 def select(parent: ShardSet, indices_N: np.ndarray) -> Selection | None:
-    """The selection of these source indices, None where they are all of the source."""
+    """Return the selection of these source indices, None where they are all of the source."""
     if len(indices_N) == parent.plan.source.count:
         return None
     return Selection(count=len(indices_N), digest=indices_digest(indices_N))
 
 
 def parentage(shards: ShardSet) -> dict[str, Any]:
-    """What a derived set remembers of a parent."""
+    """Return the facts that a derived set remembers of a parent."""
     return {
         "set_id": shards.set_id,
         "plan": shards.plan.digest,
@@ -228,7 +228,7 @@ def _copy_layers(
     origin: Origin,
     report: Report | None,
 ) -> str:
-    """A set with the layers of `like` and the records of `origin`."""
+    """Make a set with the layers of `like` and the records of `origin`; return the set ID."""
     set_id = ""
     for layer in like.layers:
         plan = layer.plan.revised(

@@ -1,4 +1,4 @@
-"""A set as one array, or as a folder of images, for programs that read neither tars nor this package.
+"""Export a set as one array, or as a folder of images, for programs that read neither tars nor this package.
 
 N: anchors, K: candidates per anchor, H, W: height and width.
 """
@@ -80,7 +80,7 @@ def export_folder(shards: ShardSet, folder: Path, report: Report | None = None) 
 
 
 def _images(shards: ShardSet, position: int) -> Iterator[tuple[dict[str, object], bytes]]:
-    """The metadata and the encoded bytes of each image of a record."""
+    """Yield the metadata and the encoded bytes of each image of a record."""
     key = _checked(shards.key(position))
     contents: list[tuple[int | None, bytes | None]] = [(None, shards.anchor_bytes(position))]
     contents += [
@@ -104,12 +104,12 @@ def _images(shards: ShardSet, position: int) -> Iterator[tuple[dict[str, object]
 
 
 def _ending(content: bytes) -> str:
-    """The codec's name, from the bytes: layers of a set may have been coded differently."""
+    """Read the codec's name from the bytes: layers of a set may have been coded differently."""
     return "png" if content.startswith(b"\x89PNG") else "webp"
 
 
 def _checked(name: str) -> str:
-    """The name, if a file may have it: a set that came from elsewhere must not write outside of the folder."""
+    """Return the name if a file may have it: a set that came from elsewhere must not write outside of the folder."""
     if (
         not name
         or name.startswith(".")

@@ -1,4 +1,4 @@
-"""A new layer of candidates for a sealed set: what it is to hold, and its beginning on disk."""
+"""Begin a new layer of candidates for a sealed set: say what it is to hold, and write its plan."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ..format.plan import Plan, read_plan
 
 
 def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
-    """(number, plan) of the layer that brings the set at `root` to `candidates` per anchor; None where it has them.
+    """Return number and plan of the layer that brings a set to `candidates` per anchor; no plan where it has them.
 
     Raises:
         InputError: it has more already, or another layer is unfinished.
@@ -36,7 +36,7 @@ def extension_plan(root: Path, candidates: int) -> tuple[int, Plan | None]:
 
 
 def unfinished_layer(root: Path, manifest: Manifest) -> str | None:
-    """The name of the layer that has been begun for the sealed set at `root` and is no part of it yet, or None."""
+    """Return the name of a layer that has been begun for a sealed set and is no part of it yet, or None."""
     layer = len(manifest.layers)
     return layer_name(layer) if plan_path(root, layer).exists() else None
 
@@ -53,7 +53,7 @@ def start_layer(root: Path, layer: int, plan: Plan) -> None:
 
 
 def _check_begun(root: Path, layer: int, plan: Plan) -> bool:
-    """True if the layer of this plan has been begun; raises InputError for another one."""
+    """Return True if the layer of this plan has been begun; raise InputError for another one."""
     if not plan_path(root, layer).exists():
         return False
 

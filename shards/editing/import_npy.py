@@ -1,4 +1,4 @@
-"""Candidates that were made elsewhere: an array like the one that the paper's authors publish becomes a set.
+"""Import candidates that were made elsewhere: an array like the one that the paper's authors publish becomes a set.
 
 N: anchors, K: candidates per anchor, H, W: height and width.
 """
@@ -22,7 +22,7 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 def open_npy(path: Path, anchors: ImageSource) -> np.ndarray:
-    """A read-only memory map of the candidates `(N, K, H, W, 3)` uint8 in `path`, in the order of the anchors.
+    """Map the candidates `(N, K, H, W, 3)` uint8 in `path`, in the order of the anchors, into memory to be read.
 
     Raises:
         InputError: not an .npy file, cut short, of another type or shape, or not of these anchors.
@@ -67,7 +67,7 @@ def open_npy(path: Path, anchors: ImageSource) -> np.ndarray:
 def import_plan(
     path: Path, array_NKHWC: np.ndarray, anchors: ImageSource, shards: ShardsConfig
 ) -> Plan:
-    """The plan of a set of imported candidates: the file's SHA-256 stands for the diffusion model."""
+    """Return the plan of a set of imported candidates: the file's SHA-256 stands for the diffusion model."""
     return Plan(
         source=source_plan(anchors),
         diffusion=DiffusionPlan(origin=f"imported from {path.name}", digest=sha256_file(path)),
@@ -124,7 +124,7 @@ def _facts(plan: Plan) -> dict[str, object]:
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, type and start of the data of an .npy file."""
+    """Return shape, type and start of the data of an .npy file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected an .npy file of candidates")
 

@@ -1,4 +1,4 @@
-"""Putting damaged files of a set right: only bytes that the manifest records ever take a file's place."""
+"""Put damaged files of a set right: only bytes that the manifest records ever take a file's place."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from .verify import FaultKind, file_fault
 
 @dataclass(frozen=True)
 class Damage:
-    """Damaged files by what brings them back: `tars` the model, `derived` the sound rest of the set, `lost` a copy."""
+    """Lists the damaged files of a set, apart by the way in which each can be repaired."""
 
     tars: list[str]
     derived: list[str]
@@ -28,12 +28,12 @@ class Damage:
 
     @property
     def names(self) -> list[str]:
-        """All of them, those first that others are made from."""
+        """Return the names of all damaged files, those first that others are made from."""
         return [*self.lost, *self.tars, *self.derived]
 
 
 def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) -> Damage:
-    """The files of the manifest that are missing or have other bytes than it records.
+    """Find the files of the manifest that are missing or have other bytes than it records.
 
     Raises:
         InputError: no sealed set there; or a file's name leads out of the set.

@@ -1,4 +1,4 @@
-"""Checking a set against its seal: quickly by presence, size and counts, or deeply by digests and pixels."""
+"""Check a set against its seal: quickly by presence, size and counts, or deeply by digests and pixels."""
 
 import hashlib
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from ..reading.shard_set import LayerReader, ShardSet
 
 
 class FaultKind(Enum):
-    """The ways in which a file can disagree with the manifest."""
+    """Names the ways in which a file can disagree with the manifest."""
 
     OUTSIDE = "leads out of the set's folder"
     MISSING = "missing"
@@ -40,7 +40,7 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """A disagreement between one file and the manifest; decisions go by its kind, its text is for people."""
+    """Describes a disagreement of one file with the manifest; decisions go by its kind, its message is for people."""
 
     file: str
     kind: FaultKind
@@ -53,7 +53,7 @@ class Fault:
 def verify_set(
     root: Path, deep: bool = False, expect: str | None = None, report: Report | None = None
 ) -> list[str]:
-    """The faults of the set at `root`, one line each; an empty list means that it is sound.
+    """Return the faults of the set at `root`, one line each; an empty list means that it is sound.
 
     A layer that is still being added (its plan is there, the manifest does not have it yet) is left out.
 
@@ -115,7 +115,7 @@ def file_fault(root: Path, name: str, entry: FileEntry, deep: bool) -> Fault | N
 
 
 def _undeclared(root: Path, manifest: Manifest) -> list[str]:
-    """Files in the places of a set that the manifest does not know."""
+    """Return a line for every file in the places of a set that the manifest does not know."""
     patterns = ("layer-*/*", "commits/*/*", "*.parquet", "layer-*.json", "scores/*")
     found = [path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."]
     growing = len(manifest.layers)
@@ -176,7 +176,7 @@ def _layer_faults(shards: ShardSet, manifest: Manifest, layer: LayerReader) -> I
 
 
 def _source_faults(shards: ShardSet) -> Iterator[str]:
-    """The identities of the anchors add up to the source's digest, the chosen indices to the selection's."""
+    """Compare the digest of all anchors, or of the indices of those that were chosen, with the one in the plan."""
     selection = shards.plan.selection
     if selection:
         found = indices_digest(shards.source_indices())

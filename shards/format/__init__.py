@@ -1,1 +1,1 @@
-"""The bytes of a shard set on disk."""
+"""Read and write the bytes of a shard set on disk."""

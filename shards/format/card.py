@@ -1,4 +1,4 @@
-"""The dataset card: what the hub shows, and what lets `datasets.load_dataset` read a set layer by layer."""
+"""Write the dataset card, which the hub shows and which lets `datasets.load_dataset` read a set layer by layer."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ records = webdataset.WebDataset("layer-000/shard-000000.tar", shardshuffle=False
 
 
 def card(plans: list[Plan]) -> bytes:
-    """The bytes of `README.md` of a set whose layers have these plans."""
+    """Return the bytes of `README.md` of a set whose layers have these plans."""
     plan = plans[0]
     layers = [layer_name(number) for number in range(len(plans))]
     header = DatasetCardData(
@@ -69,7 +69,7 @@ def card(plans: list[Plan]) -> bytes:
 
 
 def _config(name: str, plan: Plan) -> dict[str, Any]:
-    """What `datasets` reads of a layer; it caches by this and the folder's name, so the plan's digest must be in it."""
+    """Describe a layer to `datasets`; it caches by this and the folder's name, so the plan's digest must be in it."""
     files = [{"split": "train", "path": f"{name}/*.tar"}]
     return {"config_name": name, "description": f"plan {plan.digest}", "data_files": files}
 

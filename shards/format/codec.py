@@ -1,4 +1,4 @@
-"""Images to bytes and back, without loss, and the digest of an image's pixels."""
+"""Turn images into bytes and back, without loss."""
 
 import functools
 import io
@@ -18,14 +18,14 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 
 def encode(image_HWC: np.ndarray, codec: str) -> bytes:
-    """Losslessly encoded bytes of an `(H, W, 3)` uint8 RGB image; `codec` is `webp` or `png`."""
+    """Encode an `(H, W, 3)` uint8 RGB image without loss; `codec` is `webp` or `png`."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC, "RGB").save(buffer, **ENCODERS[codec])
     return buffer.getvalue()
 
 
 def decode(content: bytes, codec: str, size: int) -> np.ndarray:
-    """The `(size, size, 3)` uint8 RGB image in `content`.
+    """Decode the `(size, size, 3)` uint8 RGB image in `content`.
 
     Raises:
         WorkError: the bytes are not an image of that codec and size; larger ones are refused before decoding.
@@ -74,5 +74,5 @@ def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
 
 @functools.cache
 def _webp_head(size: int) -> bytes:
-    """What a lossless RGB WebP of `size` x `size` begins with, less its two lengths."""
+    """Return the bytes that a lossless RGB WebP of `size` x `size` begins with, less its two lengths."""
     return b"RIFFWEBPVP8L\x2f" + (size - 1 | size - 1 << 14).to_bytes(4, "little")

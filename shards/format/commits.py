@@ -1,4 +1,4 @@
-"""Commit records: a shard without a valid one does not exist."""
+"""Read and write commit records: a shard without a valid one does not exist."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from .plan import Plan
 
 
 class CommitRecord(Frozen):
-    """What a finished shard holds (`records`, `bytes`, `sha256`) and the facts of the run that made it."""
+    """Says what a finished shard holds (`records`, `bytes`, `sha256`) and gives the facts of the run that made it."""
 
     plan: str
     layer: str
@@ -30,7 +30,7 @@ def write_commit(root: Path, layer: int, record: CommitRecord) -> None:
 
 
 def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord | None:
-    """The commit record of a shard, or None where there is none that parses, matches the plan and the tar's size."""
+    """Return the commit record of a shard, or None where none is there that parses and fits the plan and the tar's size."""
     try:
         record = CommitRecord.model_validate(read_json(commit_path(root, layer, shard)))
         size = shard_path(root, layer, shard).stat().st_size
@@ -42,11 +42,11 @@ def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord 
 
 
 def commit_records(root: Path, plan: Plan, layer: int = 0) -> list[CommitRecord]:
-    """The commit records of the finished shards, in order."""
+    """Return the commit records of the finished shards, in order."""
     records = (read_commit(root, plan, layer, shard) for shard in range(plan.shard_count))
     return [record for record in records if record is not None]
 
 
 def committed_shards(root: Path, plan: Plan, layer: int = 0) -> set[int]:
-    """The numbers of the finished shards."""
+    """Return the numbers of the finished shards."""
     return {record.shard for record in commit_records(root, plan, layer)}

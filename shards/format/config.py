@@ -1,4 +1,4 @@
-"""The recipe sections `[anchors]` and `[shards]`, and the base class of all sections."""
+"""Define the recipe section `[shards]`."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from ...core import Section
 
 
 class ShardsConfig(Section):
-    """How the shard set is cut and coded."""
+    """Says how the shard set is cut and coded."""
 
     candidates: int = Field(default=8, ge=1, le=256)
     """K, the number of synthetic positives per anchor."""

@@ -1,4 +1,4 @@
-"""Croissant metadata: what a set is, its files and the columns of its indexes, for the tools that read JSON-LD.
+"""Write Croissant metadata: what a set is, its files and its indexes' columns, for the tools that read JSON-LD.
 
 `mlcroissant.Dataset("SET/croissant.json").records("layer-000")` then gives the rows of a layer's index.
 """
@@ -50,7 +50,7 @@ CONTEXT: dict[str, Any] = {
 
 
 def croissant(plan: Plan, layers: list[tuple[str, list[str], str]]) -> bytes:
-    """The bytes of `croissant.json`: equal arguments give equal bytes, and more shards do not make it longer.
+    """Return the bytes of `croissant.json`: equal arguments give equal bytes, and more shards do not make it longer.
 
     Args:
         plan: that of layer 0.

@@ -1,4 +1,4 @@
-"""How fast a set is being made, from its commit records; and the log of the work, one JSON object a line."""
+"""Tell how fast a set is being made, from its commit records; and keep the log of the work, one JSON object a line."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RECENT = 64
 
 @dataclass(frozen=True)
 class Pace:
-    """Candidates per second of one process and of all together, seconds that are left, seconds since the last shard.
+    """Gives candidates per second of one process and of all, the seconds that are left, and those since the last shard.
 
     A break in the work makes neither pace slower.
     """
@@ -33,7 +33,7 @@ class Pace:
 def measure_pace(
     plan: Plan, finished: Sequence[CommitRecord], now: float | None = None
 ) -> Pace | None:
-    """The pace of the last shards; None where no commit record says how long its shard took.
+    """Return the pace of the last shards; None where no commit record says how long its shard took.
 
     Args:
         finished: the commit records of the layer.
@@ -56,7 +56,7 @@ def measure_pace(
 
 
 def _busy(intervals: Sequence[tuple[float, float]]) -> float:
-    """The seconds in which one of the shards at least was in work.
+    """Return the seconds in which one of the shards at least was in work.
 
     The ends are whole seconds, so a gap of up to one second is none.
     """
@@ -72,7 +72,7 @@ def _busy(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def _times(record: CommitRecord) -> tuple[float, float] | None:
-    """(seconds that the shard took, when it was finished), or None where the record does not say."""
+    """Return the seconds that the shard took and the time when it was finished, or None where the record does not say."""
     seconds = record.made.get("seconds")
     finished = record.made.get("finished")
     if not isinstance(seconds, int | float) or not isinstance(finished, str):
@@ -81,7 +81,7 @@ def _times(record: CommitRecord) -> tuple[float, float] | None:
 
 
 def log_path(root: Path) -> Path:
-    """The log of the work on a set, beside it: a set holds nothing but what its manifest seals."""
+    """Return the path of the log, beside the set: a set holds nothing but what its manifest seals."""
     return root.absolute().with_name(f"{root.absolute().name}.log.jsonl")
 
 
@@ -104,7 +104,7 @@ def log_event(root: Path, event: str, **facts: Any) -> None:
 
 
 def read_log(root: Path) -> list[dict[str, Any]]:
-    """The events so far; a line cut short by a full disk is left out."""
+    """Return the events so far; a line cut short by a full disk is left out."""
     events = []
     path = log_path(root)
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:

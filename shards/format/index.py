@@ -1,4 +1,4 @@
-"""The index of a layer: one row per record, one row group per shard, made from the tars alone."""
+"""Write and read the index of a layer: one row per record, one row group per shard, made from the tars alone."""
 
 import json
 import tarfile
@@ -23,7 +23,7 @@ FACTS = {"key", "index", "label", "anchor", "pixels"}
 
 
 def index_schema(images: int) -> pa.Schema:
-    """`sizes` are the bytes of a record's members in tar order (`images` images, then the JSON).
+    """Return the columns of an index; `sizes` are those of a record's members in tar order, the JSON last.
 
     `pixels` is a list of plain binaries because pandas reads no lists of fixed-size ones.
     """
@@ -41,12 +41,12 @@ def index_schema(images: int) -> pa.Schema:
 
 
 def max_member(plan: Plan) -> int:
-    """The most bytes that a lossless image of the plan's size may have."""
+    """Return the most bytes that a lossless image of the plan's size may have."""
     return 4 * plan.source.size**2 + (1 << 16)
 
 
 def read_tar_rows(path: Path, plan: Plan, shard: int) -> list[dict[str, Any]]:
-    """The index rows of a shard, read from the headers and the JSON members of its tar.
+    """Read the index rows of a shard from the headers and the JSON members of its tar.
 
     Raises:
         WorkError: the tar does not hold exactly the records and members that the plan declares.
@@ -140,7 +140,7 @@ def write_index_file(file: BinaryIO, root: Path, plan: Plan, layer: int) -> None
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard: `sizes_NM` and `offsets_NM` of the members, where a member's data starts in the tar."""
+    """Holds the rows of one shard: keys, labels, and sizes and places (`offsets_NM`) of the members in the tar."""
 
     keys: list[str]
     indices: list[int]
@@ -150,7 +150,7 @@ class ShardRows:
 
 
 class LayerIndex:
-    """A layer's index, read a row group (one shard) at a time.
+    """Reads a layer's index, a row group (one shard) at a time.
 
     Raises:
         WorkError: it is not a parquet file with the declared columns and a row group of the right size per shard.
@@ -191,7 +191,7 @@ class LayerIndex:
         self.__init__(**state)  # another process maps the file anew
 
     def rows(self, shard: int) -> ShardRows:
-        """Keys, labels and where the members lie of a shard's records; the last ones used are kept."""
+        """Return keys, labels and the places of the members of a shard's records; the last ones used are kept."""
         if shard in self._rows:
             self._rows.move_to_end(shard)
             return self._rows[shard]
@@ -218,13 +218,13 @@ class LayerIndex:
         return rows
 
     def table(self, shard: int) -> list[dict[str, Any]]:
-        """All columns of a shard's rows, as `read_tar_rows` gives them."""
+        """Return all columns of a shard's rows, as `read_tar_rows` gives them."""
         if self._table[0] != shard:
             self._table = (shard, self._read(shard, self._schema.names).to_pylist())
         return self._table[1]
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One column of all rows."""
+        """Return one column of all rows."""
         try:
             table = self._file.read([name], use_threads=False)
             table.validate(full=True)
@@ -264,7 +264,7 @@ def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 
 def member_offsets(sizes_NM: np.ndarray) -> np.ndarray:
-    """Where the data of each member starts in its tar, `(N, M)` int64, from the sizes of the tar's members alone."""
+    """Compute the place of each member's data in its tar, `(N, M)` int64, from the sizes of the tar's members alone."""
     spans = BLOCK + -(-sizes_NM.astype(np.int64) // BLOCK) * BLOCK
     ends = spans.reshape(-1).cumsum().reshape(spans.shape)
     return ends - spans + BLOCK

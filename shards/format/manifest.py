@@ -1,4 +1,4 @@
-"""The manifest: what a sealed set is, and size and SHA-256 of every file. Its own SHA-256 is the set ID."""
+"""Read the manifest, which gives size and SHA-256 of every file of a sealed set. Its own SHA-256 is the set ID."""
 
 import hashlib
 from functools import cached_property
@@ -15,14 +15,14 @@ MAX_NAME = 255
 
 
 class FileEntry(Frozen):
-    """Size and SHA-256 of a file of the set."""
+    """Gives size and SHA-256 of a file of the set."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Layer(Frozen):
-    """Candidates `first` … `first + candidates - 1` of every anchor."""
+    """Names a layer, which holds the candidates `first` … `first + candidates - 1` of every anchor."""
 
     name: str
     first: int
@@ -30,7 +30,7 @@ class Layer(Frozen):
 
 
 class Manifest(Frozen):
-    """`manifest.json`."""
+    """Holds the content of `manifest.json`."""
 
     format: str = FORMAT
     schema_version: str = SCHEMA_VERSION
@@ -62,26 +62,26 @@ class Manifest(Frozen):
 
     @cached_property
     def set_id(self) -> str:
-        """SHA-256 of the manifest's file."""
+        """Return the SHA-256 of the manifest's file."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @property
     def candidates(self) -> int:
-        """K over all layers."""
+        """Return K, the number of candidates per anchor over all layers."""
         return sum(layer.candidates for layer in self.layers)
 
     def to_bytes(self) -> bytes:
-        """The bytes of `manifest.json`."""
+        """Return the bytes of `manifest.json`."""
         return canonical_json(self.model_dump(mode="json"))
 
 
 def is_sealed(root: Path) -> bool:
-    """True if the set at `root` has its manifest."""
+    """Return True if the set at `root` has its manifest."""
     return (root / MANIFEST).exists()
 
 
 def read_manifest(root: Path) -> Manifest:
-    """The manifest of the sealed set at `root`.
+    """Read the manifest of the sealed set at `root`.
 
     Raises:
         InputError: the set is not sealed, of another schema version, or its manifest is damaged.
@@ -95,5 +95,5 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """A manifest from its bytes; raises InputError as `read_manifest`, naming `where`."""
+    """Read a manifest from its bytes; raise InputError as `read_manifest` does, naming `where`."""
     return parse_metadata(Manifest, parse_json(content, where), where)

@@ -1,4 +1,4 @@
-"""The JSON files of a set: canonical bytes, bounded reading, and which schema versions are read."""
+"""Read the JSON files of a set: bounded in size, and of the schema versions that are known."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 class Frozen(BaseModel):
-    """A part of a set's metadata: immutable; fields that a later minor version added are kept as they are."""
+    """Holds a part of a set's metadata: immutable; fields that a later minor version added are kept as they are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -23,7 +23,7 @@ Metadata = TypeVar("Metadata", bound=Frozen)
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a set, bounded in size.
+    """Read a JSON file of a set, bounded in size.
 
     Raises:
         InputError: it is missing, too large or not JSON.
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """JSON of a set from bytes.
+    """Read JSON of a set from bytes.
 
     Raises:
         InputError: it is not JSON.
@@ -57,7 +57,7 @@ def parse_json(content: bytes, where: str) -> Any:
 
 
 def parse_metadata(model: type[Metadata], content: Any, where: str) -> Metadata:
-    """`content` as a plan or manifest.
+    """Turn the content of a JSON file into a plan or manifest.
 
     Raises:
         InputError: another format, another major schema version, or a field that is missing or wrong.

@@ -1,4 +1,4 @@
-"""The plan of a layer: everything that determines its content, and nothing else."""
+"""Define the plan of a layer: everything that determines its content, and nothing else."""
 
 import hashlib
 from functools import cached_property
@@ -21,7 +21,7 @@ MAX_SIZE = 1 << 14
 
 
 class SourcePlan(Frozen):
-    """The anchors: the name and split of the source, the geometry, and the digest of what it held."""
+    """Names the anchors: the name and split of the source, the geometry, and the digest of what it held."""
 
     name: str
     split: str
@@ -33,21 +33,21 @@ class SourcePlan(Frozen):
 
 
 class DiffusionPlan(Frozen):
-    """The diffusion model: where it came from and the digest of its configuration and weights."""
+    """Names the diffusion model: where it came from and the digest of its configuration and weights."""
 
     origin: str
     digest: str
 
 
 class Selection(Frozen):
-    """A part of the source's anchors: how many, and the 128-bit BLAKE2b over their indices (int64, little-endian)."""
+    """Names a part of the source's anchors by its size and the 128-bit BLAKE2b over the indices (int64, little-endian)."""
 
     count: int = Field(ge=1)
     digest: str
 
 
 class Derived(Frozen):
-    """How a layer was made from other sets: the command, its settings, and the provenance of every parent."""
+    """Says how a layer was made from other sets: the command, its settings, and the provenance of every parent."""
 
     operation: str
     settings: dict[str, JsonValue]
@@ -55,7 +55,7 @@ class Derived(Frozen):
 
 
 class Plan(Frozen):
-    """`plan.json` of layer 0, `layer-001.json` … of added ones: no time, no host.
+    """Holds the content of `plan.json` for layer 0, of `layer-001.json` … for added ones: no time, no host.
 
     Its digest (SHA-256 of the file) names the plan. `first` is the layer's first candidate.
     """
@@ -83,48 +83,48 @@ class Plan(Frozen):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the plan's file."""
+        """Return the SHA-256 of the plan's file."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @property
     def count(self) -> int:
-        """The number of anchors in the set."""
+        """Return the number of anchors in the set."""
         return self.selection.count if self.selection else self.source.count
 
     @property
     def start(self) -> int:
-        """The layer's first candidate."""
+        """Return the number of the layer's first candidate."""
         return self.first or 0
 
     @property
     def end(self) -> int:
-        """One past the layer's last candidate."""
+        """Return one past the number of the layer's last candidate."""
         return self.start + self.shards.candidates
 
     @property
     def shard_count(self) -> int:
-        """The number of shards per layer."""
+        """Return the number of shards per layer."""
         return -(-self.count // self.shards.records)
 
     def shard_range(self, shard: int) -> range:
-        """The positions (rows of the index) of a shard."""
+        """Return the positions (rows of the index) of a shard."""
         first = shard * self.shards.records
         return range(first, min(first + self.shards.records, self.count))
 
     @cached_property
     def image_fields(self) -> list[str]:
-        """Member endings of the images of a record, in tar order."""
+        """Return the endings of the images of a record, in tar order."""
         return image_fields(
             self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors
         )
 
     @property
     def sampler_text(self) -> str:
-        """The sampler's settings, for people."""
+        """Return the sampler's settings as a text for people."""
         return ", ".join(f"{key} {value}" for key, value in sorted(self.sampler.items()))
 
     def revised(self, **changes: Any) -> "Plan":
-        """This plan with other values of some fields; a plain copy would keep the cached digest.
+        """Return this plan with other values of some fields; a plain copy would keep the cached digest.
 
         Raises:
             InputError: a value is out of bounds.
@@ -143,28 +143,28 @@ class Plan(Frozen):
             ) from error
 
     def to_bytes(self) -> bytes:
-        """The bytes of the plan's file; optional fields that say nothing are left out."""
+        """Return the bytes of the plan's file; optional fields that say nothing are left out."""
         return canonical_json(
             {key: value for key, value in self.model_dump(mode="json").items() if value is not None}
         )
 
 
 def indices_digest(indices_N: np.ndarray) -> str:
-    """128-bit BLAKE2b of source indices as 64-bit little-endian integers: what names a selection."""
+    """Return the 128-bit BLAKE2b of source indices as 64-bit little-endian integers, which names a selection."""
     return hashlib.blake2b(
         np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16
     ).hexdigest()
 
 
 def source_selection(anchors: ImageSource) -> Selection | None:
-    """What names the anchors that were kept, None where none was left out."""
+    """Return the selection of the anchors that were kept, None where none was left out."""
     if len(anchors) == anchors.source_count:
         return None
     return Selection(count=len(anchors), digest=indices_digest(anchors.indices_N))
 
 
 def source_plan(anchors: ImageSource) -> SourcePlan:
-    """The description of opened anchors; reads every image's bytes once for the digest."""
+    """Describe opened anchors; every image's bytes are read once for the digest."""
     return SourcePlan(
         name=anchors.source.name,
         split=anchors.config.split,
@@ -177,7 +177,7 @@ def source_plan(anchors: ImageSource) -> SourcePlan:
 
 
 def read_plan(root: Path, layer: int = 0) -> Plan:
-    """The plan of a layer of the set at `root`.
+    """Read the plan of a layer of the set at `root`.
 
     Raises:
         InputError: no set there, another schema version, or not a plan.
@@ -187,7 +187,7 @@ def read_plan(root: Path, layer: int = 0) -> Plan:
 
 
 def check_plan(root: Path, plan: Plan) -> bool:
-    """True if `root` already holds a set of this plan, False if it is free.
+    """Return True if `root` already holds a set of this plan, False if it is free.
 
     Raises:
         InputError: another plan is there (naming what differs), or the folder holds something else.
@@ -209,5 +209,5 @@ def write_plan(root: Path, plan: Plan) -> None:
 
 
 def differing_fields(old: Plan, new: Plan) -> list[str]:
-    """`section.key: old there, new here` for every field in which two plans differ."""
+    """Return `section.key: old there, new here` for every field in which two plans differ."""
     return differences(old.model_dump(mode="json"), new.model_dump(mode="json"))

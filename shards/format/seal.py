@@ -1,4 +1,4 @@
-"""The seal of a finished set: indexes, card and manifest. Sealing twice gives the same bytes."""
+"""Seal a finished set: write indexes, card and manifest. Sealing twice gives the same bytes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +47,7 @@ def seal_if_complete(root: Path, plan: Plan, layer: int = 0) -> str | None:
 
 
 def unfinished_shards(root: Path, plan: Plan, layer: int, shards: Iterable[int]) -> list[int]:
-    """Those of `shards` that are still to be written.
+    """Return those of `shards` that are still to be written.
 
     Raises:
         WorkError: the layer is sealed, so that they are damaged; a second writing would not give the sealed records.
@@ -63,7 +63,7 @@ def unfinished_shards(root: Path, plan: Plan, layer: int, shards: Iterable[int])
 
 
 def add_scores_entry(root: Path, name: str) -> str:
-    """Seal the set again with `scores/NAME.parquet`, which lies there already; returns the new set ID."""
+    """Seal the set again with `scores/NAME.parquet`, which lies there already; return the new set ID."""
     old = read_manifest(root)
     path = scores_path(root, name)
     plans = [read_plan(root, number) for number in range(len(old.layers))]
@@ -103,7 +103,7 @@ def _write_seal(
 
 
 def descriptions(plans: list[Plan], files: dict[str, FileEntry]) -> dict[str, bytes]:
-    """`README.md` and `croissant.json`, which follow from the plans and the digests of the indexes."""
+    """Write `README.md` and `croissant.json` anew, which follow from the plans and the digests of the indexes."""
     layers = []
     for number, plan in enumerate(plans):
         index = files[index_path(Path(), number).as_posix()]
@@ -112,7 +112,7 @@ def descriptions(plans: list[Plan], files: dict[str, FileEntry]) -> dict[str, by
 
 
 def provenance(plans: list[Plan]) -> dict[str, Any]:
-    """Source, diffusion model and sampler; those of added layers under `layers`, the parents of derived ones too."""
+    """Return source, diffusion model and sampler of a set; those of added layers, and the parents of derived ones, too."""
 
     def of(plan: Plan) -> dict[str, Any]:
         facts: dict[str, Any] = {

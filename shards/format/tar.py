@@ -1,4 +1,4 @@
-"""The tar of a shard: webdataset's `TarWriter` with a fixed owner and time, so that equal records give equal bytes."""
+"""Write a shard's tar: webdataset's `TarWriter` with a fixed owner and time, so that equal records give equal bytes."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ class CountedFile(io.RawIOBase):
         return True
 
     def write(self, content) -> int:
-        """Write bytes; returns their number."""
+        """Write bytes and return their number."""
         self._hash.update(content)
         self._file.write(content)
         self.size += len(content)
@@ -30,7 +30,7 @@ class CountedFile(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """The hexadecimal digest of what was written."""
+        """Return the hexadecimal SHA-256 of what was written."""
         return self._hash.hexdigest()
 
 
@@ -74,10 +74,10 @@ class ShardTar:
 
     @property
     def size(self) -> int:
-        """The bytes written."""
+        """Return the number of bytes written."""
         return self._counted.size
 
     @property
     def sha256(self) -> str:
-        """The hexadecimal digest of what was written."""
+        """Return the hexadecimal SHA-256 of what was written."""
         return self._counted.sha256

@@ -1,4 +1,4 @@
-"""Writing one shard: tar first, commit record last."""
+"""Write one shard: tar first, commit record last."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ from .tar import ShardTar
 
 @dataclass(frozen=True)
 class Record:
-    """An anchor and its candidates `(K, H, W, 3)` uint8."""
+    """Holds an anchor and its candidates `(K, H, W, 3)` uint8."""
 
     anchor: Anchor
     candidates_KHWC: np.ndarray
@@ -27,7 +27,7 @@ class Record:
 
 @dataclass(frozen=True)
 class EncodedRecord:
-    """A record whose images are encoded: `contents` and their `pixels` digests in the order of the plan's fields."""
+    """Holds a record whose images are encoded: `contents` and their `pixels` digests in the order of the plan's fields."""
 
     key: str
     index: int

@@ -1,1 +1,1 @@
-"""What training and evaluation read of a set."""
+"""Read sets, as training and evaluation do."""

@@ -1,4 +1,4 @@
-"""Which candidate a sample gets in an epoch: uniform, or among those that a score lets through."""
+"""Draw the candidate that a sample gets in an epoch: uniform, or among those that a score lets through."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class CandidateChoice:
     weights_NK: np.ndarray | None = None
 
     def draw(self, epoch: int, position: int, key: str, candidates: int) -> tuple[int, float]:
-        """(candidate, weight); the weight is 0 where none of the sample's candidates is allowed."""
+        """Draw a candidate and return its number and weight, which is 0 where none of the sample's candidates is allowed."""
         weight = 1.0
         if self.allowed_NK is None:
             drawn = draw_candidate(self.seed, epoch, key, candidates)
@@ -41,7 +41,7 @@ class CandidateChoice:
 def choice_by_scores(
     shards: ShardSet, seed: int, name: str, measure: str, minimum: float | None, weighted: bool
 ) -> CandidateChoice:
-    """The choice by a measure of `scores/NAME.parquet`.
+    """Make the choice by a measure of `scores/NAME.parquet`.
 
     Args:
         minimum: candidates below are not drawn; None draws all.
@@ -87,5 +87,5 @@ def choice_by_scores(
 
 
 def draw_candidate(seed: int, epoch: int, key: str, candidates: int) -> int:
-    """The candidate of a sample in an epoch, uniform over 0 … candidates-1: a pure function of (seed, epoch, key)."""
+    """Draw a sample's candidate in an epoch, uniform over 0 … candidates-1: a pure function of (seed, epoch, key)."""
     return stream_key(seed, epoch, key, "candidate") % candidates

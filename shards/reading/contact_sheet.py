@@ -1,4 +1,4 @@
-"""Contact sheets: anchors beside their candidates, as one picture."""
+"""Draw contact sheets: anchors beside their candidates, as one picture."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,7 +13,7 @@ MARGIN = 24
 
 
 def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Image:
-    """`rows` anchors drawn by `seed`, each (left, set apart) with its candidates, small ones enlarged."""
+    """Show `rows` anchors drawn by `seed`, each (left, set apart) with its candidates, small ones enlarged."""
     chosen = np.sort(permutation(len(shards), seed, "preview")[:rows])
     scale = max(1, TARGET // shards.size)
     side = shards.size * scale
@@ -36,7 +36,7 @@ def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Imag
 
 
 def with_histograms(sheet: Image.Image, scores: dict[str, dict[str, np.ndarray]]) -> Image.Image:
-    """The sheet with a histogram of every measure of every score below it, its range written under it."""
+    """Draw a histogram of every measure of every score below a sheet, its range written under it."""
     panels = [
         _histogram(f"{name}: {measure}", values)
         for name, of in scores.items()

@@ -1,4 +1,4 @@
-"""The reading order: a pure function of (plan digest, seed, epoch), the same for any number of processes."""
+"""Order the reading: a pure function of (plan digest, seed, epoch), the same for any number of processes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ WINDOW = 16
 
 
 class EpochOrder:
-    """The positions of all records in the order of an epoch: each exactly once, made a window at a time.
+    """Gives the positions of all records in the order of an epoch: each exactly once, made a window at a time.
 
     Shards are permuted, then the records of every `window` consecutive ones are shuffled together.
     """
@@ -35,7 +35,7 @@ class EpochOrder:
         self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def positions(self, start: int, stop: int) -> np.ndarray:
-        """Places `start` … `stop - 1` of the epoch's order, int64."""
+        """Return the positions at the places `start` … `stop - 1` of the epoch's order, int64."""
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         parts = []
         for number in range(first, len(self._starts) - 1):
@@ -66,13 +66,13 @@ class EpochOrder:
 def epoch_order(
     shard_sizes: Sequence[int], plan_digest: str, seed: int, epoch: int, window: int = WINDOW
 ) -> np.ndarray:
-    """The whole order of an epoch, `(N,)` int64."""
+    """Return the whole order of an epoch, `(N,)` int64."""
     return EpochOrder(shard_sizes, plan_digest, seed, epoch, window).positions(0, sum(shard_sizes))
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """The global batches of a run and each rank's slice of them; the last short batch of an epoch is dropped.
+    """Gives the global batches of a run and each rank's slice of them; the last short batch of an epoch is dropped.
 
     Args:
         batch_size: samples per global batch; divisible by `world_size`.
@@ -95,11 +95,11 @@ class BatchOrder:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches in an epoch, equal on every rank."""
+        """Return the number of global batches in an epoch, equal on every rank."""
         return self._samples // self.batch_size
 
     def batches(self, first: int, last: int) -> Iterator[list[tuple[int, int]]]:
-        """This rank's part `[(epoch, position), …]` of the global batches `first` … `last - 1`, counted over epochs."""
+        """Yield this rank's part `[(epoch, position), …]` of the global batches `first` … `last - 1`, counted over epochs."""
         local = self.batch_size // self.world_size
         order = None
         order_epoch = -1

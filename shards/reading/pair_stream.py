@@ -1,4 +1,4 @@
-"""Pairs as a `webdataset` pipeline, for training loops of one's own."""
+"""Read pairs as a `webdataset` pipeline, for training loops of one's own."""
 
 import random
 import tarfile
@@ -24,7 +24,7 @@ Sample = dict[str, Any]
 
 
 class _Place(NamedTuple):
-    """A shard to read, and in which epoch."""
+    """Names a shard to read and the epoch in which it is read."""
 
     epoch: int
     shard: int
@@ -86,7 +86,7 @@ def pair_stream(
 
 
 class _ShardOrder:
-    """The shards of every epoch, permuted: the same order on every rank and worker, which then share it."""
+    """Yields the shards of every epoch, permuted: the same order on every rank and worker, which then share it."""
 
     def __init__(self, shards: ShardSet, seed: int, epochs: int | None):
         self.count = shards.plan.shard_count
@@ -132,7 +132,7 @@ class _PairReader:
             }
 
     def _records(self, layer: LayerReader, shard: int) -> Iterator[Sample]:
-        """The records of a shard's tar, each with all its members.
+        """Read the records of a shard's tar, each with all its members.
 
         Raises:
             WorkError: the tar is missing, damaged or cut short.
@@ -165,7 +165,7 @@ class _PairReader:
 
 
 class _Shuffle:
-    """webdataset's shuffling in a buffer, from a seed of this rank's and worker's own."""
+    """Shuffles samples in webdataset's buffer, from a seed of this rank's and worker's own."""
 
     def __init__(self, seed: int, size: int):
         self.seed = seed

@@ -1,4 +1,4 @@
-"""A torch Dataset of pairs (anchor, candidate), and its loader. The only module of `shards` that imports torch."""
+"""Read pairs (anchor, candidate) as a torch Dataset, and load them in batches."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ def decode_image(
 
 @dataclass
 class PairBatch:
-    """Anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for.
+    """Holds anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for.
 
     `weights_B` are the candidates' weights: 1 but where scores say otherwise.
     """
@@ -57,7 +57,7 @@ class PairBatch:
     keys: list[str]
 
     def pin_memory(self) -> "PairBatch":
-        """The batch in page-locked memory, for asynchronous copies to a device."""
+        """Return the batch in page-locked memory, for asynchronous copies to a device."""
         candidates = None if self.candidates_BCHW is None else self.candidates_BCHW.pin_memory()
         labels = self.labels_B.pin_memory()
         weights = self.weights_B.pin_memory()
@@ -65,7 +65,7 @@ class PairBatch:
 
 
 class PairDataset(Dataset[PairBatch]):
-    """Batches of pairs by `[(epoch, position), …]`; the candidate drawn depends on (seed, epoch, key) alone.
+    """Reads batches of pairs by `[(epoch, position), …]`; the candidate drawn depends on (seed, epoch, key) alone.
 
     Args:
         shards: the set.
@@ -126,7 +126,7 @@ class PairDataset(Dataset[PairBatch]):
         return self._decode(members), weights
 
     def _decode(self, members: Sequence[tuple[LayerReader, int, int]]) -> torch.Tensor:
-        """The images of members (layer, position, place in the record), `(B, 3, H, W)`, in memory channels last."""
+        """Decode the images of members (layer, position, place in the record) to `(B, 3, H, W)`, in memory channels last."""
         contents = [self.shards.member_bytes(*member) for member in members]
         joined = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
         images = []
@@ -146,7 +146,7 @@ class PairDataset(Dataset[PairBatch]):
 
 
 class PairLoader:
-    """This rank's parts of the global batches up to `last`, from `first` on or from a saved state; iterate it.
+    """Loads this rank's parts of the global batches up to `last`, from `first` on or from a saved state; iterate it.
 
     Never pass it through `accelerator.prepare()`: it already holds this rank's slices only.
 
@@ -192,7 +192,7 @@ class PairLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the reading stands after the batches handed out so far, for any number of processes."""
+        """Return the state of the reading after the batches handed out so far, for any number of processes."""
         epoch, batch = divmod(self.batch, self.order.batches_per_epoch)
         seen = batch * self.order.batch_size
         return {
@@ -230,7 +230,7 @@ def _already_batched(batch: Any) -> PairBatch:
 
 
 class _BatchSampler:
-    """The batches of `order`, made one by one: an epoch of millions is never held as Python objects."""
+    """Yields the batches of `order`, made one by one: an epoch of millions is never held as Python objects."""
 
     def __init__(self, order: BatchOrder, first: int, last: int):
         self.order = order

@@ -1,4 +1,4 @@
-"""Scores of candidates, added to a sealed set: `scores/NAME.parquet`, a row per anchor and candidate."""
+"""Add scores of candidates to a sealed set, and read them: `scores/NAME.parquet`, a row per anchor and candidate."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def check_name(root: Path, name: str) -> Path:
-    """The file for scores of that name.
+    """Return the path for new scores of that name.
 
     Raises:
         InputError: the name is taken or not usable.
@@ -45,7 +45,7 @@ def add_scores(
     scores: dict[str, np.ndarray],
     made: Mapping[str, Any] | None = None,
 ) -> str:
-    """Add scores to the sealed set at `root` and seal it anew; returns the new set ID.
+    """Add scores to the sealed set at `root` and seal it anew; return the new set ID.
 
     Args:
         name: of letters, digits, `-` and `_`; new.
@@ -77,7 +77,7 @@ def add_scores(
 
 
 def read_scores(path: Path, anchors: int) -> dict[str, np.ndarray]:
-    """Scores as measure → `(N, K)` float32, K the candidates that were there when they were made.
+    """Read scores as measure → `(N, K)` float32, K the candidates that were there when they were made.
 
     Raises:
         WorkError: not a readable table of scores for that many anchors.

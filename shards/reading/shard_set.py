@@ -1,4 +1,4 @@
-"""Reading a sealed shard set: records by position, through the index and memory maps."""
+"""Read a sealed shard set: records by position, through the index and memory maps."""
 
 import mmap
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ HERE = Path()
 
 @dataclass(frozen=True)
 class LayerReader:
-    """An opened layer: its number, plan and index."""
+    """Holds an opened layer: its number, plan and index."""
 
     number: int
     plan: Plan
@@ -32,7 +32,7 @@ class LayerReader:
 
 
 class ShardSet:
-    """A sealed shard set, map-style: position `i` is its i-th anchor.
+    """Reads a sealed shard set, map-style: position `i` is its i-th anchor.
 
     Args:
         location: the folder that holds `manifest.json`, or the URL of one (fsspec's; a shard at a time is fetched
@@ -115,22 +115,22 @@ class ShardSet:
 
     @property
     def candidates(self) -> int:
-        """K, the number of candidates per anchor."""
+        """Return K, the number of candidates per anchor."""
         return len(self._members)
 
     @property
     def size(self) -> int:
-        """The side length of every image in pixels."""
+        """Return the side length of every image in pixels."""
         return self.plan.source.size
 
     @property
     def shard_sizes(self) -> list[int]:
-        """Anchors per shard."""
+        """Return the number of anchors in each shard."""
         return [len(self.plan.shard_range(shard)) for shard in range(self.plan.shard_count)]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the content read is: the plan's digest, and the digest of the index of every layer used."""
+        """Identify the content read: by the plan's digest, and the digest of the index of every layer used."""
         indexes = {
             layer_name(layer.number): index_path(HERE, layer.number).as_posix()
             for layer in self.layers
@@ -139,31 +139,31 @@ class ShardSet:
         return {"plan": self.plan.digest, "layers": digests}
 
     def key(self, position: int) -> str:
-        """The key of an anchor."""
+        """Return the key of an anchor."""
         rows, row = self._locate(self.layers[0], position)
         return rows.keys[row]
 
     def source_index(self, position: int) -> int:
-        """The index of an anchor in its source."""
+        """Return the index of an anchor in its source."""
         rows, row = self._locate(self.layers[0], position)
         return rows.indices[row]
 
     def source_indices(self) -> np.ndarray:
-        """The index in the source of every anchor, `(N,)` int64, ascending."""
+        """Return the index in the source of every anchor, `(N,)` int64, ascending."""
         return self.layers[0].index.column("index").to_numpy()
 
     def key_and_label(self, position: int) -> tuple[str, int | None]:
-        """The key of an anchor and its label, which is None without one."""
+        """Return the key of an anchor and its label, which is None without one."""
         rows, row = self._locate(self.layers[0], position)
         return rows.keys[row], rows.labels[row]
 
     def label(self, position: int) -> int | None:
-        """The label of an anchor, or None without one."""
+        """Return the label of an anchor, or None without one."""
         rows, row = self._locate(self.layers[0], position)
         return rows.labels[row]
 
     def labels(self) -> np.ndarray:
-        """All labels `(N,)` int64, in order.
+        """Return all labels `(N,)` int64, in order.
 
         Raises:
             InputError: the set was made from a source without labels.
@@ -177,7 +177,7 @@ class ShardSet:
         return labels.to_numpy()
 
     def anchor_bytes(self, position: int) -> bytes | None:
-        """The encoded anchor, or None in a set without anchors."""
+        """Return the encoded anchor, or None in a set without anchors."""
         return (
             self.member_bytes(self.layers[0], position, 0)
             if self.plan.shards.include_anchors
@@ -185,14 +185,14 @@ class ShardSet:
         )
 
     def candidate_bytes(self, position: int, candidate: int) -> bytes:
-        """Encoded candidate `candidate` (0 … K-1) of an anchor."""
+        """Return the encoded candidate `candidate` (0 … K-1) of an anchor."""
         if not 0 <= candidate < self.candidates:
             raise IndexError(f"candidate {candidate}, the set has {self.candidates}")
         layer, member = self._members[candidate]
         return self.member_bytes(layer, position, member)
 
     def anchor(self, position: int) -> np.ndarray:
-        """The anchor `(H, W, 3)` uint8 RGB, from the set or, joined by key and digest, from the source."""
+        """Return the anchor `(H, W, 3)` uint8 RGB, from the set or, joined by key and digest, from the source."""
         content = self.anchor_bytes(position)
         if content is not None:
             return self._decode(content, position, self.layers[0])
@@ -203,19 +203,19 @@ class ShardSet:
         return self._join(position, self._anchors).image
 
     def candidate(self, position: int, candidate: int) -> np.ndarray:
-        """Candidate `candidate` of an anchor, `(H, W, 3)` uint8 RGB."""
+        """Return candidate `candidate` of an anchor, `(H, W, 3)` uint8 RGB."""
         content = self.candidate_bytes(position, candidate)
         return self._decode(content, position, self._members[candidate][0])
 
     def anchor_record(self, position: int) -> Anchor:
-        """The anchor with its index, key, label and digest, as the source gave it."""
+        """Return the anchor with its index, key, label and digest, as the source gave it."""
         row = self.layers[0].index.table(position // self._records)[position % self._records]
         return Anchor(
             row["index"], row["key"], self.anchor(position), row["label"], row["anchor"].hex()
         )
 
     def member_bytes(self, layer: LayerReader, position: int, member: int) -> bytes:
-        """The bytes of a record's member in a layer."""
+        """Return the bytes of a record's member in a layer."""
         if not 0 <= position < self._count:
             raise IndexError(position)
 
@@ -232,7 +232,7 @@ class ShardSet:
         return content
 
     def candidate_member(self, candidate: int) -> tuple[LayerReader, int]:
-        """The layer that holds a candidate, and its place among the members of a record."""
+        """Return the layer that holds a candidate, and its place among the members of a record."""
         return self._members[candidate]
 
     def _locate(self, layer: LayerReader, position: int):

@@ -1,1 +1,1 @@
-"""Shard sets in other places: copies that are checked, buckets, the hub, the cache."""
+"""Keep shard sets in other places: copies that are checked, buckets, the hub, the cache."""

@@ -1,4 +1,4 @@
-"""Where the files of a set are read from: a local folder, or a URL through a bounded cache on disk."""
+"""Find the files of a set: in a local folder, or at a URL through a bounded cache on disk."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ LOCKS = ".locks"
 
 
 class Store(Protocol):
-    """The files of one set by name.
+    """Finds the files of one set by name.
 
     Attributes:
         location: where the set is, as the user gave it.
@@ -30,12 +30,12 @@ class Store(Protocol):
     manifest: Manifest
 
     def path(self, name: str) -> Path:
-        """The local path of a file of the set."""
+        """Return the local path of a file of the set."""
         ...
 
 
 class LocalStore(Store):
-    """A set in a local folder."""
+    """Finds the files of a set in a local folder."""
 
     def __init__(self, root: Path):
         self.location = str(root)
@@ -43,12 +43,12 @@ class LocalStore(Store):
         self.manifest = read_manifest(root)
 
     def path(self, name: str) -> Path:
-        """The path of a file, whether or not it exists."""
+        """Return the path of a file, whether or not it exists."""
         return self.root / name
 
 
 class RemoteStore(Store):
-    """A sealed set at a URL, whose files are fetched whole when they are first needed.
+    """Fetches the files of a sealed set at a URL, each whole when it is first needed.
 
     Any number of processes may share a cache folder. A file gets its name there only when size and SHA-256 agree with
     the manifest, so what is found there later is trusted by its size.
@@ -72,7 +72,7 @@ class RemoteStore(Store):
         write_file(self.root / MANIFEST, content)
 
     def path(self, name: str) -> Path:
-        """The path of a file, fetched if it is not in the cache.
+        """Return the path of a file, fetched if it is not in the cache.
 
         Another process may remove a tar before the caller opens it; then call again. A file once opened or mapped stays
         readable.
@@ -119,7 +119,7 @@ class RemoteStore(Store):
 def open_store(
     location: str | Path, cache: Path | None = None, cache_bytes: int = CACHE_BYTES
 ) -> Store:
-    """The files of the set in a local folder, or at a URL.
+    """Open the files of the set in a local folder, or at a URL.
 
     Args:
         cache: where files of a URL are kept; by default `$CLSP_CACHE`, else the user's cache folder.
@@ -137,14 +137,14 @@ def open_store(
 
 
 def cache_folder() -> Path:
-    """`$CLSP_CACHE`, else `clsp` in the platform's cache folder."""
+    """Return `$CLSP_CACHE`, else `clsp` in the platform's cache folder."""
     if "CLSP_CACHE" in os.environ:
         return Path(os.environ["CLSP_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clsp"
 
 
 def _used(path: Path, entry: FileEntry) -> bool:
-    """True if the file is there; it then counts as used now."""
+    """Return True if the file is there; it then counts as used now."""
     try:
         if path.stat().st_size != entry.bytes:
             return False

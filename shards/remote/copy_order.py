@@ -1,4 +1,4 @@
-"""The files of a sealed set and the order in which they are copied, for every kind of destination."""
+"""List the files of a sealed set in the order in which they are copied, for every kind of destination."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..format.manifest import FileEntry, Manifest
 
 @dataclass(frozen=True)
 class CopyOrder:
-    """The files of a set but for plan and manifest, grouped in the order in which they are copied.
+    """Groups the files of a set, but for plan and manifest, in the order in which they are copied.
 
     The plan goes before them: it says whose the place is, so that an interrupted copy is recognised. The manifest
     goes after them: a place without it is an unfinished copy.

@@ -1,4 +1,4 @@
-"""Whether a set may be copied to a place: what is there already must be this set, or an earlier state of it."""
+"""Check a place that a set is to be copied to: what is there must be this set, or an earlier state of it."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from .filesystem import Remote
 
 
 def check_claim(target: Remote, plan: bytes) -> bool:
-    """True if a set of this plan is at `target`, False if nothing is.
+    """Return True if a set of this plan is at `target`, False if nothing is.
 
     Raises:
         InputError: something else is there.
@@ -51,7 +51,7 @@ def check_extends(new: Manifest, old: bytes | None, where: str) -> None:
 def finished_shards(
     records: Iterable[tuple[str, bytes | None]], new: Manifest, where: str
 ) -> set[str]:
-    """The commit records among those found at the target that are ours byte for byte.
+    """Return the commit records among those found at the target that are ours byte for byte.
 
     Raises:
         InputError: a record is of a tar with other bytes: another run of the same plan is being made there.
@@ -72,7 +72,7 @@ def finished_shards(
 
 
 def _sealed_digest(content: bytes) -> str | None:
-    """The tar's SHA-256 in a commit record; None in a damaged one, which may be replaced."""
+    """Return the tar's SHA-256 in a commit record; None in a damaged one, which may be replaced."""
     try:
         record = json.loads(content)
     except (ValueError, RecursionError):

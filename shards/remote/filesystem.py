@@ -1,4 +1,4 @@
-"""A folder of files at an fsspec URL or a local path: names, sizes, bounded reads."""
+"""Read the files of a folder at an fsspec URL or a local path: names, sizes, bounded reads."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ HTTP_PROTOCOLS = {"http", "https"}
 
 
 class Remote:
-    """A folder at `url`. Opened anew in each process, so it can be pickled and survives a fork.
+    """Opens the folder at `url`, anew in each process, so it can be pickled and survives a fork.
 
     Raises:
         InputError: no such protocol, or its library is missing.
@@ -37,7 +37,7 @@ class Remote:
 
     @property
     def fs(self) -> Any:
-        """The file system, of this process."""
+        """Return the file system of this process."""
         if self._pid != os.getpid():  # an event loop does not survive a fork
             self._fs = _connect(self.url)[0]
             self._pid = os.getpid()
@@ -45,19 +45,19 @@ class Remote:
 
     @property
     def root(self) -> Path:
-        """The folder of a local one."""
+        """Return the path of a local folder."""
         return Path(self._base)
 
     def where(self, name: str) -> str:
-        """The full name of a file, for messages."""
+        """Return the full name of a file for messages."""
         return f"{self.url}/{name}"
 
     def at(self, name: str) -> str:
-        """The full name of a file, for the file system."""
+        """Return the full name of a file for the file system."""
         return f"{self._base}/{name}"
 
     def chunks(self, name: str, size: int = CHUNK) -> Generator[bytes, None, None]:
-        """The bytes of a file, in order."""
+        """Yield the bytes of a file, in order."""
         # A plain server may ignore ranges: there one request streams the file, and its size need not be asked for.
         http = HTTP_PROTOCOLS.intersection(
             [self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol
@@ -71,7 +71,7 @@ class Remote:
                 yield chunk
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """A small file, or None where there is none; raises InputError if it is larger than `limit` bytes."""
+        """Read a small file, or None where there is none; raise InputError if it is larger than `limit` bytes."""
         content = b""
         try:
             with contextlib.closing(self.chunks(name)) as chunks:
@@ -85,14 +85,14 @@ class Remote:
         return content
 
     def size(self, name: str) -> int | None:
-        """The size of a file, or None where there is none."""
+        """Return the size of a file, or None where there is none."""
         try:
             return self.fs.info(self.at(name))["size"]
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def holds(self, name: str, entry: FileEntry) -> bool:
-        """True if the file is there with the size and, read back, the SHA-256 of `entry`."""
+        """Return True if the file is there with the size and, read back, the SHA-256 of `entry`."""
         if self.size(name) != entry.bytes:
             return False
         digest = hashlib.sha256()
@@ -101,7 +101,7 @@ class Remote:
         return digest.hexdigest() == entry.sha256
 
     def is_empty(self) -> bool:
-        """True if nothing is there but hidden files."""
+        """Return True if nothing is there but hidden files."""
         try:
             paths = [path.rstrip("/") for path in self.fs.ls(self._base, detail=False)]
         except FileNotFoundError:
@@ -131,7 +131,7 @@ def _connect(url: str) -> tuple[Any, str]:
 
 
 def _http_timeout() -> Any:
-    """No limit on a whole file, as aiohttp has, but on silence."""
+    """Limit the time of silence, not, as aiohttp does, that of a whole file."""
     try:
         from aiohttp import ClientTimeout
     except ImportError as error:

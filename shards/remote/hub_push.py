@@ -1,4 +1,4 @@
-"""Copying a sealed set to a dataset repository of the Hugging Face Hub, many files to a commit, the seal last."""
+"""Copy a sealed set to a dataset repository of the Hugging Face Hub, many files to a commit, the seal last."""
 
 import hashlib
 import re
@@ -86,7 +86,7 @@ def batches(names: set[str], there: set[str]) -> list[list[str]]:
 
 
 class _Repository:
-    """A dataset repository, or a folder in one, as the place of a set."""
+    """Reads and writes a dataset repository, or a folder in one, as the place of a set."""
 
     def __init__(
         self, api: Any, root: Path, url: str, name: str, branch: str | None, folder: str | None
@@ -108,7 +108,7 @@ class _Repository:
             )
 
     def sound(self, files: dict[str, FileEntry]) -> dict[str, bool]:
-        """The files of the set that are there, each with whether its bytes are ours.
+        """Return the files of the set that are there, each with True if its bytes are ours.
 
         Raises:
             InputError: another set, or something else, is there.
@@ -132,7 +132,7 @@ class _Repository:
         return there
 
     def manifest(self, there: dict[str, bool]) -> bytes | None:
-        """The manifest that is there, unless it is ours."""
+        """Return the manifest that is there, unless it is ours."""
         if there.get(MANIFEST, True):
             return None
         path = self.api.hf_hub_download(self.name, self.folder + MANIFEST, **self.place)

@@ -1,4 +1,4 @@
-"""Copying sealed sets to and from any place that fsspec knows: resumable, verified on arrival, the seal last."""
+"""Copy sealed sets to and from any place that fsspec knows: resumable, verified on arrival, the seal last."""
 
 import hashlib
 import threading
@@ -70,7 +70,7 @@ def pull(
 
 
 class _Transfer:
-    """One copy of a set from `source` to `target`, of which at least one is a local folder."""
+    """Copies a set from `source` to `target`, of which at least one is a local folder."""
 
     def __init__(self, source: Remote, target: Remote, expect: str | None, workers: int):
         self.source = source
@@ -116,7 +116,7 @@ class _Transfer:
         return content
 
     def _finished(self) -> set[str]:
-        """The commit records at the target that are ours; raises InputError if the target has a state that is not."""
+        """Return the commit records at the target that are ours; raise InputError if the target has a state that is not."""
         target = self.target
         limit = MAX_JSON_BYTES
         old = retrying(lambda: target.read(MANIFEST, limit), target.where(MANIFEST))
@@ -136,7 +136,7 @@ class _Transfer:
             retrying(lambda name=name: self._copy_file(name, resumes), where, self.stop)
 
     def _is_finished(self, job: Job, finished: set[str]) -> bool:
-        """True if the shard's commit record is there, which was written after the tar had been read back."""
+        """Return True if the shard's commit record is there, which was written after the tar had been read back."""
         if job[-1] not in finished:
             return False
         tar = job[0]
@@ -158,7 +158,7 @@ class _Transfer:
         work: Callable[[Item], Result],
         tell: Callable[[Item], None] = lambda _: None,
     ) -> list[tuple[Item, Result]]:
-        """Every item with its result; at the first error, or Ctrl-C, nothing more begins and all come to rest."""
+        """Work on every item in parallel; at the first error, or Ctrl-C, nothing more begins and all come to rest."""
         pool = ThreadPoolExecutor(self.workers, "transfer")
         results = []
         try:

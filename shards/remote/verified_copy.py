@@ -1,4 +1,4 @@
-"""Files that land only when their bytes are those of the manifest, and another attempt at what failed in passing."""
+"""Copy files that land only when their bytes are those of the manifest, and try again what failed in passing."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 class DamagedError(OSError):
-    """A file arrived with other bytes than its manifest has."""
+    """Reports a file that arrived with other bytes than its manifest has."""
 
 
 def receive(
@@ -85,7 +85,7 @@ def send(
 
 
 def retrying(work: Callable[[], Result], where: str, stop: threading.Event | None = None) -> Result:
-    """The result of `work`, which may fail up to three times for a reason that can pass.
+    """Return the result of `work`, which may fail up to three times for a reason that can pass.
 
     Raises:
         InputError: access was denied, or there are no credentials.
@@ -144,7 +144,7 @@ class _Stoppable(Callback):
 
 
 def fetch_manifest(source: Remote, expect: str | None = None) -> tuple[Manifest, bytes]:
-    """The manifest of the sealed set at `source` and its bytes.
+    """Fetch the manifest of the sealed set at `source`; return it and its bytes.
 
     Raises:
         InputError: no sealed set of a known schema version there, or its set ID is not `expect`.

@@ -1,1 +1,1 @@
-"""Image data sets, from wherever they come."""
+"""Read image data sets, from wherever they come."""

@@ -1,4 +1,4 @@
-"""The recipe section `[anchors]`."""
+"""Define the recipe section `[anchors]`."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from ...core import Section
 
 
 class AnchorsConfig(Section):
-    """Where the anchors come from and what geometry they get."""
+    """Says where the anchors come from and what geometry they get."""
 
     path: str = Field(default="digits", min_length=1)
     """A hub id, a local parquet file, a local folder (images or parquet), or `digits` (scikit-learn's, embedded)."""

@@ -1,4 +1,4 @@
-"""The digest of a source, kept beside what is made of it: reading a million images at every start takes minutes."""
+"""Keep the digest of a source beside what is made of it: reading a million images at every start takes minutes."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from .images import ImageSource
 
 
 class SourceState(BaseModel):
-    """The facts by which a source is recognised as unchanged."""
+    """Gives the facts by which a source is recognised as unchanged."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,7 +20,7 @@ class SourceState(BaseModel):
 
 
 class KnownDigest(SourceState):
-    """A source's digest as it is kept in a file, with the state of the source that it belongs to."""
+    """Holds a source's digest as it is kept in a file, with the state of the source that it belongs to."""
 
     digest: str
 

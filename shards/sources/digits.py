@@ -1,4 +1,4 @@
-"""The embedded default source: scikit-learn's 1 797 handwritten digits, 8x8, grey."""
+"""Read the embedded default source: scikit-learn's 1 797 handwritten digits, 8x8, grey."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ TEST_EVERY = 5
 
 
 class DigitsSource:
-    """One split of the digits: every fifth image is `test`, the others are `train`.
+    """Reads one split of the digits: every fifth image is `test`, the others are `train`.
 
     The source's 17 grey levels (0…16) are spread over 0…255 and replicated to three channels.
     """
@@ -41,9 +41,9 @@ class DigitsSource:
         return len(self._labels)
 
     def content(self, index: int) -> np.ndarray:
-        """The image `(8, 8, 3)` uint8."""
+        """Return the image `(8, 8, 3)` uint8."""
         return self._images[index]
 
     def label(self, index: int) -> int:
-        """The digit, 0…9."""
+        """Return the digit, 0…9."""
         return int(self._labels[index])

@@ -1,4 +1,4 @@
-"""Image sources through Hugging Face `datasets`: the hub, local parquet files, local folders."""
+"""Read image sources through Hugging Face `datasets`: the hub, local parquet files, local folders."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +9,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class")
 
 
 class HFSource:
-    """One split of a data set, by hub id or local path.
+    """Reads one split of a data set, by hub id or local path.
 
     The image column is the first one that holds images; the label column is `label` or, where that is empty, the one
     of that name (or a usual variant), else the first class label.
@@ -34,14 +34,14 @@ class HFSource:
         return len(self._dataset)
 
     def content(self, index: int) -> bytes:
-        """The encoded bytes of an image, as the source holds them; none where it has no image."""
+        """Return the encoded bytes of an image, as the source holds them; none where it has no image."""
         cell = cast("dict[str, Any] | None", self._images[index][self._image_column])
         if not cell or not (cell["bytes"] or cell["path"]):
             return b""
         return cell["bytes"] or Path(cell["path"]).read_bytes()
 
     def label(self, index: int) -> int | None:
-        """The class number, or None without one."""
+        """Return the class number, or None without one."""
         return None if self._labels is None else self._labels[index]
 
 

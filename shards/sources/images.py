@@ -1,4 +1,4 @@
-"""Anchors: the images that positives are made for, from any source that `datasets` reads."""
+"""Open anchors, the images that positives are made for, from any source that `datasets` reads."""
 
 import copy
 import hashlib
@@ -18,12 +18,12 @@ from .huggingface import HFSource
 
 
 class UnreadableAnchorError(InputError):
-    """An image of the source that is empty or does not decode."""
+    """Reports an image of the source that is empty or does not decode."""
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """One image of the source: `image` is `(H, W, 3)` uint8 RGB; `digest` identifies what the source holds."""
+    """Holds one image of the source, `(H, W, 3)` uint8 RGB; `digest` identifies what the source has."""
 
     index: int
     key: str
@@ -37,13 +37,13 @@ SPLIT = re.compile(r"[A-Za-z0-9_][!-.0-~]{0,63}")
 
 
 class AnchorLookup(Protocol):
-    """Anchors by number: those of a source, or of a set by position."""
+    """Gives anchors by number: those of a source, or of a set by position."""
 
     def __getitem__(self, index: int, /) -> Anchor: ...
 
 
 class Source(Protocol):
-    """What an image source offers: encoded bytes or an array per index, a label or None, and its licence."""
+    """Offers encoded bytes or an array per index, a label or None, and the licence of the images."""
 
     name: str
     licence: str
@@ -53,16 +53,16 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def content(self, index: int) -> bytes | np.ndarray:
-        """The encoded bytes of an image or, in sources without, its pixels."""
+        """Return the encoded bytes of an image or, in sources without, its pixels."""
         ...
 
     def label(self, index: int) -> int | None:
-        """The class number, or None without one."""
+        """Return the class number, or None without one."""
         ...
 
 
 class ImageSource(Sequence[Anchor]):
-    """The anchors of a recipe in source order, decoded one at a time.
+    """Reads the anchors of a recipe in source order, decoded one at a time.
 
     Keys are `{split}_{index:08d}`. `digest` is over the identities of all anchors, so it names the source; it and
     `source_count` are those of the whole source also where anchors have been left out.
@@ -95,7 +95,7 @@ class ImageSource(Sequence[Anchor]):
         self._digest: str | None = None
 
     def without(self, skipped: Collection[int]) -> "ImageSource":
-        """These anchors but for those with the source indices `skipped`; the others keep their keys.
+        """Leave out the anchors with the source indices `skipped`; the others keep their keys.
 
         Raises:
             InputError: nothing is left.
@@ -131,15 +131,15 @@ class ImageSource(Sequence[Anchor]):
         return (self[place] for place in range(len(self)))
 
     def key(self, place: int) -> str:
-        """The anchor's name in shard sets and in the noise: no dots, unique."""
+        """Return the anchor's name in shard sets and in the noise: no dots, unique."""
         return f"{self.config.split.replace('.', '_')}_{self.indices_N[place]:08d}"
 
     def spread(self, count: int) -> list[int]:
-        """Up to `count` places, evenly over all anchors."""
+        """Return up to `count` places, evenly over all anchors."""
         return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
 
     def why_unreadable(self, place: int) -> str | None:
-        """Why an anchor does not decode, or None where it does."""
+        """Return the reason why an anchor does not decode, or None where it does."""
         index = int(self.indices_N[place])
         try:
             self._decode(self._content(index), index)
@@ -149,7 +149,7 @@ class ImageSource(Sequence[Anchor]):
 
     @property
     def digest(self) -> str:
-        """The 128-bit BLAKE2b over the identities of all anchors, in order; computed when first asked for."""
+        """Return the 128-bit BLAKE2b over the identities of all anchors, in order; computed when first asked for."""
         if self._digest is None:
             self._digest = self._compute_digest()
         return self._digest
@@ -172,7 +172,7 @@ class ImageSource(Sequence[Anchor]):
         return total.hexdigest()
 
     def labels(self) -> np.ndarray:
-        """All labels `(N,)` int64.
+        """Return all labels `(N,)` int64.
 
         Raises:
             InputError: the source has no labels.
@@ -253,7 +253,7 @@ class ImageSource(Sequence[Anchor]):
 
 
 def identity(content: bytes | np.ndarray) -> str:
-    """128-bit BLAKE2b of the encoded bytes where the source has them, else of shape and pixels."""
+    """Return the 128-bit BLAKE2b of the encoded bytes where the source has them, else of shape and pixels."""
     return (
         hashlib.blake2b(content, digest_size=16).hexdigest()
         if isinstance(content, bytes)

@@ -1,4 +1,4 @@
-"""Anchors that do not decode: found before the work, listed, and left out (`anchors.on_error = "skip"`)."""
+"""Find anchors that do not decode before the work, list them and leave them out (`anchors.on_error = "skip"`)."""
 
 import json
 import os
@@ -15,7 +15,7 @@ CHUNK = 4096
 def screened(
     anchors: ImageSource, listing: Path | None = None, report: Report | None = None
 ) -> ImageSource:
-    """Those of the anchors that decode, in their order and with their own keys; all of them, unread, on `fail`.
+    """Return the anchors that decode, in their order and with their own keys; all of them, unread, on `fail`.
 
     Args:
         listing: file that names what is skipped and why; one that is there already saves looking at every image again.
@@ -42,7 +42,7 @@ def screened(
 
 
 def unreadable(anchors: ImageSource, report: Report | None = None) -> dict[int, str]:
-    """Index → reason of every anchor that does not decode; Pillow decodes outside Python's lock, so in threads."""
+    """Return index → reason of every anchor that does not decode; Pillow decodes outside Python's lock, so in threads."""
     found = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(anchors), CHUNK):
@@ -60,7 +60,7 @@ def _source(anchors: ImageSource) -> dict[str, Any]:
 
 
 def _listed(anchors: ImageSource, listing: Path | None) -> dict[int, str] | None:
-    """What an earlier listing of this source skips, if all of it still does not decode."""
+    """Return the anchors that an earlier listing of this source skips, if all of them still do not decode."""
     if listing is None or not listing.exists():
         return None
 
