@@ -11,6 +11,15 @@ class Section(BaseModel):
 
     Plans and runs record their settings. A key that joined a section later is left out of a record while it has the
     value that older versions acted by, so older records, and the digests made of them, stay as they are.
+
+    >>> class Colours(Section):
+    ...     added = {"depth": 8}
+    ...     name: str = "rgb"
+    ...     depth: int = 8
+    >>> Colours(depth=8).recorded()
+    {'name': 'rgb'}
+    >>> Colours.from_record({"name": "grey"}).depth
+    8
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

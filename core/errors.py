@@ -5,11 +5,22 @@ class InputError(ValueError):
     """Reports wrong usage or bad input, found before any work (exit code 2).
 
     The message is one line: what was found, what was expected, what to do.
+
+    >>> raise InputError("anchors.size: -1; expected at least 0; 0 keeps the images as they are")
+    Traceback (most recent call last):
+    ...
+    clsp.core.errors.InputError: anchors.size: -1; expected at least 0; 0 keeps the images as they are
     """
 
 
 class WorkError(RuntimeError):
-    """Reports work that failed or a check that found faults (exit code 1)."""
+    """Reports work that failed or a check that found faults (exit code 1).
+
+    >>> raise WorkError("layer-000/shard-000003.tar: 41 records, the plan has 64")
+    Traceback (most recent call last):
+    ...
+    clsp.core.errors.WorkError: layer-000/shard-000003.tar: 41 records, the plan has 64
+    """
 
 
 class StopRequested(BaseException):  # not an error: the command goes on when it is run again
@@ -17,4 +28,12 @@ class StopRequested(BaseException):  # not an error: the command goes on when it
 
     No `Exception`, as `KeyboardInterrupt` is none: it is raised by a signal handler, so anywhere, and the many
     `except Exception` of libraries, around optional imports or the decoding of an image, must not swallow it.
+
+    >>> try:
+    ...     raise StopRequested
+    ... except Exception:
+    ...     print("swallowed")
+    ... except StopRequested:
+    ...     print("the command ends")
+    the command ends
     """

@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def leave_stopping_to_the_main_process(worker: int) -> None:
-    """Ignore signals in a loader process: launchers signal a whole group, and a dying worker takes the main one down."""
+    """Ignore signals in a loader process: a signal goes to the whole group, and a dying worker ends the main one."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -23,7 +23,7 @@ Members = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Origin:
-    """Names the source of every record of a new layer: for each position, the parent's number and the position there."""
+    """Says where each record of a new layer comes from: the number of its parent and the position there."""
 
     parents: Sequence[ShardSet]
     members: Members
@@ -53,7 +53,7 @@ def subset_set(
 
 
 def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
-    """Choose a random part of the anchors that depends on the source alone; smaller fractions lie inside larger ones."""
+    """Choose a random part of the anchors by the source alone; smaller fractions lie inside larger ones."""
     chosen = permutation(len(parent), parent.plan.source.digest, "subset")[
         : round(fraction * len(parent))
     ]

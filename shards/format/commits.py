@@ -30,7 +30,7 @@ def write_commit(root: Path, layer: int, record: CommitRecord) -> None:
 
 
 def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord | None:
-    """Return the commit record of a shard, or None where none is there that parses and fits the plan and the tar's size."""
+    """Return the commit record of a shard, or None where none parses and fits the plan and the tar's size."""
     try:
         record = CommitRecord.model_validate(read_json(commit_path(root, layer, shard)))
         size = shard_path(root, layer, shard).stat().st_size

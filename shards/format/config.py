@@ -8,7 +8,11 @@ from ...core import Section
 
 
 class ShardsConfig(Section):
-    """Says how the shard set is cut and coded."""
+    """Says how the shard set is cut and coded.
+
+    >>> ShardsConfig(candidates=4).codec
+    'webp'
+    """
 
     candidates: int = Field(default=8, ge=1, le=256)
     """K, the number of synthetic positives per anchor."""

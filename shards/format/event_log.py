@@ -72,7 +72,7 @@ def _busy(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def _times(record: CommitRecord) -> tuple[float, float] | None:
-    """Return the seconds that the shard took and the time when it was finished, or None where the record does not say."""
+    """Return the seconds that a shard took and the time of its end, or None where the record does not say."""
     seconds = record.made.get("seconds")
     finished = record.made.get("finished")
     if not isinstance(seconds, int | float) or not isinstance(finished, str):

@@ -30,7 +30,17 @@ class Layer(Frozen):
 
 
 class Manifest(Frozen):
-    """Holds the content of `manifest.json`."""
+    """Holds the content of `manifest.json`.
+
+    >>> import tempfile
+    >>> from clsp.shards.example import make_example_set
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     manifest = make_example_set(Path(folder)).manifest
+    >>> manifest.candidates
+    2
+    >>> manifest.files["layer-000/shard-000000.tar"].bytes
+    10240
+    """
 
     format: str = FORMAT
     schema_version: str = SCHEMA_VERSION

@@ -21,7 +21,13 @@ MAX_SIZE = 1 << 14
 
 
 class SourcePlan(Frozen):
-    """Names the anchors: the name and split of the source, the geometry, and the digest of what it held."""
+    """Names the anchors: the name and split of the source, the geometry, and the digest of what it held.
+
+    >>> from clsp.shards import AnchorsConfig
+    >>> source = source_plan(ImageSource(AnchorsConfig(path="digits", limit=10)))
+    >>> source.count, source.size, source.licence
+    (10, 8, 'cc-by-4.0')
+    """
 
     name: str
     split: str
@@ -33,14 +39,18 @@ class SourcePlan(Frozen):
 
 
 class DiffusionPlan(Frozen):
-    """Names the diffusion model: where it came from and the digest of its configuration and weights."""
+    """Names the diffusion model: where it came from and the digest of its configuration and weights.
+
+    >>> DiffusionPlan(origin="google/ddpm-cifar10-32", digest="0123456789abcdef").origin
+    'google/ddpm-cifar10-32'
+    """
 
     origin: str
     digest: str
 
 
 class Selection(Frozen):
-    """Names a part of the source's anchors by its size and the 128-bit BLAKE2b over the indices (int64, little-endian)."""
+    """Names a part of the source's anchors by their number and the digest of their indices."""
 
     count: int = Field(ge=1)
     digest: str
@@ -58,6 +68,16 @@ class Plan(Frozen):
     """Holds the content of `plan.json` for layer 0, of `layer-001.json` … for added ones: no time, no host.
 
     Its digest (SHA-256 of the file) names the plan. `first` is the layer's first candidate.
+
+    >>> from clsp.shards import AnchorsConfig
+    >>> plan = Plan(
+    ...     source=source_plan(ImageSource(AnchorsConfig(path="digits", limit=10))),
+    ...     diffusion=DiffusionPlan(origin="none", digest=""),
+    ...     sampler={},
+    ...     shards=ShardsConfig(candidates=2, records=4),
+    ... )
+    >>> plan.shard_count, plan.shard_range(2)
+    (3, range(8, 10))
     """
 
     format: Literal["clsp-shard-set"] = FORMAT

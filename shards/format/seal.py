@@ -112,7 +112,7 @@ def descriptions(plans: list[Plan], files: dict[str, FileEntry]) -> dict[str, by
 
 
 def provenance(plans: list[Plan]) -> dict[str, Any]:
-    """Return source, diffusion model and sampler of a set; those of added layers, and the parents of derived ones, too."""
+    """Return source, diffusion model and sampler of a set, of added layers too, with the parents of derived ones."""
 
     def of(plan: Plan) -> dict[str, Any]:
         facts: dict[str, Any] = {

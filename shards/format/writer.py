@@ -19,7 +19,14 @@ from .tar import ShardTar
 
 @dataclass(frozen=True)
 class Record:
-    """Holds an anchor and its candidates `(K, H, W, 3)` uint8."""
+    """Holds an anchor and its candidates `(K, H, W, 3)` uint8.
+
+    >>> from clsp.shards import AnchorsConfig, ImageSource
+    >>> anchor = ImageSource(AnchorsConfig(path="digits"))[0]
+    >>> record = Record(anchor, np.stack([anchor.image, anchor.image[:, ::-1]]))
+    >>> record.candidates_KHWC.shape
+    (2, 8, 8, 3)
+    """
 
     anchor: Anchor
     candidates_KHWC: np.ndarray
@@ -27,7 +34,7 @@ class Record:
 
 @dataclass(frozen=True)
 class EncodedRecord:
-    """Holds a record whose images are encoded: `contents` and their `pixels` digests in the order of the plan's fields."""
+    """Holds a record of encoded images: `contents` and their `pixels` digests in the order of the plan's fields."""
 
     key: str
     index: int
@@ -118,6 +125,25 @@ class ShardWriter:
     """Writes one shard of a set: its tar, then the commit record that makes it count; a context manager.
 
     Add every record, in anchor order, then commit. Where an exception comes in between, nothing is left behind.
+
+    >>> import tempfile
+    >>> from clsp.shards import AnchorsConfig, DiffusionPlan, ImageSource, ShardsConfig, write_plan
+    >>> from clsp.shards.format.plan import source_plan
+    >>> anchors = ImageSource(AnchorsConfig(path="digits", limit=4))
+    >>> plan = Plan(
+    ...     source=source_plan(anchors),
+    ...     diffusion=DiffusionPlan(origin="none", digest=""),
+    ...     sampler={},
+    ...     shards=ShardsConfig(candidates=1, records=4),
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_plan(Path(folder), plan)
+    ...     with ShardWriter(Path(folder), plan, layer=0, shard=0) as writer:
+    ...         for anchor in anchors:
+    ...             writer.add(Record(anchor, candidates_KHWC=anchor.image[None]))
+    ...         commit = writer.commit({"by": "an example"})
+    >>> commit.records
+    4
     """
 
     def __init__(self, root: Path, plan: Plan, layer: int, shard: int):

@@ -22,7 +22,7 @@ class CandidateChoice:
     weights_NK: np.ndarray | None = None
 
     def draw(self, epoch: int, position: int, key: str, candidates: int) -> tuple[int, float]:
-        """Draw a candidate and return its number and weight, which is 0 where none of the sample's candidates is allowed."""
+        """Draw a candidate and return its number and weight, which is 0 where none of the sample's is allowed."""
         weight = 1.0
         if self.allowed_NK is None:
             drawn = draw_candidate(self.seed, epoch, key, candidates)

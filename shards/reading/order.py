@@ -76,6 +76,12 @@ class BatchOrder:
 
     Args:
         batch_size: samples per global batch; divisible by `world_size`.
+
+    >>> order = BatchOrder(shard_sizes=[4, 4, 2], plan_digest="", seed=0, batch_size=4)
+    >>> order.batches_per_epoch
+    2
+    >>> [len(batch) for batch in order.batches(0, 2)]
+    [4, 4]
     """
 
     shard_sizes: Sequence[int]
@@ -99,7 +105,7 @@ class BatchOrder:
         return self._samples // self.batch_size
 
     def batches(self, first: int, last: int) -> Iterator[list[tuple[int, int]]]:
-        """Yield this rank's part `[(epoch, position), …]` of the global batches `first` … `last - 1`, counted over epochs."""
+        """Yield this rank's `[(epoch, position), …]` of global batches `first` … `last - 1`, counted over epochs."""
         local = self.batch_size // self.world_size
         order = None
         order_epoch = -1

@@ -48,6 +48,11 @@ class PairBatch:
     """Holds anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for.
 
     `weights_B` are the candidates' weights: 1 but where scores say otherwise.
+
+    >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    >>> batch = PairBatch(images, None, torch.arange(4), torch.ones(4), keys=list("abcd"))
+    >>> batch.labels_B.tolist()
+    [0, 1, 2, 3]
     """
 
     anchors_BCHW: torch.Tensor
@@ -74,6 +79,17 @@ class PairDataset(Dataset[PairBatch]):
         choice: among the candidates; uniform by default.
 
     Labels are -1 where the set has none.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from clsp.shards.example import make_example_set
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pairs = PairDataset(make_example_set(Path(folder)), seed=0)
+    ...     batch = pairs.__getitems__([(0, 2), (0, 3)])  # epoch 0, positions 2 and 3
+    >>> batch.keys
+    ['train_00000002', 'train_00000003']
+    >>> batch.candidates_BCHW.shape
+    torch.Size([2, 3, 8, 8])
     """
 
     def __init__(
@@ -126,7 +142,7 @@ class PairDataset(Dataset[PairBatch]):
         return self._decode(members), weights
 
     def _decode(self, members: Sequence[tuple[LayerReader, int, int]]) -> torch.Tensor:
-        """Decode the images of members (layer, position, place in the record) to `(B, 3, H, W)`, in memory channels last."""
+        """Decode members (layer, position, place in the record) to `(B, 3, H, W)`, in memory channels last."""
         contents = [self.shards.member_bytes(*member) for member in members]
         joined = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
         images = []
@@ -156,6 +172,17 @@ class PairLoader:
         workers: decoding processes; they change nothing but the speed.
 
     `waited` are the seconds that the loop had to wait for batches.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from clsp.shards.example import make_example_set
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     shards = make_example_set(Path(folder), anchors=8)
+    ...     order = BatchOrder(shards.shard_sizes, shards.plan.digest, seed=0, batch_size=4)
+    ...     for batch in PairLoader(PairDataset(shards, seed=0), order, last=2):
+    ...         batch.anchors_BCHW.shape
+    torch.Size([4, 3, 8, 8])
+    torch.Size([4, 3, 8, 8])
     """
 
     def __init__(

@@ -44,6 +44,14 @@ class ShardSet:
     Raises:
         InputError: no sealed set there, another schema version, or a plan that the manifest does not know.
         WorkError: the index is damaged.
+
+    >>> import tempfile
+    >>> from clsp.shards.example import make_example_set
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     root = make_example_set(Path(folder)).root
+    ...     shards = ShardSet(root)
+    ...     shards.key(3), shards.label(3), shards.candidate(3, 1).shape
+    ('train_00000003', 3, (8, 8, 3))
     """
 
     def __init__(

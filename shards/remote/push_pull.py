@@ -116,7 +116,7 @@ class _Transfer:
         return content
 
     def _finished(self) -> set[str]:
-        """Return the commit records at the target that are ours; raise InputError if the target has a state that is not."""
+        """Return the commit records at the target that are ours; raise InputError if its state is not ours."""
         target = self.target
         limit = MAX_JSON_BYTES
         old = retrying(lambda: target.read(MANIFEST, limit), target.where(MANIFEST))

@@ -8,7 +8,11 @@ from ...core import Section
 
 
 class AnchorsConfig(Section):
-    """Says where the anchors come from and what geometry they get."""
+    """Says where the anchors come from and what geometry they get.
+
+    >>> AnchorsConfig(path="digits", limit=10).resize
+    'crop'
+    """
 
     path: str = Field(default="digits", min_length=1)
     """A hub id, a local parquet file, a local folder (images or parquet), or `digits` (scikit-learn's, embedded)."""

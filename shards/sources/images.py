@@ -23,7 +23,12 @@ class UnreadableAnchorError(InputError):
 
 @dataclass(frozen=True)
 class Anchor:
-    """Holds one image of the source, `(H, W, 3)` uint8 RGB; `digest` identifies what the source has."""
+    """Holds one image of the source, `(H, W, 3)` uint8 RGB; `digest` identifies what the source has.
+
+    >>> anchor = ImageSource(AnchorsConfig(path="digits"))[3]
+    >>> anchor.key, anchor.label, anchor.image.shape
+    ('train_00000003', 3, (8, 8, 3))
+    """
 
     index: int
     key: str
@@ -70,6 +75,12 @@ class ImageSource(Sequence[Anchor]):
     Raises:
         InputError: the source is missing, has no such split or no image column; or, on access, an image does not
             decode or does not have the expected geometry.
+
+    >>> anchors = ImageSource(AnchorsConfig(path="digits", split="test", limit=10))
+    >>> len(anchors), anchors.size
+    (10, 8)
+    >>> [anchor.label for anchor in anchors[:3]]
+    [4, 9, 4]
     """
 
     def __init__(self, config: AnchorsConfig):

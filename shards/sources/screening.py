@@ -42,7 +42,7 @@ def screened(
 
 
 def unreadable(anchors: ImageSource, report: Report | None = None) -> dict[int, str]:
-    """Return index → reason of every anchor that does not decode; Pillow decodes outside Python's lock, so in threads."""
+    """Return index → reason of every anchor that does not decode; threads, as Pillow releases Python's lock."""
     found = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(anchors), CHUNK):
