@@ -92,10 +92,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     lock = path.with_name(f"{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mode = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+        fcntl.flock(file, mode)
+
         try:
             yield
         finally:
-            fcntl.flock(
-                file, fcntl.LOCK_UN
-            )  # closing alone would not release it while a forked child has the file
+            # Closing alone would not release it while a forked child has the file.
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -20,14 +20,17 @@ def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:
     if path.exists():
         return path.read_bytes()
 
-    if folder.exists() and (
-        not folder.is_dir() or any(_counts(child) for child in folder.iterdir())
-    ):
-        if path.exists():  # another process has written it since
-            return path.read_bytes()
-        raise InputError(f"{folder} exists and is no {kind}; choose an empty or new --out")
+    if not folder.exists():
+        return None
 
-    return None
+    is_foreign = not folder.is_dir() or any(_counts(child) for child in folder.iterdir())
+    if not is_foreign:
+        return None
+
+    if path.exists():  # another process has written it since
+        return path.read_bytes()
+
+    raise InputError(f"{folder} exists and is no {kind}; choose an empty or new --out")
 
 
 def _counts(path: Path) -> bool:

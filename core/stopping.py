@@ -24,10 +24,10 @@ def stop_deferred() -> Iterator[Callable[[], bool]]:
 
     def note(signum: int, frame: object) -> None:
         nonlocal requested
-        if (
-            requested and signum == signal.SIGINT
-        ):  # a second Ctrl-C does not wait for the end of a step
+        # A second Ctrl-C does not wait for the end of a step.
+        if requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
+
         requested = True
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,7 @@
 """Make new sets out of existing ones: `subset`, `merge`, `pack`. Encoded images are copied, never coded anew."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,9 @@ def subset_set(
 
 def fraction_positions(parent: ShardSet, fraction: float) -> np.ndarray:
     """Choose a random part of the anchors by the source alone; smaller fractions lie inside larger ones."""
-    chosen = permutation(len(parent), parent.plan.source.digest, "subset")[
-        : round(fraction * len(parent))
-    ]
-    return np.sort(chosen)
+    shuffled = permutation(len(parent), parent.plan.source.digest, "subset")
+    count = round(fraction * len(parent))
+    return np.sort(shuffled[:count])
 
 
 def range_positions(parent: ShardSet, first: int, stop: int) -> np.ndarray:
@@ -109,12 +108,12 @@ def pack_set(parent: ShardSet, out: Path, report: Report | None = None) -> str:
     shards = parent.plan.shards.model_copy(update={"candidates": parent.candidates})
     derived = Derived(operation="pack", settings={}, parents=[parentage(parent)])
     plan = parent.plan.revised(shards=shards, derived=derived)
-    members = [place for layer in parent.layers for place in _own_members(layer)]
-    everywhere = np.arange(len(parent))
+    members: Members = []
+    for layer in parent.layers:
+        members += _own_members(layer)
+
     write_plan(out, plan)
-    _write_layer(
-        out, plan, 0, Origin([parent], members, np.zeros(len(parent), np.uint8), everywhere), report
-    )
+    _write_layer(out, plan, 0, _whole(parent, members), report)
 
     return _sealed(out, plan, 0)
 
@@ -159,14 +158,13 @@ def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report 
     if not is_sealed(out):
         pull(str(one.root), out, expect=one.set_id)
 
-    everywhere = np.arange(len(one))
+    # Append the layers of the other set, numbering their candidates on.
     end = one.candidates
     set_id = one.set_id
 
     for number, layer in enumerate(other.layers, start=len(one.layers)):
-        shards = layer.plan.shards.model_copy(
-            update={"records": one.plan.shards.records, "include_anchors": False}
-        )
+        changes = {"records": one.plan.shards.records, "include_anchors": False}
+        shards = layer.plan.shards.model_copy(update=changes)
         derived = Derived(
             operation="merge", settings={"layer": layer.number}, parents=[parentage(other)]
         )
@@ -174,10 +172,8 @@ def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report 
             shards=shards, first=end, derived=derived, selection=one.plan.selection
         )
         start_layer(out, number, plan)
-        origin = Origin(
-            [other], _own_members(layer, False), np.zeros(len(one), np.uint8), everywhere
-        )
-        _write_layer(out, plan, number, origin, report)
+        members = _own_members(layer, with_anchor=False)
+        _write_layer(out, plan, number, _whole(other, members), report)
         end = plan.end
         set_id = _sealed(out, plan, number)
 
@@ -185,8 +181,10 @@ def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report 
 
 
 def _same_images(own: Plan, other: Plan) -> bool:
-    made = [(plan.diffusion.digest, plan.sampler) for plan in (own, other)]
-    return made[0] == made[1] and own.start < other.end and other.start < own.end
+    same_model = own.diffusion.digest == other.diffusion.digest
+    same_sampler = own.sampler == other.sampler
+    overlap = own.start < other.end and other.start < own.end
+    return same_model and same_sampler and overlap
 
 
 def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | None) -> str:
@@ -196,14 +194,11 @@ def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | N
         )
 
     for own, layer in zip(one.layers, other.layers, strict=True):
-        dumps = [
-            plan.revised(selection=None, derived=None).model_dump(mode="json")
-            for plan in (own.plan, layer.plan)
-        ]
-        faults = differences(*dumps)
+        faults = differences(_settings(own.plan), _settings(layer.plan))
         if faults:
             raise _incompatible(one, other, faults)
 
+    # Order the records of both by their index in the source.
     indices = np.concatenate([one.source_indices(), other.source_indices()])
     order = np.argsort(indices, kind="stable")
     parents = np.concatenate([np.zeros(len(one), np.uint8), np.ones(len(other), np.uint8)])[order]
@@ -214,6 +209,11 @@ def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | N
     return _copy_layers(
         out, one, selection, derived, Origin([one, other], [], parents, positions), report
     )
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """Return all of a plan that must be equal in two sets with different anchors of one source."""
+    return plan.revised(selection=None, derived=None).model_dump(mode="json")
 
 
 def _incompatible(one: ShardSet, other: ShardSet, faults: list[str]) -> InputError:
@@ -231,34 +231,29 @@ def _copy_layers(
     """Make a set with the layers of `like` and the records of `origin`; return the set ID."""
     set_id = ""
     for layer in like.layers:
-        plan = layer.plan.revised(
-            selection=selection, derived=layer.plan.derived if layer.number else derived
-        )
         if layer.number == 0:
+            plan = layer.plan.revised(selection=selection, derived=derived)
             write_plan(out, plan)
         else:
+            plan = layer.plan.revised(selection=selection)
             start_layer(out, layer.number, plan)
 
-        members = _own_members(layer)
-        _write_layer(
-            out,
-            plan,
-            layer.number,
-            Origin(origin.parents, members, origin.parent_N, origin.position_N),
-            report,
-        )
+        layer_origin = replace(origin, members=_own_members(layer))
+        _write_layer(out, plan, layer.number, layer_origin, report)
         set_id = _sealed(out, plan, layer.number)
 
     return set_id
 
 
 def _own_members(layer: LayerReader, with_anchor: bool = True) -> Members:
-    fields = layer.plan.image_fields
-    return [
-        (layer.number, n)
-        for n, field in enumerate(fields)
-        if with_anchor or not field.startswith("anchor.")
-    ]
+    first = 1 if layer.plan.shards.include_anchors and not with_anchor else 0
+    return [(layer.number, member) for member in range(first, len(layer.plan.image_fields))]
+
+
+def _whole(parent: ShardSet, members: Members) -> Origin:
+    """Return the origin of a layer that has these members of every record of one parent."""
+    count = len(parent)
+    return Origin([parent], members, np.zeros(count, np.uint8), np.arange(count))
 
 
 def _write_layer(out: Path, plan: Plan, layer: int, origin: Origin, report: Report | None) -> None:

@@ -74,7 +74,10 @@ def export_folder(shards: ShardSet, folder: Path, report: Report | None = None) 
                 path.parent.mkdir(exist_ok=True)
                 with path.open("xb") as image:
                     image.write(content)
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+                line = json.dumps(row, ensure_ascii=False)
+                file.write(f"{line}\n".encode())
+
             if report:
                 report(position + 1, len(shards))
 
@@ -83,10 +86,10 @@ def _images(shards: ShardSet, position: int) -> Iterator[tuple[dict[str, object]
     """Yield the metadata and the encoded bytes of each image of a record."""
     key = _checked(shards.key(position))
     contents: list[tuple[int | None, bytes | None]] = [(None, shards.anchor_bytes(position))]
-    contents += [
-        (candidate, shards.candidate_bytes(position, candidate))
-        for candidate in range(shards.candidates)
-    ]
+    for candidate in range(shards.candidates):
+        contents.append((candidate, shards.candidate_bytes(position, candidate)))
+
+    folder = shard_name(position // shards.plan.shards.records)
 
     for candidate, content in contents:
         if content is None:
@@ -94,7 +97,7 @@ def _images(shards: ShardSet, position: int) -> Iterator[tuple[dict[str, object]
 
         name = "anchor" if candidate is None else f"c{candidate:03d}"
         row = {
-            "file_name": f"{shard_name(position // shards.plan.shards.records)}/{key}.{name}.{_ending(content)}",
+            "file_name": f"{folder}/{key}.{name}.{_ending(content)}",
             "key": key,
             "candidate": candidate,
             "index": shards.source_index(position),
@@ -110,11 +113,8 @@ def _ending(content: bytes) -> str:
 
 def _checked(name: str) -> str:
     """Return the name if a file may have it: a set that came from elsewhere must not write outside of the folder."""
-    if (
-        not name
-        or name.startswith(".")
-        or any(character in "/\\:" or character < " " for character in name)
-    ):
+    is_plain = all(character not in "/\\:" and character >= " " for character in name)
+    if not name or name.startswith(".") or not is_plain:
         raise WorkError(
             f"the set names a record or split {name!r}, which is no file name; run: clsp shards verify"
         )

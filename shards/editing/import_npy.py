@@ -132,13 +132,8 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
         with path.open("rb") as file:
             shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
             return shape, dtype, file.tell()
-    except (
-        ValueError,
-        KeyError,
-        EOFError,
-        SyntaxError,
-        TokenError,
-    ) as error:  # numpy parses it as Python
+    except (ValueError, KeyError, EOFError, SyntaxError, TokenError) as error:
+        # numpy parses the header as Python.
         raise InputError(
             f"{path} does not begin as an .npy file ({error}); expected what numpy.save writes"
         ) from error

@@ -116,20 +116,25 @@ def file_fault(root: Path, name: str, entry: FileEntry, deep: bool) -> Fault | N
 
 def _undeclared(root: Path, manifest: Manifest) -> list[str]:
     """Return a line for every file in the places of a set that the manifest does not know."""
-    patterns = ("layer-*/*", "commits/*/*", "*.parquet", "layer-*.json", "scores/*")
-    found = [path for pattern in patterns for path in root.glob(pattern) if path.name[0] != "."]
-    growing = len(manifest.layers)
+    found: list[Path] = []
+    for pattern in ("layer-*/*", "commits/*/*", "*.parquet", "layer-*.json", "scores/*"):
+        found += [path for path in root.glob(pattern) if not path.name.startswith(".")]
 
+    # The layer that is being added is no part of the set yet.
+    growing = len(manifest.layers)
     if plan_path(root, growing).exists():
         name = layer_name(growing)
         found = [path for path in found if name not in (path.parent.name, path.stem)]
 
-    names = sorted(relative(root, path) for path in found)
-    faults = [f"{PLAN}: not in the manifest; fetch the set again"] * (PLAN not in manifest.files)
+    faults = []
+    if PLAN not in manifest.files:
+        faults.append(f"{PLAN}: not in the manifest; fetch the set again")
 
-    return faults + [
-        f"{name}: not in the manifest; remove it" for name in names if name not in manifest.files
-    ]
+    for name in sorted(relative(root, path) for path in found):
+        if name not in manifest.files:
+            faults.append(f"{name}: not in the manifest; remove it")
+
+    return faults
 
 
 def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
@@ -139,8 +144,9 @@ def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
         for layer in shards.layers:
             faults += _layer_faults(shards, manifest, layer)
 
-        for name in sorted(name for name in manifest.files if name.startswith("scores/")):
-            check_scores(root / name, shards)
+        for name in sorted(manifest.files):
+            if name.startswith("scores/"):
+                check_scores(root / name, shards)
 
         if deep and not faults:
             faults += _source_faults(shards)
@@ -156,10 +162,8 @@ def _content_faults(root: Path, manifest: Manifest, deep: bool) -> list[str]:
 def _layer_faults(shards: ShardSet, manifest: Manifest, layer: LayerReader) -> Iterator[str]:
     root = shards.root
     count = layer.plan.shard_count
-    required = {relative(root, path) for path in layer_files(root, layer.number, count)} | {
-        CARD,
-        CROISSANT,
-    }
+    required = {CARD, CROISSANT}
+    required.update(relative(root, path) for path in layer_files(root, layer.number, count))
 
     for name in sorted(required - set(manifest.files)):
         yield f"{name}: not in the manifest, expected by the plan"
@@ -167,12 +171,14 @@ def _layer_faults(shards: ShardSet, manifest: Manifest, layer: LayerReader) -> I
     for shard in range(count):
         commit = read_commit(root, layer.plan, layer.number, shard)
         entry = manifest.files.get(relative(root, shard_path(root, layer.number, shard)))
-        if (
-            commit is None
-            or entry is None
-            or (commit.bytes, commit.sha256) != (entry.bytes, entry.sha256)
-        ):
-            yield f"{relative(root, commit_path(root, layer.number, shard))}: does not agree with plan and manifest"
+        agrees = (
+            commit is not None
+            and entry is not None
+            and (commit.bytes, commit.sha256) == (entry.bytes, entry.sha256)
+        )
+        if not agrees:
+            name = relative(root, commit_path(root, layer.number, shard))
+            yield f"{name}: does not agree with plan and manifest"
 
 
 def _source_faults(shards: ShardSet) -> Iterator[str]:

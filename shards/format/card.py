@@ -49,7 +49,11 @@ def card(plans: list[Plan]) -> bytes:
         tags=["contrastive-learning", "synthetic-positives", "webdataset"],
         configs=[_config(name, layer) for name, layer in zip(layers, plans, strict=True)],
     )
+
     fields = plan.image_fields
+    shown = [*fields[:2], "…", fields[-1], "json"]
+    rows = [_layer_row(name, layer) for name, layer in zip(layers, plans, strict=True)]
+
     text = TEMPLATE.format(
         header=header.to_yaml(),
         source=plan.source.name,
@@ -57,12 +61,10 @@ def card(plans: list[Plan]) -> bytes:
         count=plan.count,
         size=plan.source.size,
         candidates=plans[-1].end,
-        layers="\n".join(
-            _layer_row(name, layer) for name, layer in zip(layers, plans, strict=True)
-        ),
+        layers="\n".join(rows),
         derived=f", made by `{plan.derived.operation}` from other sets" if plan.derived else "",
         plan=plan.digest,
-        members=", ".join(f"`{{key}}.{field}`" for field in [*fields[:2], "…", fields[-1], "json"]),
+        members=", ".join(f"`{{key}}.{field}`" for field in shown),
     )
 
     return text.encode()

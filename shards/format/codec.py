@@ -30,9 +30,8 @@ def decode(content: bytes, codec: str, size: int) -> np.ndarray:
     Raises:
         WorkError: the bytes are not an image of that codec and size; larger ones are refused before decoding.
     """
-    check_header(
-        content[:32], codec, size
-    )  # Pillow allocates a WebP's canvas as soon as it opens it
+    # Pillow allocates a WebP's canvas as soon as it opens it.
+    check_header(content[:32], codec, size)
 
     try:
         with Image.open(io.BytesIO(content), formats=(codec,)) as image:
@@ -60,19 +59,20 @@ def check_header(head: bytes | bytearray, codec: str, size: int) -> None:
 
     if codec == "png" and head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
         found = struct.unpack(">II", head[16:24])
-        kind = (head[24], head[25]) == (8, 2)  # 8 bits, RGB
+        is_rgb = (head[24], head[25]) == (8, 2)  # 8 bits, RGB
     elif codec == "webp" and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8L" and head[20] == 0x2F:
         bits = int.from_bytes(head[21:25], "little")
         found = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-        kind = not bits >> 29 & 7  # the version, 0; alpha is bit 28
+        is_rgb = not bits >> 29 & 7  # the version, 0; alpha is bit 28
     else:
         raise WorkError(f"does not decode as {codec}: it does not begin as a lossless RGB image")
 
-    if found != (size, size) or not kind:
+    if found != (size, size) or not is_rgb:
         raise WorkError(f"image of {found[0]}x{found[1]}, expected {size}x{size} RGB")
 
 
 @functools.cache
 def _webp_head(size: int) -> bytes:
     """Return the bytes that a lossless RGB WebP of `size` x `size` begins with, less its two lengths."""
-    return b"RIFFWEBPVP8L\x2f" + (size - 1 | size - 1 << 14).to_bytes(4, "little")
+    width_and_height = size - 1 | size - 1 << 14
+    return b"RIFFWEBPVP8L\x2f" + width_and_height.to_bytes(4, "little")

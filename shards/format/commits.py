@@ -36,6 +36,7 @@ def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord 
         size = shard_path(root, layer, shard).stat().st_size
     except (InputError, ValidationError, OSError):
         return None
+
     expected = (plan.digest, layer_name(layer), shard, len(plan.shard_range(shard)), size)
     found = (record.plan, record.layer, record.shard, record.records, record.bytes)
     return record if found == expected else None
@@ -43,8 +44,13 @@ def read_commit(root: Path, plan: Plan, layer: int, shard: int) -> CommitRecord 
 
 def commit_records(root: Path, plan: Plan, layer: int = 0) -> list[CommitRecord]:
     """Return the commit records of the finished shards, in order."""
-    records = (read_commit(root, plan, layer, shard) for shard in range(plan.shard_count))
-    return [record for record in records if record is not None]
+    records = []
+    for shard in range(plan.shard_count):
+        record = read_commit(root, plan, layer, shard)
+        if record is not None:
+            records.append(record)
+
+    return records
 
 
 def committed_shards(root: Path, plan: Plan, layer: int = 0) -> set[int]:

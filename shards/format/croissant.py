@@ -57,6 +57,10 @@ def croissant(plan: Plan, layers: list[tuple[str, list[str], str]]) -> bytes:
         layers: for every layer its name, the member endings of its images in tar order, and the SHA-256 of its index.
     """
     source = plan.source
+    distribution = []
+    for name, fields, sha256 in layers:
+        distribution += _files(name, fields, sha256)
+
     metadata: dict[str, Any] = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -70,9 +74,7 @@ def croissant(plan: Plan, layers: list[tuple[str, list[str], str]]) -> bytes:
         "citeAs": CITATION,
         "keywords": KEYWORDS,
         "version": f"1.{len(layers) - 1}.0",  # a layer that is added is a minor release
-        "distribution": [
-            entry for name, fields, sha256 in layers for entry in _files(name, fields, sha256)
-        ],
+        "distribution": distribution,
         "recordSet": [_record_set(name) for name, _, _ in layers],
     }
 
@@ -84,6 +86,7 @@ def croissant(plan: Plan, layers: list[tuple[str, list[str], str]]) -> bytes:
 
 def _files(name: str, fields: list[str], sha256: str) -> list[dict[str, Any]]:
     shown = fields if len(fields) <= 4 else [*fields[:2], "…", fields[-1]]
+    endings = ", ".join([*shown, "json"])
     return [
         {
             "@type": "cr:FileObject",
@@ -98,8 +101,9 @@ def _files(name: str, fields: list[str], sha256: str) -> list[dict[str, Any]]:
             "@type": "cr:FileSet",
             "@id": f"{name}-tars",
             "name": f"{name}-tars",
-            "description": f"The shards of {name}: plain tars with, per record, KEY.ENDING for the endings "
-            f"{', '.join([*shown, 'json'])}.",
+            "description": (
+                f"The shards of {name}: plain tars with, per record, KEY.ENDING for the endings {endings}."
+            ),
             "includes": f"{name}/*.tar",
             "encodingFormat": "application/x-tar",
         },

@@ -39,20 +39,30 @@ def measure_pace(
         finished: the commit records of the layer.
         now: seconds since 1970; the present by default.
     """
-    timed = [
-        (times[1], times[0], record.records) for record in finished if (times := _times(record))
-    ]
+    # Take the last shards by when they were finished.
+    timed = []
+    for record in finished:
+        times = _times(record)
+        if times is not None:
+            seconds, end = times
+            timed.append((end, seconds, record.records))
+
     recent = sorted(timed)[-RECENT:]
     if not recent:
         return None
 
+    # The pace of all processes counts the time in which one at least was at work, that of one its own seconds.
     images = plan.shards.candidates * sum(count for _, _, count in recent)
-    overall = images / max(1.0, _busy([(end - seconds, end) for end, seconds, _ in recent]))
+    busy = _busy([(end - seconds, end) for end, seconds, _ in recent])
+    overall = images / max(1.0, busy)
+    worked = sum(seconds for _, seconds, _ in recent)
+    per_process = images / max(1e-3, worked)
+
     anchors = sum(record.records for record in finished)
     left = (plan.count - anchors) * plan.shards.candidates / overall
-    per_process = images / max(1e-3, sum(seconds for _, seconds, _ in recent))
+    last_end = recent[-1][0]
 
-    return Pace(per_process, overall, left, (now or time.time()) - recent[-1][0])
+    return Pace(per_process, overall, left, since_last=(now or time.time()) - last_end)
 
 
 def _busy(intervals: Sequence[tuple[float, float]]) -> float:
@@ -77,7 +87,9 @@ def _times(record: CommitRecord) -> tuple[float, float] | None:
     finished = record.made.get("finished")
     if not isinstance(seconds, int | float) or not isinstance(finished, str):
         return None
-    return float(seconds), datetime.fromisoformat(finished.replace("Z", "+00:00")).timestamp()
+
+    end = datetime.fromisoformat(finished.replace("Z", "+00:00"))
+    return float(seconds), end.timestamp()
 
 
 def log_path(root: Path) -> Path:
@@ -87,12 +99,9 @@ def log_path(root: Path) -> Path:
 
 def log_event(root: Path, event: str, **facts: Any) -> None:
     """Append a line to the log; lines of several processes never mix, since each is one write."""
-    line = (
-        json.dumps(
-            {"time": utc_now(), "event": event, "process": os.getpid(), **facts}, ensure_ascii=False
-        )
-        + "\n"
-    )
+    content = {"time": utc_now(), "event": event, "process": os.getpid(), **facts}
+    line = json.dumps(content, ensure_ascii=False) + "\n"
+
     path = log_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -105,11 +114,15 @@ def log_event(root: Path, event: str, **facts: Any) -> None:
 
 def read_log(root: Path) -> list[dict[str, Any]]:
     """Return the events so far; a line cut short by a full disk is left out."""
-    events = []
     path = log_path(root)
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    if not path.exists():
+        return []
+
+    events = []
+    for line in path.read_text(errors="replace").splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:
             continue
+
     return events

@@ -175,12 +175,12 @@ class LayerIndex:
             raise self._damaged(
                 f"has the columns {', '.join(found.names)} of other types or names than the plan's"
             )
-        if (
-            self._file.num_row_groups != self.plan.shard_count
-            or self._file.metadata.num_rows != self.plan.count
-        ):
+
+        rows = self._file.metadata.num_rows
+        groups = self._file.num_row_groups
+        if (rows, groups) != (self.plan.count, self.plan.shard_count):
             raise self._damaged(
-                f"{self._file.metadata.num_rows} rows in {self._file.num_row_groups} row groups, the plan has "
+                f"{rows} rows in {groups} row groups, the plan has "
                 f"{self.plan.count} anchors in {self.plan.shard_count} shards"
             )
 
@@ -198,9 +198,8 @@ class LayerIndex:
 
         table = self._read(shard, ["key", "index", "label", "sizes"])
         sizes_NM = _matrix(table["sizes"], len(self.plan.image_fields) + 1)
-        if sizes_NM.min(initial=0) < 0 or sizes_NM.max(initial=0) > max(
-            max_member(self.plan), MAX_JSON_MEMBER
-        ):
+        limit = max(max_member(self.plan), MAX_JSON_MEMBER)
+        if sizes_NM.min(initial=0) < 0 or sizes_NM.max(initial=0) > limit:
             raise self._damaged(f"row group {shard} has member sizes out of bounds")
 
         rows = ShardRows(
@@ -254,9 +253,9 @@ class LayerIndex:
 
 def _has_nulls(column: pa.ChunkedArray) -> bool:
     items = column.combine_chunks()
-    return bool(
-        items.null_count or (pa.types.is_fixed_size_list(items.type) and items.flatten().null_count)
-    )
+    if items.null_count:
+        return True
+    return pa.types.is_fixed_size_list(items.type) and items.flatten().null_count > 0
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
@@ -265,6 +264,7 @@ def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 def member_offsets(sizes_NM: np.ndarray) -> np.ndarray:
     """Compute the place of each member's data in its tar, `(N, M)` int64, from the sizes of the tar's members alone."""
-    spans = BLOCK + -(-sizes_NM.astype(np.int64) // BLOCK) * BLOCK
+    data_blocks = -(-sizes_NM.astype(np.int64) // BLOCK)  # rounded up
+    spans = BLOCK + data_blocks * BLOCK  # with the header
     ends = spans.reshape(-1).cumsum().reshape(spans.shape)
     return ends - spans + BLOCK

@@ -52,6 +52,12 @@ def scores_path(root: Path, name: str) -> Path:
     return root / "scores" / f"{name}.parquet"
 
 
+def scores_name(file: str) -> str | None:
+    """Return the name of the scores that a file of a set holds, None for other files."""
+    found = re.fullmatch(r"scores/([^/]+)\.parquet", file)
+    return found[1] if found else None
+
+
 def parse_shard(name: str) -> tuple[int, int] | None:
     """Return the layer and the shard that the name of a tar says, None for other files."""
     found = re.fullmatch(r"layer-(\d{3})/shard-(\d{6})\.tar", name)
@@ -79,5 +85,6 @@ def relative(root: Path, path: Path) -> str:
 
 def image_fields(first: int, candidates: int, codec: str, anchors: bool) -> list[str]:
     """Return the endings of the images of a record in tar order: `anchor.webp`, `c000.webp`, …"""
-    names = [f"c{candidate:03d}" for candidate in range(first, first + candidates)]
-    return [f"{name}.{codec}" for name in (["anchor"] if anchors else []) + names]
+    names = ["anchor"] if anchors else []
+    names += [f"c{candidate:03d}" for candidate in range(first, first + candidates)]
+    return [f"{name}.{codec}" for name in names]

@@ -150,10 +150,9 @@ class Plan(Frozen):
             InputError: a value is out of bounds.
         """
         fields = {name: getattr(self, name) for name in type(self).model_fields} | changes
-        plain = {
-            name: value.model_dump() if isinstance(value, BaseModel) else value
-            for name, value in fields.items()
-        }
+        plain = {}
+        for name, value in fields.items():
+            plain[name] = value.model_dump() if isinstance(value, BaseModel) else value
 
         try:
             return Plan.model_validate(plain)
@@ -164,16 +163,14 @@ class Plan(Frozen):
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the plan's file; optional fields that say nothing are left out."""
-        return canonical_json(
-            {key: value for key, value in self.model_dump(mode="json").items() if value is not None}
-        )
+        fields = self.model_dump(mode="json")
+        return canonical_json({key: value for key, value in fields.items() if value is not None})
 
 
 def indices_digest(indices_N: np.ndarray) -> str:
     """Return the 128-bit BLAKE2b of source indices as 64-bit little-endian integers, which names a selection."""
-    return hashlib.blake2b(
-        np.ascontiguousarray(indices_N, dtype="<i8").tobytes(), digest_size=16
-    ).hexdigest()
+    content = np.ascontiguousarray(indices_N, dtype="<i8").tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def source_selection(anchors: ImageSource) -> Selection | None:

@@ -41,9 +41,12 @@ def seal_if_complete(root: Path, plan: Plan, layer: int = 0) -> str | None:
 
     remove_temporaries(root)
     write_index(root, plan, layer)
-    files = {**(old.files if old else {}), **_layer_entries(root, plan, layer)}
 
-    return _write_seal(root, [read_plan(root, number) for number in range(layer + 1)], files, old)
+    files = dict(old.files) if old else {}
+    files.update(_layer_entries(root, plan, layer))
+    plans = [read_plan(root, number) for number in range(layer + 1)]
+
+    return _write_seal(root, plans, files, old)
 
 
 def unfinished_shards(root: Path, plan: Plan, layer: int, shards: Iterable[int]) -> list[int]:
@@ -67,7 +70,8 @@ def add_scores_entry(root: Path, name: str) -> str:
     old = read_manifest(root)
     path = scores_path(root, name)
     plans = [read_plan(root, number) for number in range(len(old.layers))]
-    return _write_seal(root, plans, {**old.files, relative(root, path): _entry(path)}, old)
+    files = {**old.files, relative(root, path): _entry(path)}
+    return _write_seal(root, plans, files, old)
 
 
 def _write_seal(
@@ -84,15 +88,14 @@ def _write_seal(
             Layer(name=layer_name(number), first=plan.start, candidates=plan.shards.candidates)
         )
 
-    manifest = Manifest(
-        **kept
-        | {
-            "plan": plans[0].digest,
-            "provenance": kept.get("provenance", {}) | provenance(plans),
-            "layers": layers,
-            "files": {**files, **{name: _entry(root / name) for name in DESCRIPTIONS}},
-        }
-    )
+    described = {name: _entry(root / name) for name in DESCRIPTIONS}
+    known = {
+        "plan": plans[0].digest,
+        "provenance": kept.get("provenance", {}) | provenance(plans),
+        "layers": layers,
+        "files": files | described,
+    }
+    manifest = Manifest(**kept | known)
 
     # A writer may have been killed between a rename and its directory's sync.
     for folder in sorted({(root / name).parent for name in files}):
@@ -113,21 +116,24 @@ def descriptions(plans: list[Plan], files: dict[str, FileEntry]) -> dict[str, by
 
 def provenance(plans: list[Plan]) -> dict[str, Any]:
     """Return source, diffusion model and sampler of a set, of added layers too, with the parents of derived ones."""
+    facts = {"source": plans[0].source.model_dump(mode="json"), **_layer_provenance(plans[0])}
+    added = {}
+    for number, plan in enumerate(plans[1:], start=1):
+        added[layer_name(number)] = _layer_provenance(plan)
 
-    def of(plan: Plan) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "diffusion": plan.diffusion.model_dump(mode="json"),
-            "sampler": dict(plan.sampler),
-        }
-        if plan.derived:
-            facts["derived"] = plan.derived.model_dump(mode="json")
-        return facts
+    if added:
+        facts["layers"] = added
 
-    facts = {"source": plans[0].source.model_dump(mode="json"), **of(plans[0])}
-    if len(plans) > 1:
-        facts["layers"] = {
-            layer_name(number): of(plan) for number, plan in enumerate(plans) if number
-        }
+    return facts
+
+
+def _layer_provenance(plan: Plan) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "diffusion": plan.diffusion.model_dump(mode="json"),
+        "sampler": dict(plan.sampler),
+    }
+    if plan.derived:
+        facts["derived"] = plan.derived.model_dump(mode="json")
 
     return facts
 
@@ -138,6 +144,7 @@ def _layer_entries(root: Path, plan: Plan, layer: int) -> dict[str, FileEntry]:
         commit = read_commit(root, plan, layer, shard)
         assert commit is not None
         tars[shard_path(root, layer, shard)] = FileEntry(bytes=commit.bytes, sha256=commit.sha256)
+
     paths = layer_files(root, layer, plan.shard_count)
     return {relative(root, path): tars.get(path) or _entry(path) for path in paths}
 

@@ -41,9 +41,8 @@ class ShardTar:
     """
 
     def __init__(self, file: BinaryIO):
-        from webdataset.writer import (
-            TarWriter,
-        )  # imports torch where that is installed: only for what writes
+        # It imports torch where that is installed, so only what writes imports it.
+        from webdataset.writer import TarWriter
 
         self._counted = CountedFile(file)
         counted: Any = self._counted

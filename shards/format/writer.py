@@ -46,9 +46,10 @@ class EncodedRecord:
 
 def encode_record(plan: Plan, record: Record) -> EncodedRecord:
     """Encode the images of a record with the plan's codec."""
-    images = [record.anchor.image] if plan.shards.include_anchors else []
-    images += list(record.candidates_KHWC)
     anchor = record.anchor
+    images = [anchor.image] if plan.shards.include_anchors else []
+    images += list(record.candidates_KHWC)
+
     contents = [encode(image, plan.shards.codec) for image in images]
     pixels = [pixel_digest(image) for image in images]
     return EncodedRecord(anchor.key, anchor.index, anchor.label, anchor.digest, contents, pixels)
@@ -62,16 +63,22 @@ def _members(plan: Plan, record: EncodedRecord) -> dict[str, bytes]:
             f"{record.key}: {len(record.contents)} images, the plan has {len(fields)} per record"
         )
 
+    members = {}
+    pixels = {}
+    for field, content, digest in zip(fields, record.contents, record.pixels, strict=True):
+        members[field] = content
+        pixels[field.split(".")[0]] = digest
+
     facts = {
         "key": record.key,
         "index": record.index,
         "label": record.label,
         "anchor": record.anchor,
-        "pixels": {
-            field.split(".")[0]: digest for field, digest in zip(fields, record.pixels, strict=True)
-        },
+        "pixels": pixels,
     }
-    return {**dict(zip(fields, record.contents, strict=True)), "json": canonical_json(facts)}
+    members["json"] = canonical_json(facts)
+
+    return members
 
 
 class RecordTar:

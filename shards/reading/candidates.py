@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...core import InputError, stream_key
-from ..format.layout import scores_path
+from ..format.layout import scores_name, scores_path
 from .scores import read_scores
 from .shard_set import ShardSet
 
@@ -53,7 +53,8 @@ def choice_by_scores(
     """
     path = scores_path(shards.root, name).relative_to(shards.root).as_posix()
     if path not in shards.manifest.files:
-        there = sorted(file[7:-8] for file in shards.manifest.files if file.startswith("scores/"))
+        names = [scores_name(file) for file in shards.manifest.files]
+        there = sorted(name for name in names if name is not None)
         found = f"scores {', '.join(there)}" if there else "no scores"
         raise InputError(
             f"{shards.root} has {found}, expected {name}; run: clsp shards score SET --name {name}"

@@ -1,5 +1,7 @@
 """Draw contact sheets: anchors beside their candidates, as one picture."""
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -20,39 +22,39 @@ def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Imag
     width = ANCHOR_GAP + (side + GAP) * (shards.candidates + 1)
     sheet = np.full(((side + GAP) * len(chosen), width, 3), 255, np.uint8)
 
-    for row, position in enumerate(map(int, chosen)):
-        images = [
-            shards.anchor(position),
-            *(shards.candidate(position, k) for k in range(shards.candidates)),
-        ]
+    for row, position in enumerate(chosen.tolist()):
+        images = [shards.anchor(position)]
+        for candidate in range(shards.candidates):
+            images.append(shards.candidate(position, candidate))
+
         for column, image in enumerate(images):
             top = row * (side + GAP)
-            left = column * (side + GAP) + ANCHOR_GAP * (column > 0)
-            sheet[top : top + side, left : left + side] = image.repeat(scale, axis=0).repeat(
-                scale, axis=1
-            )
+            left = column * (side + GAP) + (ANCHOR_GAP if column > 0 else 0)
+            enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet[top : top + side, left : left + side] = enlarged
 
     return Image.fromarray(sheet)
 
 
 def with_histograms(sheet: Image.Image, scores: dict[str, dict[str, np.ndarray]]) -> Image.Image:
     """Draw a histogram of every measure of every score below a sheet, its range written under it."""
-    panels = [
-        _histogram(f"{name}: {measure}", values)
-        for name, of in scores.items()
-        for measure, values in of.items()
-    ]
-    per_row = max(1, sheet.width // (PANEL[0] + MARGIN))
-    height = -(-len(panels) // per_row) * (PANEL[1] + 2 * MARGIN)
-    width = max(sheet.width, PANEL[0] + MARGIN)
-    whole = Image.new("RGB", (width, sheet.height + height), "white")
+    panels = []
+    for name, measures in scores.items():
+        for measure, values in measures.items():
+            panels.append(_histogram(f"{name}: {measure}", values))
+
+    # Make room below the sheet.
+    panel_width = PANEL[0] + MARGIN
+    panel_height = PANEL[1] + 2 * MARGIN
+    per_row = max(1, sheet.width // panel_width)
+    rows = math.ceil(len(panels) / per_row)
+    width = max(sheet.width, panel_width)
+    whole = Image.new("RGB", (width, sheet.height + rows * panel_height), "white")
     whole.paste(sheet)
 
     for number, panel in enumerate(panels):
         row, column = divmod(number, per_row)
-        whole.paste(
-            panel, (column * (PANEL[0] + MARGIN), sheet.height + row * (PANEL[1] + 2 * MARGIN))
-        )
+        whole.paste(panel, (column * panel_width, sheet.height + row * panel_height))
 
     return whole
 

@@ -30,6 +30,8 @@ class EpochOrder:
         self._stream = (plan_digest, seed, epoch)
         self._firsts = np.concatenate([[0], np.cumsum(sizes)])
         self._shards = permutation(len(sizes), *self._stream, "shards")
+
+        # The places where each window starts, and the end of the last one.
         ends = np.cumsum(sizes[self._shards])
         self._starts = np.concatenate([[0], ends[window - 1 : -1 : window], ends[-1:]])
         self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -43,22 +45,22 @@ class EpochOrder:
             end = int(self._starts[number + 1])
             if begin >= stop:
                 break
-            parts.append(self._window(number)[max(start - begin, 0) : min(stop, end) - begin])
+
+            window = self._window(number)
+            parts.append(window[max(start - begin, 0) : min(stop, end) - begin])
 
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _window(self, number: int) -> np.ndarray:
         if self._cached[0] != number:
             chosen = self._shards[number * self.window : (number + 1) * self.window]
-            ranges = [
-                np.arange(int(self._firsts[shard]), int(self._firsts[shard + 1]))
-                for shard in chosen
-            ]
+            ranges = []
+            for shard in chosen:
+                ranges.append(np.arange(int(self._firsts[shard]), int(self._firsts[shard + 1])))
+
             positions = np.concatenate(ranges)
-            self._cached = (
-                number,
-                positions[permutation(len(positions), *self._stream, "records", number)],
-            )
+            shuffled = permutation(len(positions), *self._stream, "records", number)
+            self._cached = (number, positions[shuffled])
 
         return self._cached[1]
 
@@ -115,5 +117,7 @@ class BatchOrder:
             if order is None or epoch != order_epoch:
                 order = EpochOrder(self.shard_sizes, self.plan_digest, self.seed, epoch)
                 order_epoch = epoch
+
             start = number * self.batch_size + self.rank * local
-            yield [(epoch, position) for position in order.positions(start, start + local).tolist()]
+            positions = order.positions(start, start + local)
+            yield [(epoch, position) for position in positions.tolist()]

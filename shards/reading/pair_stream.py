@@ -120,12 +120,14 @@ class _PairReader:
             key = records[0]["__key__"]
             drawn, weight = self.choice.draw(place.epoch, position, key, self.shards.candidates)
             layer, member = self.shards.candidate_member(drawn)
-            fields = [self.shards.plan.image_fields[0], layer.plan.image_fields[member]]
+            anchor_field = self.shards.plan.image_fields[0]
+            candidate_field = layer.plan.image_fields[member]
             label = self.shards.label(position)
+
             yield {
                 "__key__": key,
-                "anchor": records[0][fields[0]],
-                "candidate": records[layer.number][fields[1]],
+                "anchor": records[0][anchor_field],
+                "candidate": records[layer.number][candidate_field],
                 "codecs": (self.shards.plan.shards.codec, layer.plan.shards.codec),
                 "label": -1 if label is None else label,
                 "weight": weight,
@@ -144,15 +146,16 @@ class _PairReader:
         try:
             with self.shards.store.path(name).open("rb") as file:
                 for record in group_by_keys(tar_file_expander([{"url": name, "stream": file}])):
+                    # webdataset itself says nothing of a tar that ends between two members.
                     absent = [field for field in layer.plan.image_fields if field not in record]
-                    if (
-                        absent
-                    ):  # webdataset itself says nothing of a tar that ends between two members
+                    if absent:
                         raise WorkError(
                             f"{name}: record {record['__key__']} lacks {', '.join(absent)}; {advice}"
                         )
+
                     found += 1
                     yield record
+
         except (OSError, ValueError, tarfile.TarError) as error:
             reason = error.args[0] if isinstance(error, tarfile.TarError) else error
             raise WorkError(

@@ -114,18 +114,28 @@ class PairDataset(Dataset[PairBatch]):
         positions = [position for _, position in items]
         found = [self.shards.key_and_label(position) for position in positions]
         keys = [key for key, _ in found]
-        candidates, weights = (
-            self._candidates(items, keys) if self.with_candidates else (None, [1.0] * len(keys))
+        labels = [-1 if label is None else label for _, label in found]
+
+        candidates = None
+        weights = [1.0] * len(keys)
+        if self.with_candidates:
+            candidates, weights = self._candidates(items, keys)
+
+        return PairBatch(
+            anchors_BCHW=self._anchors(positions),
+            candidates_BCHW=candidates,
+            labels_B=torch.tensor(labels),
+            weights_B=torch.tensor(weights),
+            keys=keys,
         )
-        labels = torch.tensor([-1 if label is None else label for _, label in found])
-        return PairBatch(self._anchors(positions), candidates, labels, torch.tensor(weights), keys)
 
     def _anchors(self, positions: Sequence[int]) -> torch.Tensor:
         if not self.shards.plan.shards.include_anchors:
-            anchors = [
-                torch.from_numpy(self.shards.anchor(position).copy()) for position in positions
-            ]
+            anchors = []
+            for position in positions:
+                anchors.append(torch.from_numpy(self.shards.anchor(position).copy()))
             return torch.stack(anchors).permute(0, 3, 1, 2)
+
         layer = self.shards.layers[0]
         return self._decode([(layer, position, 0) for position in positions])
 
@@ -139,23 +149,25 @@ class PairDataset(Dataset[PairBatch]):
             layer, member = self.shards.candidate_member(drawn)
             members.append((layer, position, member))
             weights.append(weight)
+
         return self._decode(members), weights
 
     def _decode(self, members: Sequence[tuple[LayerReader, int, int]]) -> torch.Tensor:
         """Decode members (layer, position, place in the record) to `(B, 3, H, W)`, in memory channels last."""
+        # One tensor of all bytes, split without a copy, is quicker than a tensor of each.
         contents = [self.shards.member_bytes(*member) for member in members]
         joined = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
-        images = []
+        tensors = joined.split([len(content) for content in contents])
         size = self.shards.size
+        images = []
 
         try:
-            for content, encoded, member in zip(
-                contents, joined.split([*map(len, contents)]), members, strict=True
-            ):
+            for content, encoded, member in zip(contents, tensors, members, strict=True):
                 image = decode_image(content, member[0].plan.shards.codec, size, encoded)
                 images.append(image.permute(1, 2, 0))  # as decoded, so stacking copies straight
         except (RuntimeError, WorkError) as error:
-            where = f"{self.shards.root}: record {self.shards.key(members[len(images)][1])}"
+            _, position, _ = members[len(images)]
+            where = f"{self.shards.root}: record {self.shards.key(position)}"
             raise WorkError(f"{where} does not decode ({error})") from error
 
         return torch.stack(images).permute(0, 3, 1, 2)
@@ -215,6 +227,7 @@ class PairLoader:
             self.waited += time.perf_counter() - started
             if batch is None:
                 return
+
             self.batch += 1
             yield batch
 

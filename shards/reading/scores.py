@@ -67,10 +67,9 @@ def add_scores(
     for measure, values_NK in scores.items():
         columns[measure] = pa.array(np.asarray(values_NK, np.float32).reshape(-1))
 
+    metadata = {"clsp": canonical_json(dict(made))} if made else None
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with replacing(path) as file:
-        table = pa.table(columns).replace_schema_metadata(
-            {"clsp": canonical_json(dict(made))} if made else None
-        )
         pq.write_table(table, file, compression="zstd", write_statistics=False)
 
     return add_scores_entry(root, name)
@@ -83,10 +82,11 @@ def read_scores(path: Path, anchors: int) -> dict[str, np.ndarray]:
         WorkError: not a readable table of scores for that many anchors.
     """
     table = _read_table(path, anchors)
-    return {
-        measure: table[measure].to_numpy().reshape(anchors, -1)
-        for measure in table.schema.names[2:]
-    }
+    scores = {}
+    for measure in table.schema.names[2:]:
+        scores[measure] = table[measure].to_numpy().reshape(anchors, -1)
+
+    return scores
 
 
 def _read_table(path: Path, anchors: int) -> pa.Table:

@@ -65,11 +65,12 @@ class ShardSet:
         self.root: Path = self.store.root
         self.manifest: Manifest = self.store.manifest
         self.set_id = self.manifest.set_id
-        used = [layer.name for layer in self.manifest.layers] if layers is None else list(layers)
-        if not used or used != [layer.name for layer in self.manifest.layers][: len(used)]:
-            raise InputError(
-                f"{location} has {len(self.manifest.layers)} layers, asked for {', '.join(used)}"
-            )
+
+        # Open the layers.
+        sealed = [layer.name for layer in self.manifest.layers]
+        used = sealed if layers is None else list(layers)
+        if not used or used != sealed[: len(used)]:
+            raise InputError(f"{location} has {len(sealed)} layers, asked for {', '.join(used)}")
 
         self.layers: list[LayerReader] = []
         for number in range(len(used)):
@@ -81,12 +82,13 @@ class ShardSet:
                 f"{location}: plan.json is not the manifest's; run: clsp shards verify {location}"
             )
 
-        self._members = [
-            (layer, member)
-            for layer in self.layers
-            for member, field in enumerate(layer.plan.image_fields)
-            if not field.startswith("anchor")
-        ]
+        # Find the place of every candidate.
+        self._members: list[tuple[LayerReader, int]] = []
+        for layer in self.layers:
+            first = 1 if layer.plan.shards.include_anchors else 0
+            for member in range(first, len(layer.plan.image_fields)):
+                self._members.append((layer, member))
+
         self._records = self.plan.shards.records
         self._count = self.plan.count
         self._anchors = self._check_source(anchors)
@@ -97,12 +99,9 @@ class ShardSet:
         plan = parse_metadata(Plan, read_json(path), str(path))
         declared = self.manifest.layers[number]
         first = plan if number == 0 else layers[0].plan
-        if (plan.start, plan.shards.candidates, plan.count, plan.shards.records) != (
-            declared.first,
-            declared.candidates,
-            first.count,
-            first.shards.records,
-        ):
+        found = (plan.start, plan.shards.candidates, plan.count, plan.shards.records)
+        expected = (declared.first, declared.candidates, first.count, first.shards.records)
+        if found != expected:
             raise InputError(
                 f"{path}: not the plan of the manifest's {declared.name}; run: clsp shards verify"
             )
@@ -139,11 +138,11 @@ class ShardSet:
     @property
     def identity(self) -> dict[str, Any]:
         """Identify the content read: by the plan's digest, and the digest of the index of every layer used."""
-        indexes = {
-            layer_name(layer.number): index_path(HERE, layer.number).as_posix()
-            for layer in self.layers
-        }
-        digests = {name: self.manifest.files[index].sha256 for name, index in indexes.items()}
+        digests = {}
+        for layer in self.layers:
+            index = index_path(HERE, layer.number).as_posix()
+            digests[layer_name(layer.number)] = self.manifest.files[index].sha256
+
         return {"plan": self.plan.digest, "layers": digests}
 
     def key(self, position: int) -> str:
@@ -186,11 +185,9 @@ class ShardSet:
 
     def anchor_bytes(self, position: int) -> bytes | None:
         """Return the encoded anchor, or None in a set without anchors."""
-        return (
-            self.member_bytes(self.layers[0], position, 0)
-            if self.plan.shards.include_anchors
-            else None
-        )
+        if not self.plan.shards.include_anchors:
+            return None
+        return self.member_bytes(self.layers[0], position, 0)
 
     def candidate_bytes(self, position: int, candidate: int) -> bytes:
         """Return the encoded candidate `candidate` (0 … K-1) of an anchor."""
@@ -217,9 +214,14 @@ class ShardSet:
 
     def anchor_record(self, position: int) -> Anchor:
         """Return the anchor with its index, key, label and digest, as the source gave it."""
-        row = self.layers[0].index.table(position // self._records)[position % self._records]
+        shard, number = divmod(position, self._records)
+        row = self.layers[0].index.table(shard)[number]
         return Anchor(
-            row["index"], row["key"], self.anchor(position), row["label"], row["anchor"].hex()
+            index=row["index"],
+            key=row["key"],
+            image=self.anchor(position),
+            label=row["label"],
+            digest=row["anchor"].hex(),
         )
 
     def member_bytes(self, layer: LayerReader, position: int, member: int) -> bytes:
@@ -292,5 +294,6 @@ class ShardSet:
         if len(self._opened) >= OPEN_SHARDS:
             self._opened.pop(next(iter(self._opened)))
 
-        opened = self._opened[layer.number, shard] = layer.index.rows(shard), mapped
+        opened = (layer.index.rows(shard), mapped)
+        self._opened[layer.number, shard] = opened
         return opened

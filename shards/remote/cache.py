@@ -129,18 +129,19 @@ def open_store(
         return LocalStore(Path(location))
 
     remote = Remote(location)
-    return (
-        LocalStore(remote.root)
-        if remote.local
-        else RemoteStore(str(location), cache or cache_folder(), cache_bytes)
-    )
+    if remote.local:
+        return LocalStore(remote.root)
+
+    return RemoteStore(str(location), cache or cache_folder(), cache_bytes)
 
 
 def cache_folder() -> Path:
     """Return `$CLSP_CACHE`, else `clsp` in the platform's cache folder."""
     if "CLSP_CACHE" in os.environ:
         return Path(os.environ["CLSP_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clsp"
+
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "clsp"
 
 
 def _used(path: Path, entry: FileEntry) -> bool:

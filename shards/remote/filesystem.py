@@ -14,9 +14,8 @@ from ...core import InputError
 from ..format.manifest import FileEntry
 
 CHUNK = 1 << 20
-BLOCK = (
-    8 << 20
-)  # what a ranged reader asks for at once; fsspec's own 50 MiB times the workers would fill memory
+BLOCK = 8 << 20
+"""Bytes that a ranged reader asks for at once; fsspec's own 50 MiB times the workers would fill memory."""
 HTTP_PROTOCOLS = {"http", "https"}
 
 
@@ -29,7 +28,8 @@ class Remote:
 
     def __init__(self, url: str | Path):
         self.url = str(url) if len(str(url)) == 1 else str(url).rstrip("/")
-        self._fs, self._base, self._pid = *_connect(self.url), os.getpid()
+        self._fs, self._base = _connect(self.url)
+        self._pid = os.getpid()
         self.local = isinstance(self._fs, LocalFileSystem)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,17 +58,20 @@ class Remote:
 
     def chunks(self, name: str, size: int = CHUNK) -> Generator[bytes, None, None]:
         """Yield the bytes of a file, in order."""
-        # A plain server may ignore ranges: there one request streams the file, and its size need not be asked for.
-        http = HTTP_PROTOCOLS.intersection(
-            [self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol
-        )
-        options = (
-            {"block_size": 0, "size": size} if http else {} if self.local else {"block_size": BLOCK}
-        )
+        protocol = self.fs.protocol
+        protocols = {protocol} if isinstance(protocol, str) else set(protocol)
+        options: dict[str, int] = {}
+        if protocols & HTTP_PROTOCOLS:
+            # A plain server may ignore ranges: one request streams the file, and its size need not be asked for.
+            options = {"block_size": 0, "size": size}
+        elif not self.local:
+            options = {"block_size": BLOCK}
 
         with self.fs.open(self.at(name), "rb", **options) as file:
-            while chunk := file.read(CHUNK):
+            chunk = file.read(CHUNK)
+            while chunk:
                 yield chunk
+                chunk = file.read(CHUNK)
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Read a small file, or None where there is none; raise InputError if it is larger than `limit` bytes."""
@@ -95,9 +98,11 @@ class Remote:
         """Return True if the file is there with the size and, read back, the SHA-256 of `entry`."""
         if self.size(name) != entry.bytes:
             return False
+
         digest = hashlib.sha256()
         for chunk in self.chunks(name):
             digest.update(chunk)
+
         return digest.hexdigest() == entry.sha256
 
     def is_empty(self) -> bool:
@@ -106,9 +111,14 @@ class Remote:
             paths = [path.rstrip("/") for path in self.fs.ls(self._base, detail=False)]
         except FileNotFoundError:
             return True
-        return all(
-            path == self._base.rstrip("/") or path.rsplit("/", 1)[-1][:1] == "." for path in paths
-        )
+
+        for path in paths:
+            is_itself = path == self._base.rstrip("/")
+            is_hidden = path.rsplit("/", 1)[-1].startswith(".")
+            if not is_itself and not is_hidden:
+                return False
+
+        return True
 
 
 def _connect(url: str) -> tuple[Any, str]:

@@ -51,12 +51,12 @@ def push_to_hub(
         retrying(lambda: check_extends(manifest, repository.manifest(there), url), url)
     else:
         retrying(repository.create, url)
-        there = retrying(
-            lambda: repository.sound(files), url
-        )  # a new branch begins as a copy of main
+        # A new branch begins as a copy of main.
+        there = retrying(lambda: repository.sound(files), url)
 
-    done = sum(there.values())
-    for names in batches(set(files), {name for name, is_sound in there.items() if is_sound}):
+    sound = {name for name, is_sound in there.items() if is_sound}
+    done = len(sound)
+    for names in batches(set(files), sound):
         retrying(lambda names=names: repository.commit({name: files[name] for name in names}), url)
         done += len(names)
         if report:
@@ -170,9 +170,11 @@ class _Repository:
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return {}
 
-        return {
-            name: self._is_ours(info, self.root / name, files[name]) for name, info in found.items()
-        }
+        compared = {}
+        for name, info in found.items():
+            compared[name] = self._is_ours(info, self.root / name, files[name])
+
+        return compared
 
     @staticmethod
     def _is_ours(info: Any, path: Path, entry: FileEntry) -> bool:
@@ -180,7 +182,7 @@ class _Repository:
             return False
         if info.lfs is not None:
             return info.lfs.sha256 == entry.sha256
+
         # Small texts are plain Git blobs, named by the SHA-1 of a header and their bytes.
-        return (
-            info.blob_id == hashlib.sha1(b"blob %d\0" % entry.bytes + path.read_bytes()).hexdigest()
-        )
+        blob = b"blob %d\0" % entry.bytes + path.read_bytes()
+        return info.blob_id == hashlib.sha1(blob).hexdigest()

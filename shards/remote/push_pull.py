@@ -131,8 +131,10 @@ class _Transfer:
     def _copy(self, job: Job, resumes: bool, finished: set[str]) -> None:
         if not self.target.local and self._is_finished(job, finished):
             return
+
+        remote = self.source if self.target.local else self.target
         for name in job:
-            where = (self.source if self.target.local else self.target).where(name)
+            where = remote.where(name)
             retrying(lambda name=name: self._copy_file(name, resumes), where, self.stop)
 
     def _is_finished(self, job: Job, finished: set[str]) -> bool:

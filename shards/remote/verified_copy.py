@@ -117,18 +117,17 @@ def check_stop(stop: threading.Event | None) -> None:
 
 def _raise_if_lasting(error: Exception, where: str) -> None:
     """Raise what another attempt cannot mend: local faults and bugs as they are, refusals as bad input."""
-    if type(error).__name__ == "NoCredentialsError" or (
-        isinstance(error, PermissionError) and not error.filename
-    ):
+    # A PermissionError without a local file comes from the server.
+    is_refused = isinstance(error, PermissionError) and not error.filename
+    if is_refused or type(error).__name__ == "NoCredentialsError":
         raise InputError(
             f"{where}: access denied ({error}); give credentials in the environment"
         ) from error
 
     disk_is_full = isinstance(error, OSError) and error.filename and error.errno in DISK_FULL
-    known = (
-        isinstance(error, (OSError, EOFError)) or type(error).__module__.split(".")[0] in BACKENDS
-    )
-    if not known or isinstance(error, PERMANENT) or disk_is_full:
+    library = type(error).__module__.split(".")[0]
+    is_known = isinstance(error, (OSError, EOFError)) or library in BACKENDS
+    if not is_known or isinstance(error, PERMANENT) or disk_is_full:
         raise error
 
 

@@ -30,8 +30,11 @@ class DigitsSource:
                 "anchors.path: digits needs scikit-learn; run: pip install 'clsp[all]'"
             ) from error
 
-        grey, labels = map(np.asarray, load_digits(return_X_y=True))
-        images = np.rint(grey.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
+        flat, labels = load_digits(return_X_y=True)
+        labels = np.asarray(labels)
+        grey_NHWC = np.asarray(flat).reshape(-1, 8, 8, 1) * (255 / 16)
+        images = np.rint(grey_NHWC).astype(np.uint8).repeat(3, axis=3)
+
         is_test = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
         chosen = is_test if split == "test" else ~is_test
         self._images = images[chosen]

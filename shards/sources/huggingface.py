@@ -19,9 +19,10 @@ class HFSource:
         self._dataset = _load(path, split)
         self.name = Path(path).name if Path(path).exists() else path
         self.licence = self._dataset.info.license or ""
-        self.fingerprint: str = getattr(
-            self._dataset, "_fingerprint", ""
-        )  # of the files' metadata, or the hub's commit
+        # Taken from the files' metadata, or from the hub's commit.
+        self.fingerprint: str = getattr(self._dataset, "_fingerprint", "")
+
+        # Choose the columns, and keep images encoded.
         features = self._dataset.features
         image_column = _image_column(features, path)
         label_column = _named_column(features, label, path) if label else _label_column(features)
@@ -77,11 +78,8 @@ def _load(path: str, split: str) -> Any:
             f"anchors.path: {path} was not found on this machine or on the hub; expected a hub id, a parquet file, "
             f"a folder, or digits ({type(error).__name__})"
         ) from error
-    except (
-        ValueError,
-        RuntimeError,
-        DatasetGenerationError,
-    ) as error:  # a loading script is a RuntimeError
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:
+        # A loading script is a RuntimeError.
         raise InputError(
             f"anchors.path: {path} split {split} cannot be read: {str(error).splitlines()[0]}"
         ) from error
@@ -92,9 +90,8 @@ def _image_column(features: Any, path: str) -> str:
 
     for name, feature in features.items():
         # A parquet file without the hub's metadata shows an image as the plain structure {bytes, path}.
-        if isinstance(feature, Image) or (
-            isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-        ):
+        is_plain = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        if isinstance(feature, Image) or is_plain:
             return name
 
     raise InputError(
@@ -110,22 +107,24 @@ def _holds_classes(feature: Any) -> bool:
 
 def _named_column(features: Any, name: str, path: str) -> str:
     if name not in features or not _holds_classes(features[name]):
-        found = (
-            ", ".join(column for column in features if _holds_classes(features[column])) or "none"
-        )
+        usable = [column for column in features if _holds_classes(features[column])]
+        found = ", ".join(usable) or "none"
         raise InputError(
             f"{path} has no column {name!r} of class numbers; expected one of: {found}"
         )
+
     return name
 
 
 def _label_column(features: Any) -> str | None:
     from datasets import ClassLabel
 
-    named = [name for name in LABEL_NAMES if name in features and _holds_classes(features[name])]
-    return next(
-        iter(
-            named + [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        ),
-        None,
-    )
+    for name in LABEL_NAMES:
+        if name in features and _holds_classes(features[name]):
+            return name
+
+    for name, feature in features.items():
+        if isinstance(feature, ClassLabel):
+            return name
+
+    return None

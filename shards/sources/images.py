@@ -132,6 +132,7 @@ class ImageSource(Sequence[Anchor]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
+
         key = self.key(index)
         index = int(self.indices_N[index])
         content = self._content(index)
@@ -198,10 +199,9 @@ class ImageSource(Sequence[Anchor]):
 
     def _first_size(self) -> int:
         first = 0
-        while (
-            self.config.on_error == "skip" and first < len(self) - 1 and self.why_unreadable(first)
-        ):
-            first += 1
+        if self.config.on_error == "skip":
+            while first < len(self) - 1 and self.why_unreadable(first):
+                first += 1
 
         height, width = self._decode(self._content(first), first).shape[:2]
         if height != width:
@@ -232,9 +232,8 @@ class ImageSource(Sequence[Anchor]):
         try:
             with Image.open(io.BytesIO(content)) as image:
                 upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith(
-                    "I;16"
-                ):  # Pillow's own conversion would clip 16 bits to 8
+                if upright.mode.startswith("I;16"):
+                    # Pillow's own conversion would clip 16 bits to 8.
                     upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                 elif upright.mode in ("I", "F"):
                     raise ValueError(f"mode {upright.mode}, expected 8 or 16 bits per channel")
@@ -265,8 +264,6 @@ class ImageSource(Sequence[Anchor]):
 
 def identity(content: bytes | np.ndarray) -> str:
     """Return the 128-bit BLAKE2b of the encoded bytes where the source has them, else of shape and pixels."""
-    return (
-        hashlib.blake2b(content, digest_size=16).hexdigest()
-        if isinstance(content, bytes)
-        else pixel_digest(content)
-    )
+    if isinstance(content, bytes):
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return pixel_digest(content)

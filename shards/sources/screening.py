@@ -31,10 +31,10 @@ def screened(
     if skipped is None:
         skipped = unreadable(anchors, report)
         if listing:
-            rows = [
-                {"key": anchors.key(index), "index": index, "reason": why}
-                for index, why in skipped.items()
-            ]
+            rows = []
+            for index, why in skipped.items():
+                rows.append({"key": anchors.key(index), "index": index, "reason": why})
+
             content = {**_source(anchors), "skipped": rows}
             write_file(listing, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -48,7 +48,10 @@ def unreadable(anchors: ImageSource, report: Report | None = None) -> dict[int, 
         for start in range(0, len(anchors), CHUNK):
             places = range(start, min(start + CHUNK, len(anchors)))
             reasons = threads.map(anchors.why_unreadable, places)
-            found.update({place: why for place, why in zip(places, reasons, strict=True) if why})
+            for place, why in zip(places, reasons, strict=True):
+                if why:
+                    found[place] = why
+
             if report:
                 report(places.stop, len(anchors))
 
@@ -64,14 +67,20 @@ def _listed(anchors: ImageSource, listing: Path | None) -> dict[int, str] | None
     if listing is None or not listing.exists():
         return None
 
+    source = _source(anchors)
     try:
         content = json.loads(listing.read_text())
         skipped = {int(row["index"]): str(row["reason"]) for row in content["skipped"]}
-        same = {key: content[key] for key in _source(anchors)} == _source(anchors)
+        is_same_source = {key: content[key] for key in source} == source
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{listing} is no list of skipped anchors; remove it") from error
 
-    same = same and all(
-        0 <= index < len(anchors) and anchors.why_unreadable(index) for index in skipped
-    )
-    return skipped if same else None
+    if not is_same_source:
+        return None
+
+    for index in skipped:
+        is_still_unreadable = 0 <= index < len(anchors) and anchors.why_unreadable(index)
+        if not is_still_unreadable:
+            return None
+
+    return skipped
