@@ -1,4 +1,4 @@
-"""Stage 1's work: which process makes which shard, and making them."""
+"""Share the shards of a set out among processes, and make them."""
 
 import platform
 import time
@@ -35,7 +35,7 @@ Report = Callable[[int, int], None]
 def make_plan(
     anchors: ImageSource, model: DiffusionModel, sampler: SamplerConfig, shards: ShardsConfig
 ) -> Plan:
-    """The plan of a shard set: everything that determines its content."""
+    """Return the plan of a shard set: everything that determines its content."""
     return Plan(
         source=source_plan(anchors),
         diffusion=DiffusionPlan(origin=model.origin, digest=model.digest),
@@ -46,7 +46,7 @@ def make_plan(
 
 
 def assigned_shards(count: int, part: tuple[int, int], rank: int, world_size: int) -> list[int]:
-    """The shards of a process: shard s belongs to part s mod n, and there to process (s div n) mod world size."""
+    """Return the shards of a process: s belongs to part s mod n, and there to process (s div n) mod world size."""
     number, parts = part
     return [s for s in range(count) if s % parts == number and s // parts % world_size == rank]
 
@@ -84,7 +84,8 @@ def make_shards(
             report(done, total)
 
     for shard in todo:
-        if read_commit(root, plan, layer, shard) is not None:  # another writer has made it since
+        # Another writer may have made it since.
+        if read_commit(root, plan, layer, shard) is not None:
             advance(len(plan.shard_range(shard)))
             continue
 
@@ -100,6 +101,7 @@ def make_shards(
             log_event(root, "failed", layer=layer, shard=shard, rank=rank, message=str(error))
             raise
 
+        # Note how fast it was.
         spent = time.time() - started
         images = commit.records * plan.shards.candidates
         rate = round(images / max(1e-3, spent), 3)
@@ -162,7 +164,7 @@ def _all_constant(images_KHWC: np.ndarray) -> bool:
 
 
 def run_facts(sampler: Sampler, started: float, world_size: int) -> dict[str, object]:
-    """What could change the bits of a shard, and when and how fast it was made; kept in its commit record."""
+    """Return what could change the bits of a shard, and when and how fast it was made, for its commit record."""
     device = sampler.device
     on_gpu = device.type == "cuda"
 

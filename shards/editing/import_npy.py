@@ -31,6 +31,8 @@ def open_npy(path: Path, anchors: ImageSource) -> np.ndarray:
     count = len(anchors)
     size = anchors.size
     expected = f"expected ({count}, K, {size}, {size}, 3) uint8 with K at most {MAX_CANDIDATES}"
+
+    # The type and the shape.
     if dtype.hasobject:
         raise InputError(
             f"{path}: an array of Python objects, {expected}; save it with allow_pickle=False"
@@ -54,6 +56,7 @@ def open_npy(path: Path, anchors: ImageSource) -> np.ndarray:
             f"{path}: {shape[1]} candidates per anchor, {expected}; cut the array before"
         )
 
+    # The length of the file.
     found = path.stat().st_size
     needed = start + math.prod(shape)
     if found < needed:

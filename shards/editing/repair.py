@@ -23,8 +23,11 @@ class Damage:
     """Lists the damaged files of a set, apart by the way in which each can be repaired."""
 
     tars: list[str]
+    """Made again by the diffusion model."""
     derived: list[str]
+    """Made again from the tars and plans: indexes and descriptions."""
     lost: list[str]
+    """Only a copy of the set has them."""
 
     @property
     def names(self) -> list[str]:

@@ -111,15 +111,18 @@ def _files(name: str, fields: list[str], sha256: str) -> list[dict[str, Any]]:
 
 
 def _record_set(name: str) -> dict[str, Any]:
-    def field(column: str, data_type: str, description: str) -> dict[str, Any]:
-        return {
-            "@type": "cr:Field",
-            "@id": f"{name}/{column}",
-            "name": column,
-            "description": description,
-            "dataType": data_type,
-            "source": {"fileObject": {"@id": f"{name}.parquet"}, "extract": {"column": column}},
-        }
+    fields = []
+    for column, (data_type, description) in COLUMNS.items():
+        fields.append(
+            {
+                "@type": "cr:Field",
+                "@id": f"{name}/{column}",
+                "name": column,
+                "description": description,
+                "dataType": data_type,
+                "source": {"fileObject": {"@id": f"{name}.parquet"}, "extract": {"column": column}},
+            }
+        )
 
     return {
         "@type": "cr:RecordSet",
@@ -127,5 +130,5 @@ def _record_set(name: str) -> dict[str, Any]:
         "name": name,
         "description": f"The records of {name}, from its index.",
         "key": {"@id": f"{name}/key"},
-        "field": [field(column, *facts) for column, facts in COLUMNS.items()],
+        "field": fields,
     }

@@ -51,6 +51,7 @@ def choice_by_scores(
         InputError: the set has no such scores or measure, or scores for fewer candidates; no candidate is left; or
             a weight is negative.
     """
+    # Read the measure, from the set or its cache.
     path = scores_path(shards.root, name).relative_to(shards.root).as_posix()
     if path not in shards.manifest.files:
         names = [scores_name(file) for file in shards.manifest.files]
@@ -73,6 +74,7 @@ def choice_by_scores(
             "under another name"
         )
 
+    # Choose by it.
     values_NK = values_NK[:, : shards.candidates]
     allowed_NK = None if minimum is None else values_NK >= minimum
     if allowed_NK is not None and not allowed_NK.any():

@@ -116,7 +116,8 @@ class _PairReader:
     def _pairs(self, place: _Place) -> Iterator[Sample]:
         layers = [self._records(layer, place.shard) for layer in self.shards.layers]
         positions = self.shards.plan.shard_range(place.shard)
-        for position, *records in zip(positions, *layers, strict=True):
+        side_by_side = zip(*layers, strict=True)  # one record of every layer at a time
+        for position, records in zip(positions, side_by_side, strict=True):
             key = records[0]["__key__"]
             drawn, weight = self.choice.draw(place.epoch, position, key, self.shards.candidates)
             layer, member = self.shards.candidate_member(drawn)
