@@ -9,8 +9,14 @@ import click
 from ...core import InputError
 from ...shards import Anchor, AnchorsConfig, ImageSource, Plan, ShardSet, read_manifest
 from ...shards.editing.extend import extension_plan, start_layer
-from ...shards.editing.repair import Damage, damaged_files, rebuild, refetch, replacing_shard
-from ...shards.format.layout import parse_shard
+from ...shards.editing.repair import (
+    Damage,
+    DamagedTar,
+    damaged_files,
+    rebuild,
+    refetch,
+    replacing_shard,
+)
 from ...shards.format.plan import read_plan
 from ..options import parse_part, set_argument
 from ..progress import ProgressReport, say, say_if_emulated
@@ -208,7 +214,7 @@ def _make_again(root: Path, damage: Damage, diffusion: str, recipe_name: str | N
     rebuild(root, damage.derived)
 
 
-def _make_tars(root: Path, names: list[str], path: str, recipe_name: str | None) -> None:
+def _make_tars(root: Path, tars: list[DamagedTar], path: str, recipe_name: str | None) -> None:
     from ...generate import fill_shard
 
     shards = ShardSet(root, layers=["layer-000"])
@@ -216,14 +222,13 @@ def _make_tars(root: Path, names: list[str], path: str, recipe_name: str | None)
     samplers: dict[tuple[str, str], Any] = {}
 
     with ProgressReport("repair", "shards") as report:
-        for done, name in enumerate(names, start=1):
-            layer, shard = parse_shard(name) or (0, 0)
-            plan = read_plan(root, layer)
+        for done, damaged in enumerate(tars, start=1):
+            plan = read_plan(root, damaged.layer)
             made_by = (plan.diffusion.digest, plan.sampler_text)
             if made_by not in samplers:
                 samplers[made_by] = recorded_sampler(plan, path)[0]
 
-            with replacing_shard(root, name, plan, shard) as tar:
-                fill_shard(tar, plan, shard, anchors, samplers[made_by])
+            with replacing_shard(root, damaged.name, plan, damaged.shard) as tar:
+                fill_shard(tar, plan, damaged.shard, anchors, samplers[made_by])
 
-            report(done, len(names))
+            report(done, len(tars))

@@ -19,10 +19,19 @@ from .verify import FaultKind, file_fault
 
 
 @dataclass(frozen=True)
+class DamagedTar:
+    """Names a damaged tar, and says which shard of which layer it is."""
+
+    name: str
+    layer: int
+    shard: int
+
+
+@dataclass(frozen=True)
 class Damage:
     """Lists the damaged files of a set, apart by the way in which each can be repaired."""
 
-    tars: list[str]
+    tars: list[DamagedTar]
     """Made again by the diffusion model."""
     derived: list[str]
     """Made again from the tars and plans: indexes and descriptions."""
@@ -32,7 +41,8 @@ class Damage:
     @property
     def names(self) -> list[str]:
         """Return the names of all damaged files, those first that others are made from."""
-        return [*self.lost, *self.tars, *self.derived]
+        tars = [tar.name for tar in self.tars]
+        return [*self.lost, *tars, *self.derived]
 
 
 def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) -> Damage:
@@ -51,8 +61,10 @@ def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) 
             if fault.kind is FaultKind.OUTSIDE:
                 raise InputError(f"{root}: {fault}")
 
-            if parse_shard(name):
-                damage.tars.append(name)
+            place = parse_shard(name)
+            if place is not None:
+                layer, shard = place
+                damage.tars.append(DamagedTar(name, layer, shard))
             elif name in indexes or name in DESCRIPTIONS:
                 damage.derived.append(name)
             else:
