@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import InputError
+from .errors import InputError
 
 RECIPE = "recipe.toml"
 

@@ -84,7 +84,7 @@ def _check_methods(recipes: dict[Path, Recipe]) -> None:
 
     for recipe in recipes.values():
         if recipe.pretrain.method not in METHODS:
-            known = ", ".join(sorted(METHODS))
+            known = ", ".join(METHODS)
             raise InputError(
                 f"reproduce.runs: no method {recipe.pretrain.method}; there are {known}"
             )

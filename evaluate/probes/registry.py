@@ -110,11 +110,7 @@ def find_probe(task: str) -> Probe:
     Raises:
         KeyError: there is none.
     """
-    for probe in PROBES:
-        if probe.task == task:
-            return probe
-
-    raise KeyError(task)
+    return {probe.task: probe for probe in PROBES}[task]
 
 
 def probe_of_protocol(protocol: str) -> Probe:
@@ -123,11 +119,7 @@ def probe_of_protocol(protocol: str) -> Probe:
     Raises:
         KeyError: there is none.
     """
-    for probe in PROBES:
-        if probe.protocol == protocol:
-            return probe
-
-    raise KeyError(protocol)
+    return {probe.protocol: probe for probe in PROBES}[protocol]
 
 
 def heading(metric: str) -> str:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SHARED = {"__init__", "base", "momentum", "registry"}
 """Files of this folder that are no method."""
 
+SHIPPED = {path.stem for path in Path(__file__).parent.glob("*.py")} - SHARED
+"""The methods of this folder, each the name of its file."""
+
 _registered: dict[str, type["Method"]] = {}
 
 
@@ -35,19 +38,16 @@ class _Methods(Mapping[str, type["Method"]]):
     """Maps names to classes; a class is imported when it is asked for."""
 
     def __iter__(self) -> Iterator[str]:
-        files = {path.stem for path in Path(__file__).parent.glob("*.py")}
-        return iter(sorted((files - SHARED) | set(_registered)))
+        return iter(sorted(SHIPPED | set(_registered)))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(SHIPPED | set(_registered))
 
     def __contains__(self, name: object) -> bool:
-        return name in list(iter(self))
+        return name in SHIPPED or name in _registered
 
     def __getitem__(self, name: str) -> type["Method"]:
-        if name not in self:
-            raise KeyError(name)
-        if name not in _registered:
+        if name in SHIPPED and name not in _registered:
             import_module(f".{name}", __package__)
         return _registered[name]
 
