@@ -1,4 +1,4 @@
-"""What a plan will cost: bytes from encoded anchors, time from a few U-Net calls on the device at hand."""
+"""Estimate what a plan will cost: bytes from encoded anchors, time from a few U-Net calls on the device at hand."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Whether a diffusion model was trained on images scaled to [-1, 1], from what it makes by itself."""
+"""Check that a diffusion model was trained on images scaled to [-1, 1], by what it makes by itself."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What a run is built of: its order of batches, loader, method and optimizer."""
+"""Build what a run consists of: its order of batches, loader, method and optimizer."""
 
 from typing import Any
 

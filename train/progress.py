@@ -1,4 +1,4 @@
-"""What a run keeps besides its weights: the losses of the epoch, the log, the checkpoints."""
+"""Keep what a run has besides its weights: the losses of the epoch, the log, the checkpoints."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What all methods share: backbone, projector, the passes over the views, and the synthetic term."""
+"""The common part of all methods: backbone, projector, the passes over the views, and the synthetic term."""
 
 import abc
 import contextlib
