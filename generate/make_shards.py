@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import InputError, WorkError, run_stamp
+from ..core import InputError, Report, WorkError, run_stamp
 from ..shards import (
     DiffusionPlan,
     ImageSource,
@@ -28,8 +28,6 @@ from .config import SamplerConfig
 from .model import DiffusionModel
 from .out_of_memory import explaining_out_of_memory
 from .sampler import Sampler
-
-Report = Callable[[int, int], None]
 
 
 def make_plan(

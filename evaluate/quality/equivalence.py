@@ -11,8 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch.nn import functional
 
-from ...core import InputError
-from ...core.report import Report
+from ...core import InputError, Report
 from ...shards import ShardSet
 from ..features.encoder import Encoder
 from ..features.shard_features import anchor_images, candidate_images, class_numbers, image_features

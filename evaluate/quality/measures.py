@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ...core import InputError, permutation
-from ...core.report import Report
+from ...core import InputError, Report, permutation
 from ...shards import ImageSource, ShardSet
 from ...train import PretrainConfig, Views
 from ..features.encoder import Encoder

@@ -1,12 +1,12 @@
 """Put damaged files of a set right: only bytes that the manifest records ever take a file's place."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ...core import InputError, WorkError, remove_temporaries, replacing, sha256_file
+from ...core import InputError, Report, WorkError, remove_temporaries, replacing, sha256_file
 from ..format.index import write_index_file
 from ..format.layout import DESCRIPTIONS, index_path, parse_shard
 from ..format.manifest import Manifest, read_manifest
@@ -45,7 +45,7 @@ class Damage:
         return [*self.lost, *tars, *self.derived]
 
 
-def damaged_files(root: Path, report: Callable[[int, int], None] | None = None) -> Damage:
+def damaged_files(root: Path, report: Report | None = None) -> Damage:
     """Find the files of the manifest that are missing or have other bytes than it records.
 
     Raises:

@@ -2,14 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from ...core import InputError, WorkError, sha256_file
+from ...core import InputError, Report, WorkError, sha256_file
 from ..format.layout import MANIFEST, PLAN
 from ..format.manifest import FileEntry
 from .copy_order import copy_order, files_to_copy
@@ -24,7 +23,7 @@ _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
 def push_to_hub(
     root: Path,
     url: str,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
     *,
     expect: str | None = None,
     api: Any = None,
