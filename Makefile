@@ -25,7 +25,7 @@ run = $(CLSP) $(1) --check && \
 	ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli $(1)
 endif
 
-.PHONY: setup demo reproduce shards pretrain linear-eval transfer report test test-fast lint bench
+.PHONY: setup demo reproduce shards pretrain linear-eval transfer report test test-fast lint format bench
 .DEFAULT_GOAL := demo
 
 setup: $(BIN)/.installed
@@ -72,3 +72,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
