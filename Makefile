@@ -25,7 +25,7 @@ run = $(CLSP) $(1) --check && \
 	ACCELERATE_USE_CPU=true $(BIN)/torchrun --standalone --nproc_per_node $(GPUS) -m clsp.cli $(1)
 endif
 
-.PHONY: setup demo reproduce shards pretrain linear-eval transfer report test test-fast lint format bench
+.PHONY: setup demo reproduce shards pretrain linear-eval transfer report test test-fast lint format docs bench
 .DEFAULT_GOAL := demo
 
 setup: $(BIN)/.installed
@@ -76,3 +76,7 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
