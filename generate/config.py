@@ -10,9 +10,13 @@ from ..core import Section
 
 
 class DiffusionConfig(Section):
-    """Settings of the unconditional DDPM: one to load (`path`), or how to train one on the anchors.
+    """Holds the settings of the unconditional DDPM: one to load (`path`), or how to train one on the anchors.
 
     The defaults are the paper's; the keys below that `added` names make more of a training of minutes.
+
+    >>> config = DiffusionConfig(steps=1000, warmup_steps=100, lr=1e-3, lr_schedule="cosine")
+    >>> [config.learning_rate(step) for step in (0, 99, 550)]
+    [1e-05, 0.001, 0.0005]
     """
 
     added: ClassVar[Mapping[str, Any]] = {
@@ -93,10 +97,14 @@ class DiffusionConfig(Section):
 
 
 class SamplerConfig(Section):
-    """Settings of the sampling of positives.
+    """Holds the settings of the sampling of positives.
 
     The defaults are a fast setting whose positives are shown to be as good as the paper's (docs/results.md), which are
     made with DDIM, 100 steps, η = 0.1, an anchor pass per candidate and no clipping.
+
+    >>> paper = SamplerConfig(scheduler="ddim", steps=100, eta=0.1, share_anchor=False, clip=False)
+    >>> paper.decided(bf16=False).dtype
+    'float32'
     """
 
     added: ClassVar[Mapping[str, Any]] = {"clip": False}
@@ -123,7 +131,7 @@ class SamplerConfig(Section):
     """Threads of a process on a CPU, whose number changes the last bits; several processes use several cores."""
 
     def decided(self, bf16: bool = False) -> "SamplerConfig":
-        """These settings with `auto` replaced: by bfloat16 if the device computes in it, else by float32."""
+        """Return these settings with `auto` replaced: by bfloat16 if the device computes in it, else by float32."""
         if self.dtype != "auto":
             return self
         return self.model_copy(update={"dtype": "bfloat16" if bf16 else "float32"})

@@ -11,7 +11,17 @@ PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
 
 
 class Encoded(NamedTuple):
-    """Bottleneck features, skip connections and the time embedding: all that the decoder needs of the encoder."""
+    """Holds bottleneck features, skip connections and time embedding: all that the decoder needs of the encoder.
+
+    >>> from clsp.generate.example import make_example_model
+    >>> unet = make_example_model(size=8).unet
+    >>> x_BCHW = torch.randn(2, 3, 8, 8)
+    >>> encoded = encode(unet, x_BCHW, timestep=500)
+    >>> encoded.bottleneck.shape
+    torch.Size([2, 32, 4, 4])
+    >>> torch.equal(decode(unet, encoded), unet(x_BCHW, 500).sample)
+    True
+    """
 
     bottleneck: torch.Tensor
     skips: tuple[torch.Tensor, ...]

@@ -20,7 +20,15 @@ ROUNDS = 10
 
 
 class Stream(IntEnum):
-    """The purposes of a noise: the fourth word of the counter."""
+    """Names the purpose of a noise: the fourth word of the counter.
+
+    >>> keys_B2 = noise_keys(0, ["train_00000000"], torch.device("cpu"))
+    >>> shared = keyed_normal(keys_B2, (3, 8, 8), 500, 0, Stream.SHARED_ANCHOR)
+    >>> torch.equal(shared, keyed_normal(keys_B2, (3, 8, 8), 500, 0, Stream.SHARED_ANCHOR))
+    True
+    >>> torch.equal(shared, keyed_normal(keys_B2, (3, 8, 8), 500, 0, Stream.STEP))
+    False
+    """
 
     INITIAL = 0
     """x_T, at timestep 0: the same for every number of steps."""

@@ -23,7 +23,18 @@ NOISE_SCHEDULE = (
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A U-Net that predicts noise, its noise schedule, where it came from and the digest of all of it."""
+    """Holds a U-Net that predicts noise, its noise schedule, where it came from and the digest of all of it.
+
+    >>> import tempfile
+    >>> from clsp.generate.example import make_example_model
+    >>> from diffusers import DDPMPipeline, DDPMScheduler
+    >>> made = make_example_model(size=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     DDPMPipeline(made.unet, DDPMScheduler()).save_pretrained(folder)
+    ...     loaded = load_diffusion(folder, size=8)
+    >>> loaded.noise_schedule["num_train_timesteps"], loaded.digest == made.digest
+    (1000, True)
+    """
 
     unet: UNet2DModel
     noise_schedule: dict[str, Any]

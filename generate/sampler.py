@@ -25,6 +25,19 @@ class Sampler:
 
     Every U-Net call holds exactly `config.micro_batch` anchors at one candidate index (short batches are padded), so
     an image depends neither on K nor on which process makes it.
+
+    >>> from clsp.generate.example import make_example_model
+    >>> from clsp.shards import AnchorsConfig, ImageSource
+    >>> anchors = list(ImageSource(AnchorsConfig(path="digits", limit=2)))
+    >>> images_BHWC = np.stack([anchor.image for anchor in anchors])
+    >>> keys = [anchor.key for anchor in anchors]
+    >>> sampler = Sampler(make_example_model(size=8), SamplerConfig(steps=2, micro_batch=2))
+    >>> candidates_BKHWC = sampler(images_BHWC, keys, candidates=3)
+    >>> candidates_BKHWC.shape
+    (2, 3, 8, 8, 3)
+    >>> last_BKHWC = sampler(images_BHWC, keys, candidates=1, first=2)
+    >>> np.array_equal(last_BKHWC[:, 0], candidates_BKHWC[:, 2])
+    True
     """
 
     def __init__(

@@ -10,7 +10,11 @@ Ratio = tuple[float, float, float]
 
 
 class AugmentConfig(Section):
-    """SimCLR's augmentations; every parameter is drawn per image."""
+    """Holds the settings of SimCLR's augmentations; every parameter is drawn per image.
+
+    >>> AugmentConfig(crop_scale=0.08).weakened().crop_scale
+    0.2
+    """
 
     crop_scale: float = Field(default=0.08, gt=0, le=1)
     """Smallest share of the area that RandomResizedCrop keeps."""
@@ -40,7 +44,11 @@ class AugmentConfig(Section):
 
 
 class SyntheticConfig(Section):
-    """The term that pulls view 1 and a third view together: `λ·mean(2 - 2·cos(z_1, z_3))`."""
+    """Holds the settings of the term that pulls view 1 and a third view together: `λ·mean(2 - 2·cos(z_1, z_3))`.
+
+    >>> PretrainConfig(synthetic=SyntheticConfig(source="augmentation")).run_name
+    'simclr+augmentation'
+    """
 
     weight: float = Field(default=1.0, ge=0)
     """λ; 0 reads no candidate."""
@@ -76,7 +84,11 @@ class SyntheticConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Settings of stage 2; the defaults are the paper's CLSP-SimCLR on CIFAR-10."""
+    """Holds the settings of stage 2; the defaults are the paper's CLSP-SimCLR on CIFAR-10.
+
+    >>> PretrainConfig(method="mocov2plus", batch_size=512, lr=0.3).run_name
+    'mocov2plus+shards'
+    """
 
     method: str = "simclr"
     epochs: int = Field(default=1000, ge=1)

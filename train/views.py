@@ -56,6 +56,16 @@ class Views:
     """Makes view 1, 2, 3, … of a batch; view v of a step depends on (seed, step, rank, v) and the images alone.
 
     So all methods see the same views 1 and 2, with or without a third.
+
+    >>> views = Views(PretrainConfig(), size=8, device=torch.device("cpu"))
+    >>> images_BCHW = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    >>> view1 = views(images_BCHW, view=1, step=0, rank=0)
+    >>> view1.shape, view1.dtype
+    (torch.Size([4, 3, 8, 8]), torch.float32)
+    >>> torch.equal(view1, views(images_BCHW, view=1, step=0, rank=0))
+    True
+    >>> torch.equal(view1, views(images_BCHW, view=2, step=0, rank=0))
+    False
     """
 
     def __init__(self, config: PretrainConfig, size: int, device: torch.device):

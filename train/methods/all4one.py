@@ -24,7 +24,14 @@ WEIGHTS = {"neighbour": 0.5, "centroid": 0.5, "redundancy": 5.0}
 
 @register("all4one")
 class All4One(Method):
-    """NNCLR with neighbours found by a momentum encoder, a contrast of centroids, and decorrelated features."""
+    """Adds to NNCLR neighbours found by a momentum encoder, a contrast of centroids, and decorrelated features.
+
+    >>> from clsp.train.example import example_config
+    >>> method = All4One(example_config("all4one"))
+    >>> view1, view2, synthetic = torch.randn(3, 4, 3, 8, 8)
+    >>> sorted(method([view1, view2], synthetic, None, labels_B=torch.full((4,), -1)))
+    ['centroid', 'neighbour', 'redundancy', 'synthetic']
+    """
 
     positions: torch.Tensor
 

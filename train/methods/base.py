@@ -15,10 +15,20 @@ from ..losses import alignment
 
 
 class Method(nn.Module, abc.ABC):
-    """A contrastive method: views to a dict of scalar losses.
+    """Turns views into a dict of scalar losses; the common part of all methods.
 
     A subclass gives `base_loss`; the synthetic term is added here, the same for all: between the projections of view 1
-    and the synthetic view, before any predictor.
+    and the synthetic view, before any predictor. The decorator `register` makes a subclass known by a name.
+
+    >>> from clsp.train.example import example_config
+    >>> class Invariance(Method):
+    ...     def base_loss(self, y_BD, views, labels_B):
+    ...         return {"invariance": (y_BD[0] - y_BD[1]).square().mean()}
+    >>> method = Invariance(example_config())
+    >>> view1, view2, synthetic = torch.randn(3, 4, 3, 8, 8)
+    >>> labels_B = torch.tensor([0, 0, 1, 1])
+    >>> sorted(method([view1, view2], synthetic, None, labels_B))
+    ['invariance', 'synthetic']
     """
 
     views = 2

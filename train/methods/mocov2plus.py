@@ -14,7 +14,17 @@ from .registry import register
 
 @register("mocov2plus")
 class MoCoV2Plus(Method):
-    """InfoNCE between each view's query and the other's key, negatives from a queue. With the term: CLSP-MoCo."""
+    """Computes InfoNCE of each view's query and the other's key, negatives from a queue. With the term: CLSP-MoCo.
+
+    >>> from clsp.train.example import example_config
+    >>> method = MoCoV2Plus(example_config("mocov2plus"))
+    >>> views = torch.randn(2, 4, 3, 8, 8).unbind()
+    >>> method.before_step(0, steps=100)  # moves the key encoder
+    >>> losses = method(views, None, None, labels_B=torch.full((4,), -1))
+    >>> losses["contrastive"].backward()
+    >>> [parameter for parameter in method.keys.parameters() if parameter.grad is not None]
+    []
+    """
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)

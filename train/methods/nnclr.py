@@ -15,7 +15,15 @@ from .registry import register
 
 @register("nnclr")
 class NNCLR(Method):
-    """Cross-entropy between the neighbour of one view and the predictions of the other, over the global batch."""
+    """Contrasts the neighbour of one view with the predictions of the other, over the global batch.
+
+    >>> from clsp.train.example import example_config
+    >>> method = NNCLR(example_config("nnclr"))
+    >>> views = torch.randn(2, 4, 3, 8, 8).unbind()
+    >>> losses = method(views, None, None, labels_B=torch.full((4,), -1))
+    >>> int(method.queue.place)  # the queue has taken up the batch
+    4
+    """
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)

@@ -13,7 +13,17 @@ from .registry import register
 
 @register("simclr")
 class SimCLR(Method):
-    """NT-Xent between two views, negatives from the global batch. With the synthetic term: CLSP-SimCLR."""
+    """Computes NT-Xent between two views, negatives from the global batch. With the synthetic term: CLSP-SimCLR.
+
+    >>> from clsp.train.example import example_config
+    >>> method = SimCLR(example_config())
+    >>> view1, view2, synthetic = torch.randn(3, 4, 3, 8, 8)
+    >>> labels_B = torch.full((4,), -1)  # it needs none
+    >>> sorted(method([view1, view2], synthetic, None, labels_B))
+    ['contrastive', 'synthetic']
+    >>> sorted(method([view1, view2], None, None, labels_B))
+    ['contrastive']
+    """
 
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor

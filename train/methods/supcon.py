@@ -13,7 +13,16 @@ from .registry import register
 
 @register("supcon")
 class SupCon(Method):
-    """Supervised contrastive learning: every image of the class is a positive, in both views and on all ranks."""
+    """Contrasts with labels: every image of the class is a positive, in both views and on all ranks.
+
+    >>> from clsp.train.example import example_config
+    >>> method = SupCon(example_config("supcon")).eval()
+    >>> views = torch.randn(2, 4, 3, 8, 8).unbind()
+    >>> in_pairs = method(views, None, None, labels_B=torch.tensor([0, 0, 1, 1]))
+    >>> all_alike = method(views, None, None, labels_B=torch.tensor([0, 0, 0, 0]))
+    >>> torch.equal(in_pairs["contrastive"], all_alike["contrastive"])
+    False
+    """
 
     needs_labels = True
 
