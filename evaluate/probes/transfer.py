@@ -17,6 +17,7 @@ import torch
 
 from ...core import InputError
 from ...shards import AnchorsConfig, ImageSource
+from ...shards.sources.errors import SourceError
 from ..config import TransferConfig, TransferSet
 from ..features.encoder import Encoder
 from ..features.extract import Features, check_labels, draw_per_class, extract, hold_out
@@ -50,7 +51,9 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
         try:
             return ImageSource(anchors)
         except InputError as error:
-            told = str(error).replace("anchors.path", f"transfer.sets.{name}.path")
+            told = str(error)
+            if isinstance(error, SourceError) and error.key == "path":
+                told = f"transfer.sets.{name}.path: {error.reason}"
             raise InputError(
                 f"{told} (transfer set {name}, split {which!r} as its recipe says)"
             ) from error
