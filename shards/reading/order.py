@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...core import permutation
+from ...core import InputError, permutation
 
 WINDOW = 16
 """Shards whose records are shuffled together: what a process keeps in the page cache."""
@@ -77,7 +77,10 @@ class BatchOrder:
     """Gives the global batches of a run and each rank's slice of them; the last short batch of an epoch is dropped.
 
     Args:
-        batch_size: samples per global batch; divisible by `world_size`.
+        batch_size: samples per global batch; at most all of them, and divisible by `world_size`.
+
+    Raises:
+        InputError: the batch size is none of these.
 
     >>> order = BatchOrder(shard_sizes=[4, 4, 2], plan_digest="", seed=0, batch_size=4)
     >>> order.batches_per_epoch
@@ -96,9 +99,13 @@ class BatchOrder:
 
     def __post_init__(self):
         object.__setattr__(self, "_samples", sum(self.shard_sizes))
+        if not 1 <= self.batch_size <= self._samples:
+            raise InputError(
+                f"batch_size is {self.batch_size}, expected 1 to the {self._samples} anchors of the set"
+            )
         if self.batch_size % self.world_size:
-            raise ValueError(
-                f"batch of {self.batch_size} is not divisible by {self.world_size} processes"
+            raise InputError(
+                f"batch_size is {self.batch_size}, not divisible by the {self.world_size} processes"
             )
 
     @property

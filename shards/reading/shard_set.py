@@ -4,7 +4,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from ..format.metadata import parse_metadata, read_json
 from ..format.plan import Plan
 from ..remote.cache import open_store
 from ..sources.images import Anchor, ImageSource
+
+if TYPE_CHECKING:
+    from .pairs import PairLoader
 
 OPEN_SHARDS = 64
 HERE = Path()
@@ -144,6 +147,47 @@ class ShardSet:
             digests[layer_name(layer.number)] = self.manifest.files[index].sha256
 
         return {"plan": self.plan.digest, "layers": digests}
+
+    def loader(
+        self,
+        batch_size: int,
+        epochs: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> "PairLoader":
+        """Load the pairs in batches: the one call that a training loop needs.
+
+        The order and the candidates drawn depend on (plan, seed, epoch) alone; each anchor comes once an epoch, but
+        for a short last batch, which is dropped.
+
+        Args:
+            batch_size: anchors of a global batch, over all ranks; divisible by `world_size`.
+            epochs: how often the set is read.
+            seed: of the order and of the draw of candidates.
+            rank: number of this process, which gets its slice of every global batch.
+            world_size: number of processes.
+            workers: decoding processes; they change nothing but the speed.
+
+        Raises:
+            InputError: the batch is larger than the set, or not divisible by `world_size`.
+
+        >>> import tempfile
+        >>> from clsp.shards.example import make_example_set
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     shards = make_example_set(Path(folder), anchors=8)
+        ...     for batch in shards.loader(batch_size=4, epochs=1):
+        ...         batch.anchors_BCHW.shape, batch.candidates_BCHW.shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([4, 3, 8, 8]))
+        (torch.Size([4, 3, 8, 8]), torch.Size([4, 3, 8, 8]))
+        """
+        from .order import BatchOrder
+        from .pairs import PairDataset, PairLoader  # which need torch, as a set does not
+
+        dataset = PairDataset(self, seed, with_candidates=self.candidates > 0)
+        order = BatchOrder(self.shard_sizes, self.plan.digest, seed, batch_size, rank, world_size)
+        return PairLoader(dataset, order, last=order.batches_per_epoch * epochs, workers=workers)
 
     def key(self, position: int) -> str:
         """Return the key of an anchor."""

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from clsp.core import InputError
 from clsp.shards import BatchOrder
 from clsp.shards.reading.candidates import draw_candidate
 from clsp.shards.reading.order import epoch_order
@@ -43,6 +44,14 @@ def test_global_batches_are_the_same_for_any_world_size(world_size):
         for rank in range(world_size)
     ]
     assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "found"), [(71, 1, "70 anchors"), (12, 5, "5 processes")]
+)
+def test_batches_that_cannot_be_cut_are_refused(batch_size, world_size, found):
+    with pytest.raises(InputError, match=found):
+        BatchOrder([7] * 10, "p", 0, batch_size, 0, world_size)
 
 
 def test_starting_in_the_middle_equals_not_stopping():

@@ -4,8 +4,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from clsp.core import InputError, WorkError
-from clsp.shards import AnchorsConfig, ImageSource, ShardSet
+from clsp.shards import (
+    AnchorsConfig,
+    BatchOrder,
+    ImageSource,
+    PairDataset,
+    PairLoader,
+    ShardSet,
+)
+from clsp.shards.example import make_example_set
 
 
 def test_anchors_labels_and_keys_are_the_sources(shard_set, digits):
@@ -56,3 +65,13 @@ def test_unsealed_foreign_and_newer_sets_are_refused(shard_set, tmp_path):
     manifest.unlink()
     with pytest.raises(InputError, match="not finished"):
         ShardSet(copy)
+
+
+def test_a_loader_is_the_parts_put_together(tmp_path):
+    shards = make_example_set(tmp_path, anchors=10)
+    order = BatchOrder(shards.shard_sizes, shards.plan.digest, seed=3, batch_size=4)
+    parts = PairLoader(PairDataset(shards, seed=3), order, last=2 * order.batches_per_epoch)
+
+    for batch, expected in zip(shards.loader(4, epochs=2, seed=3), parts, strict=True):
+        assert batch.keys == expected.keys
+        assert torch.equal(batch.candidates_BCHW, expected.candidates_BCHW)
