@@ -13,11 +13,13 @@ from .pixels import to_model_range
 from .sampler import Sampler
 
 SAMPLE, TAR_OVERHEAD, JSON_BYTES = 64, 1024, 512
+TIMESTEP = 500
+"""Of the U-Net calls that are measured; all take as long."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of the set and seconds of one device."""
+    """Holds the bytes of the set and the seconds of one device."""
 
     bytes: float
     seconds: float
@@ -30,19 +32,24 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
     Args:
         seconds: how long to measure U-Net calls, at least one.
     """
+    # Bytes, from some of the anchors
     sizes = [
         len(encode(anchors[place].image, plan.shards.codec)) for place in anchors.spread(SAMPLE)
     ]
     images = len(plan.image_fields)
     per_record = images * (float(np.mean(sizes)) + TAR_OVERHEAD) + JSON_BYTES + TAR_OVERHEAD
+
+    # Micro-batches, the last of a shard often a short one
     shards = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
     batches = sum(-(-records // sampler.config.micro_batch) for records in shards)
+
+    # Seconds of a step of a micro-batch
     candidates = plan.shards.candidates
     encoding, decoding = _seconds_per_pass(anchors, sampler, seconds)
     anchor_passes = 1 if sampler.config.share_anchor else candidates
     step = candidates * (encoding + decoding) + anchor_passes * encoding
-    device = torch.cuda.get_device_name() if sampler.device.type == "cuda" else "CPU"
 
+    device = torch.cuda.get_device_name() if sampler.device.type == "cuda" else "CPU"
     return Estimate(per_record * plan.count, batches * sampler.config.steps * step, device)
 
 
@@ -52,17 +59,23 @@ def _seconds_per_pass(
     """Return the seconds of the two halves of the U-Net for a micro-batch."""
     batch = [anchors[index % len(anchors)].image for index in range(sampler.config.micro_batch)]
     x_BCHW = to_model_range(np.stack(batch)).to(sampler.device, sampler.dtype)
-    halves: list[list[float]] = [[], []]
+    encoding: list[float] = []
+    decoding: list[float] = []
 
     with torch.inference_mode(), sampler.pinned_threads():
-        encoded = sampler.encode(x_BCHW, 500)
+        # Warm up
+        encoded = sampler.encode(x_BCHW, TIMESTEP)
         sampler.decode(encoded)
-        started = time.perf_counter()
-        while len(halves[0]) < 2 or time.perf_counter() - started < seconds:
-            halves[0].append(_timed(sampler, lambda: sampler.encode(x_BCHW, 500)))
-            halves[1].append(_timed(sampler, lambda: sampler.decode(encoded)))
 
-    return float(np.median(halves[0])), float(np.median(halves[1]))
+        # Measure, twice at least
+        started = time.perf_counter()
+        spent = 0.0
+        while len(encoding) < 2 or spent < seconds:
+            encoding.append(_timed(sampler, lambda: sampler.encode(x_BCHW, TIMESTEP)))
+            decoding.append(_timed(sampler, lambda: sampler.decode(encoded)))
+            spent = time.perf_counter() - started
+
+    return float(np.median(encoding)), float(np.median(decoding))
 
 
 def _timed(sampler: Sampler, work: Callable[[], object]) -> float:

@@ -31,11 +31,14 @@ class Encoded(NamedTuple):
 def encode(unet: UNet2DModel, x_BCHW: torch.Tensor, timestep: int) -> Encoded:
     """Run the U-Net up to and including its middle block."""
     net: Any = unet
+
+    # Time embedding
     timesteps = torch.full((x_BCHW.shape[0],), timestep, dtype=torch.long, device=x_BCHW.device)
     embedding = net.time_embedding(net.time_proj(timesteps).to(x_BCHW.dtype))
+
+    # Down to the bottleneck
     hidden = net.conv_in(x_BCHW)
     skips = (hidden,)
-
     for block in net.down_blocks:
         hidden, more = block(hidden_states=hidden, temb=embedding)
         skips += more
@@ -53,8 +56,9 @@ def decode(unet: UNet2DModel, encoded: Encoded) -> torch.Tensor:
     """
     net: Any = unet
     hidden, skips, embedding = encoded
+
     for block in net.up_blocks:
-        own = len(block.resnets)
+        own = len(block.resnets)  # so many of the skips, the last ones first
         hidden = block(hidden, skips[-own:], embedding)
         skips = skips[:-own]
 
@@ -82,6 +86,7 @@ def check_unet_config(config: dict[str, Any], name: str) -> None:
         ),
         "center_input_sample": bool(config.get("center_input_sample", False)),
     }
+
     found = ", ".join(key for key, bad in unfit.items() if bad)
     if found:
         raise InputError(

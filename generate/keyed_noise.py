@@ -67,10 +67,14 @@ def philox(counter_4: Sequence[torch.Tensor], key_2: Sequence[torch.Tensor]) -> 
         low0 = product0 & WORD
         high1 = (product1 >> 32) & WORD
         low1 = product1 & WORD
+
+        # Exchange the halves and mix in the key
         c0 = high1 ^ c1 ^ k0
         c1 = low1
         c2 = high0 ^ c3 ^ k1
         c3 = low0
+
+        # The next round's key (Weyl sequence)
         k0 = (k0 + KEY_INCREMENTS[0]) & WORD
         k1 = (k1 + KEY_INCREMENTS[1]) & WORD
 
@@ -86,20 +90,24 @@ def keyed_normal(
     """
     count = math.prod(shape)
     device = keys_B2.device
-    blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device)[None]
 
     def constant(value: int) -> torch.Tensor:
         return torch.full((1, 1), value, dtype=torch.int64, device=device)
 
-    counter = [blocks, constant(timestep), constant(candidate), constant(int(stream))]
-    words = philox(counter, [keys_B2[:, :1], keys_B2[:, 1:]])
-    normals = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
-    values_BN = torch.stack(normals, dim=-1).flatten(1)[:, :count]
+    # Four uniform words per block
+    blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device)
+    counter = [blocks[None], constant(timestep), constant(candidate), constant(int(stream))]
+    word0, word1, word2, word3 = philox(counter, keys_B2.split(1, dim=1))
 
-    return values_BN.float().reshape(-1, *shape)
+    # Four normal values of them
+    normals = [*_box_muller(word0, word1), *_box_muller(word2, word3)]
+    values_BN = torch.stack(normals, dim=-1).flatten(1)
+
+    return values_BN[:, :count].float().reshape(-1, *shape)
 
 
 def _box_muller(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # u1 = (word + 1) / 2^32 is never 0, and its logarithm finite
     radius = torch.sqrt(-2 * torch.log((first.double() + 1) * 2.0**-32))
     angle = second.double() * (2 * math.pi * 2.0**-32)
     return radius * torch.cos(angle), radius * torch.sin(angle)

@@ -137,11 +137,13 @@ def fill_shard(
     constant: list[str] = []
 
     for start in range(0, len(indices), micro_batch):
+        # Sample
         batch = [anchors[index] for index in indices[start : start + micro_batch]]
         keys = [anchor.key for anchor in batch]
         images_BHWC = np.stack([anchor.image for anchor in batch])
         candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start)
 
+        # Write
         for anchor, candidates_KHWC in zip(batch, candidates_BKHWC, strict=True):
             writer.add(Record(anchor, candidates_KHWC))
             if _all_constant(candidates_KHWC):
@@ -149,6 +151,7 @@ def fill_shard(
 
         advance(len(batch))
 
+    # Refuse a shard of flat images
     if 2 * len(constant) > len(indices):
         named = ", ".join(constant[:4])
         raise WorkError(

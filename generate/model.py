@@ -51,6 +51,7 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
         InputError: nothing there, or a model of another kind, image size, channel count or prediction target; found
             from its configuration, before any weights are loaded.
     """
+    # The configuration of the U-Net
     subfolder, config = _unet_config(path)
     check_unet_config(config, path)
     if config.get("sample_size") not in (size, [size, size]):
@@ -65,8 +66,11 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
             f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3)"
         )
 
+    # The noise schedule
     scheduler = _scheduler_config(path)
     schedule = _noise_schedule(scheduler, path)
+
+    # The weights
     loaded: Any = UNet2DModel.from_pretrained(
         path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
     )
@@ -80,6 +84,8 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
         )
 
     unet = unet.eval().requires_grad_(False)
+
+    # Where it came from
     origin = Path(path).resolve().name if Path(path).exists() else path
     clip_range = float(scheduler.get("clip_sample_range") or 1.0)
 
@@ -117,6 +123,7 @@ def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
 
 def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
     """Return the U-Net's configuration and the subfolder it lies in: `unet`, or the root in the oldest hub models."""
+    # What is meant as a folder is not looked for on the hub
     if Path(path).is_dir() and not any(
         (Path(path) / name).exists() for name in ("unet/config.json", "config.json")
     ):
@@ -128,6 +135,7 @@ def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
             f"diffusion model {path} does not exist; train one with: clsp diffusion train --out {path}"
         )
 
+    # A folder or the hub
     for subfolder in ("unet", None):
         try:
             config: Any = UNet2DModel.load_config(path, subfolder=subfolder)
@@ -170,8 +178,14 @@ def _noise_schedule(config: dict[str, Any], path: str) -> dict[str, Any]:
 def _digest(config: dict[str, Any], schedule: dict[str, Any], unet: torch.nn.Module) -> str:
     """Return the SHA-256 over the configuration, the noise schedule and every weight: the same for any file format."""
     structure = {key: value for key, value in config.items() if not key.startswith("_")}
-    total = hashlib.sha256(canonical_json({"unet": structure, "schedule": schedule}))
+    facts = {"unet": structure, "schedule": schedule}
+    total = hashlib.sha256(canonical_json(facts))
+
     for name, tensor in sorted(unet.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        shape = tuple(tensor.shape)
+        heading = f"{name} {tensor.dtype} {shape}\n"
+        content = tensor.detach().cpu().contiguous().view(torch.uint8)
+        total.update(heading.encode())
+        total.update(content.numpy().tobytes())
+
     return total.hexdigest()

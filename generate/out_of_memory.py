@@ -54,11 +54,10 @@ def largest_micro_batch(sampler: Sampler, size: int, first: int) -> int:
             torch.cuda.empty_cache()
 
         config = sampler.config.model_copy(update={"micro_batch": micro_batch, "steps": 1})
+        keys = [str(number) for number in range(micro_batch)]
         try:
             anchors = np.zeros((micro_batch, size, size, 3), np.uint8)
-            Sampler(sampler.model, config, sampler.device)(
-                anchors, [str(n) for n in range(micro_batch)], 1
-            )
+            Sampler(sampler.model, config, sampler.device)(anchors, keys, 1)
             return micro_batch
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -67,15 +67,18 @@ class Sampler:
         Raises:
             WorkError: the model gave values that are not finite, naming the anchors.
         """
+        # Fill the micro-batch up with the last anchor
         padding = self.config.micro_batch - len(keys)
         padded_keys = [*keys, *[keys[-1]] * padding]
         padded = np.concatenate([anchors_BHWC, np.repeat(anchors_BHWC[-1:], padding, axis=0)])
 
+        # Sample
         with torch.inference_mode(), self.pinned_threads():
             x0_KBCHW = self._sample(
                 to_model_range(padded).to(self.device), padded_keys, candidates, first
             )
 
+        # Check and round
         x0_BKCHW = x0_KBCHW.transpose(0, 1)[: len(keys)].cpu()
         finite = x0_BKCHW.flatten(1).isfinite().all(dim=1)
         if not finite.all():
@@ -89,16 +92,21 @@ class Sampler:
     def _sample(
         self, anchors_BCHW: torch.Tensor, keys: Sequence[str], candidates: int, first: int
     ) -> torch.Tensor:
+        """Return x0 `(K, B, C, H, W)` in float32 (CLSP, algorithm 1)."""
         config = self.config
         shape = anchors_BCHW.shape[1:]
         keys_B2 = noise_keys(config.seed, keys, self.device)
         schedulers = [make_scheduler(config, self.model.noise_schedule) for _ in range(candidates)]
+
+        # x_T ~ N(0, I)
         x_K = [
             keyed_normal(keys_B2, shape, 0, first + k, Stream.INITIAL) for k in range(candidates)
         ]
 
         for timestep in schedulers[0].timesteps.tolist():
             alpha_bar = float(schedulers[0].alphas_cumprod[timestep])
+
+            # h_anchor, of the anchor noised to t: one for all candidates, or one each
             shared = None
             if config.share_anchor:
                 noise = keyed_normal(keys_B2, shape, timestep, 0, Stream.SHARED_ANCHOR)
@@ -112,9 +120,12 @@ class Sampler:
                         noise_to(anchors_BCHW, noise, alpha_bar), timestep
                     )
 
+                # ε of h = w·h_sample + (1-w)·h_anchor
                 sample = self.encode(x_K[k].to(self.dtype), timestep)
                 mixed = interpolate(sample, anchor_bottleneck, config.weight)
                 epsilon = self.decode(mixed).float()
+
+                # x_t to x_(t-1)
                 x = clip_predicted_x0(x_K[k], epsilon, alpha_bar) if config.clip else x_K[k]
                 x_K[k] = self._step(scheduler, epsilon, timestep, x, keys_B2, first + k)
 
@@ -144,6 +155,7 @@ class Sampler:
     ):
         if self.config.scheduler != "ddim":
             return scheduler.step(epsilon, timestep, x).prev_sample
+
         eta = self.config.eta
         noise = None
         if eta > 0:

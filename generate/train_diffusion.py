@@ -72,15 +72,15 @@ def train_diffusion(
     if check_out(anchors, config, out):
         return out
 
-    hours = InitProcessGroupKwargs(
-        timeout=timedelta(hours=12)
-    )  # the others wait while the first one draws images
+    # Processes; the others wait while the first one draws images
+    hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[hours])
     if config.batch_size % accelerator.num_processes:
         raise InputError(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
         )
 
+    # Model, and the step that it has reached
     training = _Training(accelerator, anchors, config, out, probe, clip)
     if accelerator.is_main_process:
         write_file(out / IDENTITY, _identity(anchors, config))
@@ -89,10 +89,10 @@ def train_diffusion(
     if accelerator.is_main_process:
         _cut_log(out, first)
 
+    # Steps
     batches = image_batches(
         anchors, config, first, accelerator.process_index, accelerator.num_processes
     )
-
     with stop_deferred() as stop_requested:
         for step, x0 in enumerate(batches, start=first):
             training.step(x0.to(accelerator.device), step)
@@ -102,6 +102,7 @@ def train_diffusion(
             if training.stops(step + 1, stop_requested()):
                 raise StopRequested
 
+    # The result
     if accelerator.is_main_process:
         training.finish()
 
@@ -128,10 +129,14 @@ class _Training:
         self.out = out
         self.probe = probe
         self.clip = clip
+
+        # Network and optimizer
         torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
         self.net = build_unet(config, anchors.size)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)
+
+        # Average of the weights
         averaging: Any = {
             "decay": config.ema_decay,
             "use_ema_warmup": config.ema_warmup,
@@ -139,30 +144,34 @@ class _Training:
         }
         self.ema = EMAModel(self.net.parameters(), **averaging)
         self.ema.to(accelerator.device)
+
+        # Noise schedule, DDPM's
         self.noise: Any = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
         self.losses: list[torch.Tensor] = []
 
     def step(self, x0: torch.Tensor, step: int) -> None:
         """Do one step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
         config = self.config
+        rank = self.accelerator.process_index
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(step)
 
-        torch.manual_seed(
-            stream_seed(config.seed, step, self.accelerator.process_index, "diffusion")
-        )
-
+        # x_0, flipped or not
+        torch.manual_seed(stream_seed(config.seed, step, rank, "diffusion"))
         if config.flip:
             x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0.flip(-1), x0)
 
+        # ε ~ N(0, I), t uniform, x_t = sqrt(ᾱ_t)·x_0 + sqrt(1-ᾱ_t)·ε
         noise = torch.randn_like(x0)
-        timesteps = torch.randint(
-            self.noise.config.num_train_timesteps, (len(x0),), device=x0.device
-        )
-        predicted = self.unet(
-            self.noise.add_noise(x0, noise, timesteps), timesteps, return_dict=False
-        )[0]
+        count = self.noise.config.num_train_timesteps
+        timesteps = torch.randint(count, (len(x0),), device=x0.device)
+        noised = self.noise.add_noise(x0, noise, timesteps)
+
+        # ||ε - ε_θ(x_t, t)||²
+        predicted = self.unet(noised, timesteps, return_dict=False)[0]
         loss = self._loss(predicted.float(), noise, timesteps)
+
+        # Gradient step, and the average's
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.unet.parameters(), config.clip_norm)
         self.optimizer.step()
@@ -177,6 +186,7 @@ class _Training:
         gamma = self.config.snr_gamma
         if not gamma:
             return F.mse_loss(predicted, noise)
+
         snr_B = compute_snr(self.noise, timesteps)
         errors_B = (predicted - noise).square().mean(dim=(1, 2, 3))
         return (errors_B * snr_B.clamp(max=gamma) / snr_B).mean()
@@ -214,10 +224,13 @@ class _Training:
         """Draw images from the averaged weights, save a grid and measure them; the training is not disturbed."""
         count = max(GRID, self.config.probe_images if self.probe else 0)
         schedule = {key: self.noise.config[key] for key in NOISE_SCHEDULE}
+
+        # Put the average in the place of the weights
         self.ema.store(self.net.parameters())
         self.ema.copy_to(self.net.parameters())
         self.net.eval()
 
+        # Draw
         try:
             drawn = draw_images(
                 self.net, schedule, self.net.config["sample_size"], count, clip=self.clip
@@ -227,6 +240,7 @@ class _Training:
             self.net.train()
             self.ema.restore(self.net.parameters())
 
+        # Save and measure
         with replacing(self.out / SAMPLES / f"step-{done:08d}.png") as file:
             save_image(
                 torch.cat(batches)[:GRID], file, format="png", normalize=True, value_range=(-1, 1)
@@ -262,8 +276,10 @@ class _Training:
     def finish(self) -> None:
         """Save the averaged weights in diffusers' format; `model_index.json`, whose presence means «finished», last."""
         self.ema.copy_to(self.net.parameters())
-        staging = self.out / ".pipeline.tmp"
         out = self.out
+
+        # Write everything beside, then move it into its place
+        staging = out / ".pipeline.tmp"
         shutil.rmtree(staging, ignore_errors=True)
 
         with contextlib.redirect_stdout(None):

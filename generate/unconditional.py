@@ -28,11 +28,14 @@ def draw_images(
     """
     device = next(unet.parameters()).device
     config = SamplerConfig(scheduler="unipc", steps=steps, eta=0, clip=clip)
+
     for start in range(0, count, batch):
+        # x_T, by the images' numbers
         names = [f"image {number}" for number in range(start, min(start + batch, count))]
         x = keyed_normal(noise_keys(0, names, device), (3, size, size), 0, 0, Stream.INITIAL)
         scheduler = make_scheduler(config, noise_schedule)
 
+        # x_T to x_0
         for timestep in scheduler.timesteps.tolist():
             with torch.inference_mode():
                 epsilon = unet(x, timestep).sample

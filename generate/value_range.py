@@ -28,25 +28,23 @@ def check_statistics(
     Raises:
         InputError: naming what was found.
     """
+    # What its configuration says
     if clip and model.clip_range != 1:
         raise InputError(
             f"diffusion model {model.origin} clips to [-{model.clip_range:g}, {model.clip_range:g}] by its scheduler's "
             "configuration, sampler.clip to [-1, 1]; set sampler.clip=false, or use a model of images in [-1, 1]"
         )
 
+    # Values of real images, and of those that it makes
     real = to_model_range(np.stack([anchors[place].image for place in anchors.spread(ANCHORS)]))
     unet = torch.nn.Module.to(model.unet, device)
-    made = (
-        torch.cat(
-            list(draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False))
-        )
-        .cpu()
-        .flatten()
-    )
+    drawn = draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False)
+    made = torch.cat(list(drawn)).cpu().flatten()
     lowest = made.quantile(0.01)
     highest = made.quantile(0.99)
-    found = ""
 
+    # What range they tell of
+    found = ""
     if real.quantile(0.01) < -0.5 and lowest > -0.2:
         found = "in [0, 1]" if highest < 1.5 else "in [0, 255]"
     elif (
