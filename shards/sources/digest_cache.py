@@ -1,12 +1,13 @@
-"""Keep the digest of a source beside what is made of it: reading a million images at every start takes minutes."""
+"""Keep what a source was found to be beside what is made of it: reading a million images takes minutes."""
 
 import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ...core import write_file
+from ...core import Report, write_file
 from .images import ImageSource
+from .survey import Findings
 
 
 class SourceState(BaseModel):
@@ -19,22 +20,25 @@ class SourceState(BaseModel):
     config: list[str]
 
 
-class KnownDigest(SourceState):
-    """Holds a source's digest as it is kept in a file, with the state of the source that it belongs to."""
+class KnownFindings(SourceState):
+    """Holds what was found in a source, as it is kept in a file, with the state of the source that it belongs to."""
 
-    digest: str
+    findings: Findings
 
     def belongs_to(self, state: SourceState) -> bool:
-        """Return True if the digest is that of a source in this state."""
+        """Return True if it was found in a source in this state."""
         mine = (self.fingerprint, self.count, self.config)
         return mine == (state.fingerprint, state.count, state.config)
 
 
-def remember_digest(anchors: ImageSource, path: Path) -> None:
-    """Give the anchors their digest from the file at `path`, if it is of this very source; else compute and keep it.
+def remember_digest(anchors: ImageSource, path: Path, report: Report | None = None) -> None:
+    """Give the anchors what was found earlier, from the file at `path`, if it is of this very source; else look.
 
-    A source is the same while its fingerprint is: `datasets` takes it from the files' names, sizes and times, or from
-    the hub's commit. Sources without a fingerprint are read again.
+    A source is the same while its fingerprint is: of files, their names, sizes and times, of the hub, the commit.
+    Sources without a fingerprint are read again.
+
+    Args:
+        report: called with (images looked at, images).
     """
     config = anchors.config
     state = SourceState(
@@ -47,15 +51,16 @@ def remember_digest(anchors: ImageSource, path: Path) -> None:
 
     known = _read_known(path)
     if known is not None and known.belongs_to(state):
-        anchors.use_known_digest(known.digest)
+        anchors.use_known_findings(known.findings)
         return
 
-    record = KnownDigest(**state.model_dump(), digest=anchors.digest)
-    write_file(path, json.dumps(record.model_dump()).encode())
+    findings = anchors.known_findings or anchors.look(report=report)
+    record = KnownFindings(**state.model_dump(), findings=findings)
+    write_file(path, json.dumps(record.model_dump(mode="json")).encode())
 
 
-def _read_known(path: Path) -> KnownDigest | None:
+def _read_known(path: Path) -> KnownFindings | None:
     try:
-        return KnownDigest.model_validate(json.loads(path.read_text()))
+        return KnownFindings.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError):  # missing, no JSON or of another form
         return None

@@ -1,8 +1,11 @@
 """Read the embedded default source: scikit-learn's 1 797 handwritten digits, 8x8, grey."""
 
+from pathlib import Path
+
 import numpy as np
 
 from .errors import SourceError
+from .walk import LeftOut
 
 TEST_EVERY = 5
 
@@ -16,6 +19,7 @@ class DigitsSource:
     name = "digits"
     licence = "cc-by-4.0"
     fingerprint = ""
+    class_names: tuple[str, ...] | None = None
 
     def __init__(self, split: str):
         if split not in ("train", "test"):
@@ -27,6 +31,13 @@ class DigitsSource:
             raise SourceError(
                 "path", "digits needs scikit-learn; run: pip install 'clsp[all]'"
             ) from error
+
+        self.left_out: list[LeftOut] = []
+        self.notes: list[str] = []
+        if Path("digits").is_dir():
+            self.notes.append(
+                "digits is the embedded data set; for the folder of that name write ./digits"
+            )
 
         flat, labels = load_digits(return_X_y=True)
         labels = np.asarray(labels)
@@ -48,3 +59,7 @@ class DigitsSource:
     def label(self, index: int) -> int:
         """Return the digit, 0…9."""
         return int(self._labels[index])
+
+    def describe(self, index: int) -> str:
+        """Return the place of an image among the digits of its split."""
+        return f"digit {index}"

@@ -1,21 +1,29 @@
-"""Open anchors, the images that positives are made for, from any source that `datasets` reads."""
+"""Open anchors, the images that positives are made for, from any source: folders, data sets, the embedded digits."""
 
 import copy
-import hashlib
-import io
 import re
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from ...core import InputError, pixel_digest
+from ...core import InputError, Report
 from .config import AnchorsConfig
-from .digits import DigitsSource
+from .decoding import (
+    BitsNotMeasuredError,
+    Pixels,
+    decode_rgb,
+    fault_of,
+    largest_value,
+    parse_colour,
+    read_header,
+    resized,
+)
 from .errors import SourceError
-from .huggingface import HFSource
+from .opening import Source, open_source
+from .survey import Findings, Look, Survey, identity, measure_bits
 
 
 class UnreadableAnchorError(InputError):
@@ -48,25 +56,6 @@ class AnchorLookup(Protocol):
     def __getitem__(self, index: int, /) -> Anchor: ...
 
 
-class Source(Protocol):
-    """Offers encoded bytes or an array per index, a label or None, and the licence of the images."""
-
-    name: str
-    licence: str
-    fingerprint: str
-    """Changes with the content; empty where there is none."""
-
-    def __len__(self) -> int: ...
-
-    def content(self, index: int) -> bytes | np.ndarray:
-        """Return the encoded bytes of an image or, in sources without, its pixels."""
-        ...
-
-    def label(self, index: int) -> int | None:
-        """Return the class number, or None without one."""
-        ...
-
-
 class ImageSource(Sequence[Anchor]):
     """Reads the anchors of a recipe in source order, decoded one at a time.
 
@@ -91,11 +80,7 @@ class ImageSource(Sequence[Anchor]):
                 "split", f"{config.split!r}; expected up to 64 printable ASCII letters, no slash"
             )
 
-        self.source: Source = (
-            DigitsSource(config.split)
-            if config.path == "digits"
-            else HFSource(config.path, config.split, config.label)
-        )
+        self.source: Source = open_source(config)
         self.source_count = min(len(self.source), config.limit or len(self.source))
         if self.source_count == 0:
             raise SourceError(
@@ -103,8 +88,10 @@ class ImageSource(Sequence[Anchor]):
             )
 
         self.indices_N = np.arange(self.source_count)
+        self.pixels = Pixels(_background(config.background), config.bits, config.range)
+        self._measuring = threading.Lock()
+        self._findings: Findings | None = None
         self.size: int = config.size or self._first_size()
-        self._digest: str | None = None
 
     def without(self, skipped: Collection[int]) -> "ImageSource":
         """Leave out the anchors with the source indices `skipped`; the others keep their keys.
@@ -163,26 +150,65 @@ class ImageSource(Sequence[Anchor]):
     @property
     def digest(self) -> str:
         """Return the 128-bit BLAKE2b over the identities of all anchors, in order; computed when first asked for."""
-        if self._digest is None:
-            self._digest = self._compute_digest()
-        return self._digest
+        return self.findings.digest
 
-    def use_known_digest(self, digest: str) -> None:
-        """Take a digest that was computed earlier for this very source, so that its images are not read again."""
-        self._digest = digest
+    @property
+    def known_findings(self) -> Findings | None:
+        """Return what an earlier look found, None before the first."""
+        return self._findings
 
-    def _compute_digest(self) -> str:
-        total = hashlib.blake2b(digest_size=16)
-        for index in range(self.source_count):
-            try:
-                content = self._content(index)
-            except UnreadableAnchorError:
-                if self.config.on_error == "fail":
-                    raise
-                content = b""  # left out later
-            total.update(bytes.fromhex(identity(content)))
+    @property
+    def findings(self) -> Findings:
+        """Return what the images are, by their headers; every image is read when this is first asked for."""
+        return self._findings or self.look()
 
-        return total.hexdigest()
+    def look(self, decode: bool = False, report: Report | None = None) -> Findings:
+        """Read every image of the source once, many at a time: for the digest, for what the headers say.
+
+        Args:
+            decode: decode them too, to find those that do not.
+            report: called with (images looked at, images).
+
+        Raises:
+            UnreadableAnchorError: an image is gone or empty, and `anchors.on_error` is `fail`.
+        """
+        survey = Survey(self._look_at, self.source_count, decode)
+        self._findings = survey.run(report)
+        if self._findings.largest_16_bit is not None and not self.pixels.bits:
+            self.pixels = self.pixels._replace(bits=self._findings.bits_in_use)
+
+        return self._findings
+
+    def use_known_findings(self, findings: Findings) -> None:
+        """Take what was found earlier in this very source, so that its images are not read again."""
+        self._findings = findings
+        if findings.largest_16_bit is not None and not self.pixels.bits:
+            self.pixels = self.pixels._replace(bits=findings.bits_in_use)
+
+    def use_pixels(
+        self, background: str | None, bits: int | None, range: tuple[float, float] | None
+    ) -> None:
+        """Make pixels as an existing set has them: None is what sets without a word about it did."""
+        self.pixels = Pixels(_background(background or "none"), bits or 16, range)
+
+    @property
+    def pixel_record(self) -> dict[str, Any]:
+        """Return the settings that changed a pixel of these images, ready for JSON; empty for plain 8-bit images."""
+        findings = self.findings
+        record: dict[str, Any] = {}
+        if findings.alpha and self.pixels.background:
+            record["background"] = "#{:02x}{:02x}{:02x}".format(*self.pixels.background)
+        if (findings.wide or findings.largest_16_bit is not None) and self.pixels.range:
+            record["range"] = list(self.pixels.range)
+        elif findings.largest_16_bit is not None and self.pixels.bits != 16:
+            record["bits"] = self.pixels.bits
+
+        return record
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the names of the classes by their numbers, or None where they have no names."""
+        return self.source.class_names
 
     def labels(self) -> np.ndarray:
         """Return all labels `(N,)` int64.
@@ -213,14 +239,15 @@ class ImageSource(Sequence[Anchor]):
         return height
 
     def _where(self, index: int) -> str:
-        return f"anchor {self.config.split.replace('.', '_')}_{index:08d} of {self.config.path}"
+        key = f"{self.config.split.replace('.', '_')}_{index:08d}"
+        return f"anchor {key} of {self.config.path} ({self.source.describe(index)})"
 
     def _content(self, index: int) -> bytes | np.ndarray:
         try:
             content = self.source.content(index)
         except OSError as error:
             raise UnreadableAnchorError(
-                f"{self._where(index)} cannot be read ({error}); restore or remove it"
+                f"{self._where(index)} cannot be read ({error.strerror or error}); restore or remove it"
             ) from error
         if len(content) == 0:
             raise UnreadableAnchorError(f"{self._where(index)} is empty; replace or remove it")
@@ -231,18 +258,48 @@ class ImageSource(Sequence[Anchor]):
             return content
 
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I;16"):
-                    # Pillow's own conversion would clip 16 bits to 8.
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                elif upright.mode in ("I", "F"):
-                    raise ValueError(f"mode {upright.mode}, expected 8 or 16 bits per channel")
-                return np.asarray(upright.convert("RGB"))
+            return decode_rgb(content, self.pixels)
+        except BitsNotMeasuredError:
+            self._measure_bits()
+            return self._decode(content, index)
         except Exception as error:  # Pillow raises many kinds on damaged bytes
-            raise UnreadableAnchorError(
-                f"{self._where(index)} does not decode as an image; replace or remove it ({error})"
-            ) from error
+            raise self._undecodable(index, error) from error
+
+    def _measure_bits(self) -> None:
+        """Find the bits in use of 16-bit images, over all of them."""
+        with self._measuring:
+            if not self.pixels.bits:
+                bits = measure_bits(self.source.content, self.source_count)
+                self.pixels = self.pixels._replace(bits=bits)
+
+    def _look_at(self, index: int, decode: bool) -> Look:
+        """Read an image; tell its identity, its header, and why it is of no use."""
+        try:
+            content = self._content(index)
+        except UnreadableAnchorError as error:
+            if self.config.on_error == "fail":
+                raise
+            return Look(identity(b""), None, str(error))  # left out later
+
+        if isinstance(content, np.ndarray):
+            return Look(identity(content), None, None)
+
+        try:
+            header = read_header(content)
+            if decode:
+                self._decode(content, index)
+        except UnreadableAnchorError as error:
+            return Look(identity(content), None, str(error))
+        except Exception as error:  # Pillow raises many kinds on damaged bytes
+            return Look(identity(content), None, str(self._undecodable(index, error)))
+
+        largest = largest_value(content) if header.bits == 16 else None
+        return Look(identity(content), header, None, largest)
+
+    def _undecodable(self, index: int, error: Exception) -> UnreadableAnchorError:
+        return UnreadableAnchorError(
+            f"{self._where(index)} does not decode as an image; replace or remove it ({fault_of(error)})"
+        )
 
     def _fit(self, image: np.ndarray, index: int) -> np.ndarray:
         height, width = image.shape[:2]
@@ -254,17 +311,8 @@ class ImageSource(Sequence[Anchor]):
                 "set anchors.size"
             )
 
-        pil = Image.fromarray(image)
-        target = (self.size, self.size)
-        resampling: Any = Image.Resampling.BICUBIC
-        if self.config.resize == "squash":
-            return np.asarray(pil.resize(target, resampling))
-
-        return np.asarray(ImageOps.fit(pil, target, resampling))
+        return resized(image, self.size, self.config.resize)
 
 
-def identity(content: bytes | np.ndarray) -> str:
-    """Return the 128-bit BLAKE2b of the encoded bytes where the source has them, else of shape and pixels."""
-    if isinstance(content, bytes):
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
-    return pixel_digest(content)
+def _background(text: str) -> tuple[int, int, int] | None:
+    return None if text == "none" else parse_colour(text)

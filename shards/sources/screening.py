@@ -1,15 +1,11 @@
 """Find anchors that do not decode before the work, list them and leave them out (`anchors.on_error = "skip"`)."""
 
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ...core import InputError, Report, write_file
 from .images import ImageSource
-
-CHUNK = 4096
 
 
 def screened(
@@ -29,7 +25,7 @@ def screened(
 
     skipped = _listed(anchors, listing)
     if skipped is None:
-        skipped = unreadable(anchors, report)
+        skipped = anchors.look(decode=True, report=report).unreadable
         if listing:
             rows = []
             for index, why in skipped.items():
@@ -39,23 +35,6 @@ def screened(
             write_file(listing, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     return anchors.without(skipped)
-
-
-def unreadable(anchors: ImageSource, report: Report | None = None) -> dict[int, str]:
-    """Return index → reason of every anchor that does not decode; threads, as Pillow releases Python's lock."""
-    found = {}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for start in range(0, len(anchors), CHUNK):
-            places = range(start, min(start + CHUNK, len(anchors)))
-            reasons = threads.map(anchors.why_unreadable, places)
-            for place, why in zip(places, reasons, strict=True):
-                if why:
-                    found[place] = why
-
-            if report:
-                report(places.stop, len(anchors))
-
-    return found
 
 
 def _source(anchors: ImageSource) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""Say which files of a source are not taken, and stop where these are too many to be meant."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...core import write_file
+from .errors import SourceError
+from .walk import LeftOut, count_by_reason
+
+MOST = 0.01
+"""Share of the files that may be images and are left out; above, a command stops."""
+
+
+def check_left_out(left_out: Sequence[LeftOut], taken: int, path: str, on_error: str) -> None:
+    """Stop if more than 1 % of what may be an image is left out, unless the recipe says to skip it.
+
+    Raises:
+        SourceError: with the reasons, and a file of each.
+    """
+    missed = [file for file in left_out if file.counts]
+    if on_error == "skip" or len(missed) <= MOST * (taken + len(missed)):
+        return
+
+    reasons = []
+    for reason, files in count_by_reason(missed).items():
+        reasons.append(f"{len(files)} {reason}, such as {files[0].name}")
+
+    raise SourceError(
+        "path",
+        f"{path}: {len(missed)} of {taken + len(missed)} images would be left out ({'; '.join(reasons)}); mend them, "
+        "or set anchors.on_error=skip to go on without them (clsp images lists all)",
+    )
+
+
+def write_left_out(path: Path, left_out: Sequence[LeftOut], source: str) -> None:
+    """List all files of a source that are not taken: `counts` by reason, and every `file` with its reason."""
+    groups = count_by_reason(left_out)
+    content = {
+        "source": source,
+        "counts": {reason: len(files) for reason, files in groups.items()},
+        "files": [{"file": file.name, "reason": file.reason} for file in left_out],
+    }
+    write_file(
+        path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="replace")
+    )

@@ -1,0 +1,134 @@
+"""Open the source that `anchors.path` names, by what is there."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .config import AnchorsConfig
+from .digits import DigitsSource
+from .errors import SourceError
+from .folder import FolderSource
+from .huggingface import is_saved, open_data_files, open_file, open_hub, open_saved
+from .left_out import check_left_out
+from .walk import FoundFiles, LeftOut, count_by_reason, find_files
+
+FEW_PICTURES = 10
+"""Fewer images beside data files are pictures of a description."""
+
+
+class Source(Protocol):
+    """Offers encoded bytes or an array per index, a label or None, and what there is to say about the images."""
+
+    name: str
+    licence: str
+    fingerprint: str
+    """Changes with the content; empty where there is none."""
+    class_names: tuple[str, ...] | None
+    """The names of the classes by their numbers, where they have names."""
+    left_out: list[LeftOut]
+    """Files of a folder that are not taken."""
+    notes: list[str]
+    """Lines that a user should read before the work."""
+
+    def __len__(self) -> int: ...
+
+    def content(self, index: int) -> bytes | np.ndarray:
+        """Return the encoded bytes of an image or, in sources without, its pixels."""
+        ...
+
+    def label(self, index: int) -> int | None:
+        """Return the class number, or None without one."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Return the file or the row that an image is in."""
+        ...
+
+
+def open_source(config: AnchorsConfig) -> Source:
+    """Open a recipe's source: what is on this machine under its path, else a data set of the hub.
+
+    Raises:
+        SourceError: nothing is there, or it cannot be read, or too much of it would be left out.
+    """
+    path = config.path
+    local = Path(path).expanduser()
+
+    if path == "digits":
+        return DigitsSource(config.split)
+
+    if local.is_dir():
+        source = _open_folder(local, config)
+        check_left_out(source.left_out, len(source), path, config.on_error)
+        return source
+
+    if local.exists():
+        return open_file(local, config)
+
+    looks_local = (
+        path.startswith((".", "/", "~")) or path.count("/") > 1 or local.suffix == ".parquet"
+    )
+    if looks_local:
+        raise SourceError(
+            "path", f"{path} does not exist; expected a hub id, a parquet file, a folder, or digits"
+        )
+
+    return open_hub(config)
+
+
+def _open_folder(root: Path, config: AnchorsConfig) -> Source:
+    if is_saved(root):
+        return open_saved(root, config)
+
+    try:
+        found = find_files(root)
+    except OSError as error:
+        raise SourceError("path", f"{config.path} cannot be listed: {error.strerror}") from error
+
+    if _is_of_data_files(found, config):
+        source = open_data_files(root, config, found.data_files)
+        for image in found.images:
+            source.left_out.append(LeftOut(image.name, "a picture beside data files", False))
+        return source
+
+    if not found.images:
+        raise SourceError("path", f"{config.path} has no images; {_what_is_there(found)}")
+
+    source = FolderSource(root, config, found)
+    for file in found.data_files:
+        source.left_out.append(LeftOut(file.name, "a data file beside images", False))
+    return source
+
+
+def _is_of_data_files(found: FoundFiles, config: AnchorsConfig) -> bool:
+    """Say if the data files are the source, and not the images.
+
+    Raises:
+        SourceError: there is a lot of both.
+    """
+    if config.layout != "auto" or not found.data_files:
+        return False
+    if len(found.images) < FEW_PICTURES:
+        return True
+
+    # An archive beside what was unpacked from it is usual.
+    tables = [file.name for file in found.data_files if not file.name.endswith(".tar")]
+    if tables:
+        raise SourceError(
+            "path",
+            f"{config.path} holds {len(found.images)} images and {len(tables)} data files, such as {tables[0]}; give "
+            "the folder or file of one kind alone, or set anchors.layout for the images",
+        )
+
+    return False
+
+
+def _what_is_there(found: FoundFiles) -> str:
+    if not found.left_out:
+        return "it is empty"
+
+    counts = []
+    for reason, files in count_by_reason(found.left_out).items():
+        counts.append(f"{len(files)} {reason}, such as {files[0].name}")
+    return f"it holds {'; '.join(counts[:3])}"
