@@ -16,35 +16,38 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
 COMMANDS: dict[str, Any] = {
     "diffusion": {
-        "": "The diffusion model that makes the positives.",
+        "": "Train the diffusion model that makes the positives.",
         "train": (".diffusion:train", "Train an unconditional DDPM on the anchors."),
     },
     "shards": {
-        "": "Shard sets: make them, look at them, check them.",
+        "": "Make shard sets, look at them, check them, change and copy them.",
         "plan": (
             ".shards.plan_make:plan",
-            "Say beforehand what a set costs: shards, images, bytes, hours.",
+            "Estimate what a set costs: shards, images, bytes, hours.",
         ),
         "make": (".shards.plan_make:make", "Make a shard set of anchors and synthetic positives."),
-        "status": (".shards.status_info_preview_verify:status", "Say how far a set is."),
+        "status": (
+            ".shards.status_info_preview_verify:status",
+            "Show how much of a set is made, and how fast.",
+        ),
         "info": (
             ".shards.status_info_preview_verify:info",
-            "Say what a set is: ID, source, model, sampler.",
+            "Describe a set: ID, source, model, sampler.",
         ),
         "preview": (
             ".shards.status_info_preview_verify:preview",
             "Draw a contact sheet: anchors beside their candidates.",
         ),
         "verify": (".shards.status_info_preview_verify:verify", "Check a set against its seal."),
-        "repair": (".shards.extend_repair:repair", "Put damaged files right."),
+        "repair": (".shards.extend_repair:repair", "Restore damaged files."),
         "extend": (".shards.extend_repair:extend", "Add candidates to a sealed set."),
-        "merge": (".shards.subset_merge_pack:merge", "Make one set of two."),
+        "merge": (".shards.subset_merge_pack:merge", "Merge two sets into one."),
         "subset": (".shards.subset_merge_pack:subset", "Make a new set with some of the anchors."),
         "push": (".shards.push_pull:push", "Copy a sealed set to a URL or folder."),
         "pull": (".shards.push_pull:pull", "Copy a sealed set from a URL or folder."),
         "import-npy": (
             ".shards.import_export:import_npy",
-            "Make a shard set of candidates made elsewhere.",
+            "Import candidates made elsewhere as a shard set.",
         ),
         "export": (
             ".shards.import_export:export",
@@ -53,19 +56,23 @@ COMMANDS: dict[str, Any] = {
         "score": (".shards.score:score", "Measure every candidate of a set."),
         "compare": (
             ".shards.compare:compare",
-            "Whether a set's candidates are as good as another's.",
+            "Tell whether a set's candidates are as good as another's.",
         ),
         "pack": (".shards.subset_merge_pack:pack", "Make a new set with all layers in one."),
     },
+    "images": (
+        ".images:images",
+        "Look at a source of images: splits, classes, sizes, formats, and what is left out.",
+    ),
     "pretrain": (".pretrain:pretrain", "Pretrain a backbone on a shard set."),
     "linear-eval": (
         ".probes:linear_eval",
-        "Linear evaluation of a pretrained backbone.",
+        "Evaluate a pretrained backbone with a linear classifier.",
     ),
-    "knn": (".probes:knn", "k-nearest-neighbour evaluation of a pretrained backbone."),
-    "transfer": (".probes:transfer", "Transfer of a pretrained backbone to other data sets."),
-    "compare": (".report:compare", "Runs to a table: mean ± std over seeds per run name."),
-    "report": (".report:report", "One self-contained HTML page of a comparison."),
+    "knn": (".probes:knn", "Evaluate a pretrained backbone by its nearest neighbours."),
+    "transfer": (".probes:transfer", "Evaluate a pretrained backbone on other data sets."),
+    "compare": (".report:compare", "Compare runs: mean ± std over seeds per run name."),
+    "report": (".report:report", "Write one self-contained HTML page of a comparison."),
     "reproduce": (
         ".reproduce.command:reproduce",
         "Run the whole pipeline of a recipe, from images to table.",
@@ -146,6 +153,7 @@ def run(arguments: list[str]) -> int:
 def _foreseen(error: BaseException) -> tuple[str, int] | None:
     """Return the line to say and the exit code of an error that users can meet; None for a bug."""
     match error:
+        # Our own, and click's
         case click.ClickException():
             return error.format_message(), BAD_INPUT
         case InputError():
@@ -157,11 +165,13 @@ def _foreseen(error: BaseException) -> tuple[str, int] | None:
                 "stopped; what is finished is kept, run the same command again to go on (resumable)",
                 STOPPED,
             )
+
+        # The machine's
         case NotADirectoryError() | FileExistsError() | IsADirectoryError() | PermissionError():
             return f"{error.filename}: {error.strerror}; give another path", BAD_INPUT
         case OSError(errno=errno.ENOSPC | errno.EROFS | errno.EDQUOT):
             return (
-                f"cannot write {error.filename or 'to the disk'}: {error.strerror}; mend it and run again",
+                f"cannot write {error.filename or 'to the disk'}: {error.strerror}; make room or give another path",
                 FAILED,
             )
         case ModuleNotFoundError(name=str() as name) if not name.startswith("clsp"):

@@ -319,7 +319,8 @@ def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
     settings = config.recorded(leave_out=UNESSENTIAL)
     if len(anchors) < anchors.source_count:
         settings["anchors_used"] = len(anchors)
-    return canonical_json({"anchors": anchors.digest, "size": anchors.size, **settings})
+    images = {"anchors": anchors.digest, "size": anchors.size, **anchors.pixel_record}
+    return canonical_json({**images, **settings})
 
 
 def _log(out: Path, step: int, metrics: dict[str, float]) -> None:

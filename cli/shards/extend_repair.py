@@ -17,22 +17,27 @@ from ...shards.editing.repair import (
     refetch,
     replacing_shard,
 )
-from ...shards.format.plan import read_plan
+from ...shards.format.plan import follow_plan, read_plan
 from ..options import parse_part, set_argument
 from ..progress import ProgressReport, say, say_if_emulated
-from .plan_make import diffusion_option
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ...generate import Sampler
 
+model_option = click.option(
+    "--diffusion",
+    default="",
+    metavar="DIR|HUB-ID",
+    help="The diffusion model that made the set; default: the folder `diffusion` beside the set.",
+)
 source_option = click.option(
     "--recipe",
     "recipe_name",
     default=None,
     metavar="NAME|FILE",
-    help="Where the anchors come from, if not from the set.",
+    help="Recipe that says where the anchors come from; default: the source that the set names.",
 )
 
 
@@ -62,7 +67,7 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
     if recipe_name:
         from ..recipe import load_recipe
 
-        return ImageSource(load_recipe(recipe_name).anchors)
+        return follow_plan(ImageSource(load_recipe(recipe_name).anchors), plan.source)
 
     source = plan.source
     resize: Any = source.resize
@@ -72,7 +77,7 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
         path=source.name, split=source.split, limit=source.count, on_error=skip, **geometry
     )
 
-    return ImageSource(config)
+    return follow_plan(ImageSource(config), source)
 
 
 def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
@@ -82,13 +87,16 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
 
     from ...generate import Sampler, SamplerConfig, load_diffusion
 
+    # The settings
     try:
         config = SamplerConfig.from_record(plan.sampler)
     except ValidationError as error:
         raise InputError(
-            f"the candidates were not made by clsp ({plan.diffusion.origin}); merge another set"
+            f"the candidates were not made by clsp ({plan.diffusion.origin}), so it cannot make more of them; "
+            "add some with clsp shards merge, restore some with clsp shards repair --from URL"
         ) from error
 
+    # The model, which must be the same one
     model = load_diffusion(path, plan.source.size)
     if model.digest != plan.diffusion.digest:
         raise InputError(
@@ -96,6 +104,7 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
             f"{plan.diffusion.digest}; give that model with --diffusion"
         )
 
+    # On its device
     say_if_emulated("the set's sampler.dtype", config.dtype == "bfloat16")
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
 
@@ -115,19 +124,20 @@ def model_of(root: Path, given: str) -> str:
 @click.command(epilog="Example: clsp shards extend runs/digits/shards --candidates 8")
 @set_argument
 @click.option(
-    "--candidates", required=True, type=click.IntRange(1), help="K, the new total per anchor."
+    "--candidates", required=True, type=click.IntRange(1), help="The new total per anchor (K)."
 )
-@diffusion_option
+@model_option
 @source_option
 @click.option(
     "--part",
     default="0/1",
     metavar="I/N",
     show_default=True,
-    help="Only part I of N, for job arrays.",
+    help="Make only part I of N (I from 0 to N-1), for job arrays.",
 )
 def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
     """Add candidates to a sealed set, as a new layer; resumable, and the old bytes stay."""
+    # The plan of the new layer
     parsed_part = parse_part(part)
     layer, plan = extension_plan(root, candidates)
     if plan is None:
@@ -136,12 +146,14 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
         )
         return
 
+    # Anchors and sampler
     path = model_of(root, diffusion)
     base = read_plan(root)
     shards = ShardSet(root, None if base.shards.include_anchors else open_source(base, recipe_name))
     sampler, accelerator = recorded_sampler(plan, path)
     from ...generate import make_shards
 
+    # The layer
     if accelerator.is_main_process:
         start_layer(root, layer, plan)
 
@@ -171,12 +183,12 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
     metavar="URL",
     help="Fetch the bad files from this copy of the set.",
 )
-@diffusion_option
+@model_option
 @source_option
 def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None) -> None:
-    """Put damaged files right; only bytes that the manifest records are accepted."""
+    """Restore damaged files; only bytes that the manifest records are accepted."""
     if url and diffusion:
-        raise InputError("--from and --diffusion: give one of them")
+        raise InputError("--from and --diffusion are both given; give one of them")
 
     with ProgressReport("check", "files") as report:
         damage = damaged_files(root, report)

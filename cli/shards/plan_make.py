@@ -9,10 +9,12 @@ import click
 from ...core import InputError, computes_bf16, remove_temporaries
 from ...shards import ImageSource, Plan, screened
 from ...shards.format.layout import PLAN
-from ...shards.format.plan import read_plan
+from ...shards.format.plan import follow_plan, read_plan
 from ...shards.sources.digest_cache import remember_digest
+from ...shards.sources.left_out import write_left_out
+from ..images import summary_of, warnings_of
 from ..options import PATH, check_option, out_option, parse_part, recipe_options
-from ..progress import ProgressReport, say, say_if_emulated
+from ..progress import ProgressReport, is_first_rank, say, say_if_emulated
 from ..recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -48,10 +50,40 @@ def listing_path(out: Path) -> Path:
     return out.absolute().with_name(f"{out.absolute().name}.skipped.json")
 
 
+def left_out_path(out: Path) -> Path:
+    """Return the list of the files of a folder that are not taken, beside a set or a model."""
+    return out.absolute().with_name(f"{out.absolute().name}.left_out.json")
+
+
 def readable_anchors(anchors: ImageSource, out: Path | None = None) -> ImageSource:
-    """Open the anchors; with `anchors.on_error = "skip"` without those that do not decode, which are listed."""
-    with ProgressReport("looking for anchors that do not decode", "anchors") as report:
+    """Say what the anchors are; with `anchors.on_error = "skip"` leave out those that do not decode, and list them.
+
+    Raises:
+        InputError: a file is no image, and `anchors.on_error` is `fail`.
+    """
+    # What was taken for what
+    for line in summary_of(anchors):
+        say(line)
+
+    left_out = anchors.source.left_out
+    if out and left_out and is_first_rank():
+        write_left_out(left_out_path(out), left_out, anchors.source.name)
+
+    # The images themselves, each read once
+    with ProgressReport("looking at the anchors", "anchors") as report:
         readable = screened(anchors, listing_path(out) if out else None, report)
+        if out:
+            known = out.absolute().with_name(f"{out.absolute().name}.source.json")
+            remember_digest(readable, known, report)
+        faults = list(readable.findings.unreadable.values())
+
+    if faults and anchors.config.on_error == "fail":
+        more = f" (and {len(faults) - 1} more; clsp images lists them)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0]}{more}")
+
+    for line in warnings_of(readable):
+        say(line)
+
     skipped = len(anchors) - len(readable)
     if skipped:
         listed = f", listed in {listing_path(out)}" if out else ""
@@ -73,16 +105,21 @@ def resolved_sampler(recipe: Recipe, out: Path | None) -> "SamplerConfig":
 @recipe_options
 @diffusion_option
 @click.option(
-    "--out", type=PATH, default=None, help="Also check this folder: new, or a set of the same plan."
+    "--out",
+    type=PATH,
+    default=None,
+    help="Also check that this folder is new, or holds a set of the same plan.",
 )
 @click.option(
     "--gpus",
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="Devices like this one to share it.",
+    help="Devices like this one that share the work.",
 )
-@click.option("--seconds", default=10.0, show_default=True, help="How long to measure the device.")
+@click.option(
+    "--seconds", default=10.0, show_default=True, help="Seconds to measure the device for."
+)
 def plan(
     recipe_name: str,
     overrides: tuple[str, ...],
@@ -91,7 +128,8 @@ def plan(
     gpus: int,
     seconds: float,
 ) -> None:
-    """Say beforehand what a set costs: shards, images, bytes, and hours on this device after a short calibration."""
+    """Estimate what a set costs: shards, images, bytes, and hours on this device after a short calibration."""
+    # Recipe and anchors
     recipe = load_recipe(recipe_name, overrides)
     path = diffusion_path(recipe, diffusion, out)
     anchors = readable_anchors(ImageSource(recipe.anchors), out)
@@ -99,18 +137,18 @@ def plan(
     from ...generate import Sampler, estimate, load_diffusion, make_plan
     from ...shards.format.plan import check_plan
 
+    # The plan
     model = load_diffusion(path, anchors.size)
     the_plan = make_plan(anchors, model, config, recipe.shards)
-
     if out:
         check_plan(out, the_plan)
 
+    # What it costs; in the last round some devices are idle
     figures = estimate(the_plan, anchors, Sampler(model, config, _device()), seconds)
     rounds = -(-the_plan.shard_count // gpus)
     hours = figures.seconds / 3600 / the_plan.shard_count * rounds
-    idle = 100 * (
-        1 - the_plan.shard_count / (rounds * gpus)
-    )  # of the devices' time, in the last round
+    idle = 100 * (1 - the_plan.shard_count / (rounds * gpus))
+
     say(f"anchors     {the_plan.count} of {the_plan.source.name}, {anchors.size}x{anchors.size}")
     say(
         f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)"
@@ -134,13 +172,14 @@ def plan(
     default="0/1",
     metavar="I/N",
     show_default=True,
-    help="Only part I of N, for job arrays.",
+    help="Make only part I of N (I from 0 to N-1), for job arrays.",
 )
 @check_option
 def make(
     recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool
 ) -> None:
     """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
+    # Recipe, anchors and model
     recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
     path = diffusion_path(recipe, diffusion, out)
@@ -157,17 +196,17 @@ def make(
         check_plan(out, _new_plan(recipe, anchors, model, out))
         return
 
-    hours = InitProcessGroupKwargs(
-        timeout=timedelta(hours=12)
-    )  # the first process reads the whole source for the plan
+    # Plan; the others wait while the first process reads the whole source for it
+    hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     accelerator = Accelerator(kwargs_handlers=[hours])
-
     if accelerator.is_main_process:
         write_plan(out, _new_plan(recipe, anchors, model, out))
         remove_temporaries(out)
 
     accelerator.wait_for_everyone()
-    anchors = screened(anchors, listing_path(out))
+
+    # Shards
+    anchors = follow_plan(screened(anchors, listing_path(out)), read_plan(out).source)
     config = resolved_sampler(recipe, out)
     say_if_emulated("sampler.dtype", config.dtype == "bfloat16")
     sampler = Sampler(model, config, accelerator.device)
@@ -190,7 +229,6 @@ def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out
     from ...generate import check_statistics, make_plan
 
     anchors = readable_anchors(anchors, out)
-    remember_digest(anchors, out.absolute().with_name(f"{out.absolute().name}.source.json"))
     if not (out / PLAN).exists():
         check_statistics(model, anchors, _device(), recipe.sampler.clip)
     return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)

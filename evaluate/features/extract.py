@@ -63,8 +63,15 @@ def labelled_sets(
         "split": config.test_split,
         "limit": config.test_limit,
         "size": geometry,
+        "bits": _bits_in_use(train),
     }
     return train, ImageSource(anchors.model_copy(update=update))
+
+
+def _bits_in_use(images: ImageSource) -> int:
+    """Return the bits that 16-bit images use, so that others are scaled alike; 0 for images of 8 bits."""
+    _ = images[0]  # measures them
+    return images.pixels.bits
 
 
 def _test_path(path: str, split: str) -> str:
@@ -88,6 +95,7 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     Raises:
         InputError: the training labels are not 0 … n-1, or one of the two sets has a class that the other lacks.
     """
+    # Training labels
     classes = np.unique(train)
     if not np.array_equal(classes, np.arange(len(classes))):
         raise InputError(
@@ -96,6 +104,7 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     if len(classes) < 2:
         raise InputError("all training images are of one class; expected at least two classes")
 
+    # Test labels
     unknown = np.setdiff1d(test, classes)
     missing = np.setdiff1d(classes, test)
     if len(unknown):

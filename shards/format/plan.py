@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ...core import InputError, canonical_json, differences, owner_of, write_file
 from ...core.json import first_fault
@@ -23,6 +31,9 @@ MAX_SIZE = 1 << 14
 class SourcePlan(Frozen):
     """Names the anchors: the name and split of the source, the geometry, and the digest of what it held.
 
+    `background`, `bits` and `range` say how images that are not plain 8-bit RGB became so; they are left out for
+    sources that have none, as in plans of earlier versions, which took the hidden colour and the upper 8 of 16 bits.
+
     >>> from clsp.shards import AnchorsConfig
     >>> source = source_plan(ImageSource(AnchorsConfig(path="digits", limit=10)))
     >>> source.count, source.size, source.licence
@@ -36,6 +47,15 @@ class SourcePlan(Frozen):
     size: int = Field(ge=1, le=MAX_SIZE)
     resize: str
     digest: str
+    background: str | None = None
+    bits: int | None = Field(default=None, ge=8, le=16)
+    range: tuple[float, float] | None = None
+    classes: list[str] | None = None
+    """The names of the classes by their numbers, where they have names."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_says_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 class DiffusionPlan(Frozen):
@@ -190,7 +210,15 @@ def source_plan(anchors: ImageSource) -> SourcePlan:
         size=anchors.size,
         resize=anchors.config.resize,
         digest=anchors.digest,
+        classes=None if anchors.class_names is None else list(anchors.class_names),
+        **anchors.pixel_record,
     )
+
+
+def follow_plan(anchors: ImageSource, source: SourcePlan) -> ImageSource:
+    """Return anchors opened for an existing set, with their pixels made as its plan says."""
+    anchors.use_pixels(source.background, source.bits, source.range)
+    return anchors
 
 
 def read_plan(root: Path, layer: int = 0) -> Plan:
@@ -210,13 +238,21 @@ def check_plan(root: Path, plan: Plan) -> bool:
         InputError: another plan is there (naming what differs), or the folder holds something else.
     """
     found = owner_of(root, PLAN, "shard set")
-    if found is not None and found != plan.to_bytes():
+    if found is not None and found not in (plan.to_bytes(), _as_written_before(plan).to_bytes()):
         differences = ", ".join(differing_fields(read_plan(root), plan)) or "the file's formatting"
         raise InputError(
             f"{root} was made by another plan ({differences}); choose another --out or restore those settings"
         )
 
     return found is not None
+
+
+def _as_written_before(plan: Plan) -> Plan:
+    """Return the plan as versions wrote it that kept no names of classes, and numbered these in the order of texts."""
+    classes = plan.source.classes
+    if classes is None or classes != sorted(classes):
+        return plan
+    return plan.revised(source=plan.source.model_copy(update={"classes": None}))
 
 
 def write_plan(root: Path, plan: Plan) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...core import InputError, permutation
+from ..sources.images import ImageSource
 from .shard_set import ShardSet
 
 GAP, ANCHOR_GAP, TARGET = 2, 8, 64
@@ -32,6 +33,24 @@ def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Imag
             left = column * (side + GAP) + (ANCHOR_GAP if column > 0 else 0)
             enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
             sheet[top : top + side, left : left + side] = enlarged
+
+    return Image.fromarray(sheet)
+
+
+def image_sheet(images: ImageSource, rows: int = 8, columns: int = 12) -> Image.Image:
+    """Show up to `rows` times `columns` images, spread evenly over a source, small ones enlarged."""
+    places = images.spread(rows * columns)
+    scale = max(1, TARGET // images.size)
+    side = images.size * scale + GAP
+    height = math.ceil(len(places) / columns) * side
+    sheet = np.full((height, min(len(places), columns) * side, 3), 255, np.uint8)
+
+    for number, place in enumerate(places):
+        row, column = divmod(number, columns)
+        image = images[place].image.repeat(scale, axis=0).repeat(scale, axis=1)
+        top = row * side
+        left = column * side
+        sheet[top : top + len(image), left : left + len(image)] = image
 
     return Image.fromarray(sheet)
 

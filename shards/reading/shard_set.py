@@ -14,7 +14,7 @@ from ..format.index import LayerIndex, ShardRows
 from ..format.layout import index_path, layer_name, plan_path, shard_path
 from ..format.manifest import Manifest
 from ..format.metadata import parse_metadata, read_json
-from ..format.plan import Plan
+from ..format.plan import Plan, follow_plan
 from ..remote.cache import open_store
 from ..sources.images import Anchor, ImageSource
 
@@ -315,6 +315,7 @@ class ShardSet:
                     f"{self.root} was made from anchors with (split, count, size, resize) = {wanted}, the source given "
                     f"has {found}; check the recipe's [anchors]"
                 )
+            follow_plan(anchors, source)
 
         return anchors
 

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -164,6 +165,7 @@ def _load(config: AnchorsConfig, load: Any, files: Sequence[Path] = ()) -> Any:
 
     path = config.path
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a folder needs no card
     try:
         return load()
     except (DatasetNotFoundError, ConnectionError, HfHubHTTPError) as error:
