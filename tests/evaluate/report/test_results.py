@@ -44,7 +44,7 @@ def test_whole_numbers_stay_whole(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "a result file is not JSON"),
+        ("{", r"linear\.json is no result, for it is not JSON"),
         ('{"task": "linear"}', r"linear\.json is no result \(result: Field required\)"),
     ],
 )
