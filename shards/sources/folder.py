@@ -74,7 +74,7 @@ class FolderSource:
 
     def content(self, index: int) -> bytes:
         """Return the encoded bytes of an image."""
-        return (self.root / self.names[index]).read_bytes()
+        return self.path(index).read_bytes()
 
     def label(self, index: int) -> int | None:
         """Return the class number, or None without one."""
@@ -84,6 +84,10 @@ class FolderSource:
     def describe(self, index: int) -> str:
         """Return the path of an image below the folder."""
         return self.names[index]
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self.root / self.names[index]
 
     def _take_labels(self, tables: Sequence[Table], all_names: Collection[str]) -> None:
         """Take the classes that tables tell of this split's images; those that a table should list are left out."""
