@@ -10,6 +10,7 @@ from .features.extract import Features as Features
 from .features.extract import check_labels as check_labels
 from .features.extract import extract as extract
 from .features.extract import labelled_sets as labelled_sets
+from .probes.few_labels import check_amounts as check_amounts
 from .probes.few_labels import evaluate_few_labels as evaluate_few_labels
 from .probes.knn import evaluate_knn as evaluate_knn
 from .probes.knn import knn_predict as knn_predict
