@@ -64,6 +64,7 @@ COMMANDS: dict[str, Any] = {
     ),
     "knn": (".probes:knn", "k-nearest-neighbour evaluation of a pretrained backbone."),
     "transfer": (".probes:transfer", "Transfer of a pretrained backbone to other data sets."),
+    "embed": (".embed:embed", "Write the features of any images, by any encoder."),
     "compare": (".report:compare", "Runs to a table: mean ± std over seeds per run name."),
     "report": (".report:report", "One self-contained HTML page of a comparison."),
     "reproduce": (
