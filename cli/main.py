@@ -71,6 +71,7 @@ COMMANDS: dict[str, Any] = {
     ),
     "knn": (".probes:knn", "Evaluate a pretrained backbone by its nearest neighbours."),
     "transfer": (".probes:transfer", "Evaluate a pretrained backbone on other data sets."),
+    "embed": (".embed:embed", "Write the features of any images, by any encoder."),
     "compare": (".report:compare", "Compare runs: mean ± std over seeds per run name."),
     "report": (".report:report", "Write one self-contained HTML page of a comparison."),
     "reproduce": (

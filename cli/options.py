@@ -48,6 +48,15 @@ def set_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("root", metavar="SET", type=PATH)(command)
 
 
+encoder_option = click.option(
+    "--encoder",
+    "encoder_name",
+    required=True,
+    metavar="DIR|TIMM-NAME",
+    help="A run, or any timm model.",
+)
+
+
 check_option = click.option(
     "--check", is_flag=True, help="Check the input and stop before any work."
 )

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..evaluate.probes.registry import PROBES, Figures, Probe, find_probe, probe_of_protocol
+from ..evaluate.probes.registry import (
+    PROBES,
+    FewLabels,
+    Figures,
+    Probe,
+    find_probe,
+    probe_of_protocol,
+)
 from .options import PATH, expand, out_option, recipe_options
 from .progress import ProgressReport, say, say_if_emulated
 from .recipe import Recipe, load_recipe
@@ -68,7 +75,7 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     Args:
         options: further arguments of the probe.
     """
-    from ..evaluate import check_labels, extract, labelled_sets, write_result
+    from ..evaluate import check_amounts, check_labels, extract, labelled_sets, write_result
 
     checkpoint = expand(checkpoint, recipe)
     out = expand(out, recipe)
@@ -78,9 +85,10 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     say_if_emulated("linear_eval.precision", config.precision == "bf16")
     encoder = load_checkpoint(checkpoint, config.precision)
     train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
-    classes = check_labels(
-        train_images.labels(), test_images.labels(), complete=not config.test_limit
-    )
+    train_labels_N = train_images.labels()
+    classes = check_labels(train_labels_N, test_images.labels(), complete=not config.test_limit)
+    if probe.protocol:
+        check_amounts(train_labels_N, config.labels)
 
     # Extract the features
     flips = probe.mirrors and config.flip
@@ -97,8 +105,23 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
         out, probe.task, result, checkpoint, content, seed, precision=encoder.precision
     )
 
-    figures = [f"{name} {value:.2f}" for name, value in result.items() if isinstance(value, float)]
-    say(f"{checkpoint.name}: {probe.task} {', '.join(figures)} % ({path})")
+    say(f"{checkpoint.name}: {probe.task} {', '.join(_figures(result))} % ({path})")
+
+
+def _figures(result: Figures) -> list[str]:
+    """Return every figure with its name; those with few labels with their deviation over the draws."""
+    few_labels = result.get("few_labels")
+    deviations = FewLabels.model_validate(few_labels).std if few_labels else {}
+    texts = []
+    for name, value in result.items():
+        if not isinstance(value, float):
+            continue
+
+        std = deviations.get(name)
+        spread = "" if std is None else f" ± {std:.2f}"
+        texts.append(f"{name} {value:.2f}{spread}")
+
+    return texts
 
 
 def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> "Encoder":

@@ -55,8 +55,10 @@ def shipped_recipes() -> list[str]:
     )
 
 
-def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> Recipe:
+def load_recipe(name: str | None, overrides: Iterable[str] = (), profile: str = "") -> Recipe:
     """Load a shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
+
+    Without a name every key that is not overridden has its default.
 
     A file may have sections `[methods.NAME]`: keys of `[pretrain]` that hold when NAME is the method; and
     `[profiles.NAME.SECTION]`: keys of any section that hold when the profile NAME is asked for. They are resolved here,
@@ -66,20 +68,21 @@ def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> 
         InputError: no such recipe, not TOML, an unknown key (naming the nearest one) or a value out of range.
     """
     # The file and one of its profiles
-    values = _read(name)
+    values = _read(name) if name else {}
+    title = f"recipe {name}" if name else "--set"
     profiles = values.pop("profiles", {})
     overrides = list(overrides)
-    _check_tables(name, {"profiles": profiles})
+    _check_tables(title, {"profiles": profiles})
     if profile and profile not in profiles:
         there = f"profiles {', '.join(profiles)}" if profiles else "no profiles"
-        raise InputError(f"--profile {profile}: recipe {name} has {there}")
+        raise InputError(f"--profile {profile}: {title} has {there}")
 
     _merge(values, profiles.get(profile, {}))
 
     # The settings per method, and the method that is chosen
     per_method = values.pop("methods", {})
-    _check_tables(name, {**values, "methods": per_method})
-    _check_methods(name, per_method)
+    _check_tables(title, {**values, "methods": per_method})
+    _check_methods(title, per_method)
     default = PretrainConfig().method
     chosen: dict[str, Any] = {
         "pretrain": {"method": values.get("pretrain", {}).get("method", default)}
@@ -96,7 +99,7 @@ def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> 
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"recipe {name}: {_first_fault(error)}") from error
+        raise InputError(f"{title}: {_first_fault(error)}") from error
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -143,20 +146,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[sections[-1]] = value
 
 
-def _check_tables(name: str, sections: dict[str, Any]) -> None:
+def _check_tables(title: str, sections: dict[str, Any]) -> None:
     """Raise InputError if a section is no table."""
     for section, content in sections.items():
         if not isinstance(content, dict):
-            raise InputError(f"recipe {name}: {section} is {content!r}, expected a table")
+            raise InputError(f"{title}: {section} is {content!r}, expected a table")
 
 
-def _check_methods(name: str, per_method: dict[str, Any]) -> None:
+def _check_methods(title: str, per_method: dict[str, Any]) -> None:
     """Raise InputError where the settings of a method are no table, or where there is no such method."""
-    _check_tables(name, per_method)
+    _check_tables(title, per_method)
     for method in per_method:
         if method not in METHODS:
             raise InputError(
-                f"recipe {name}: [methods.{method}] names no method; there are {', '.join(METHODS)}"
+                f"{title}: [methods.{method}] names no method; there are {', '.join(METHODS)}"
             )
 
 

@@ -3,6 +3,12 @@ from .config import LinearEvalConfig as LinearEvalConfig
 from .config import TransferConfig as TransferConfig
 from .features.checkpoint import backbone_folder as backbone_folder
 from .features.checkpoint import checkpoint_digest as checkpoint_digest
+from .features.embed import EmbeddedSource as EmbeddedSource
+from .features.embed import FeaturesRecord as FeaturesRecord
+from .features.embed import make_record as make_record
+from .features.embed import open_images as open_images
+from .features.embed import read_record as read_record
+from .features.embed import write_features as write_features
 from .features.encoder import Encoder as Encoder
 from .features.encoder import encoder_digest as encoder_digest
 from .features.encoder import load_encoder as load_encoder
@@ -10,6 +16,7 @@ from .features.extract import Features as Features
 from .features.extract import check_labels as check_labels
 from .features.extract import extract as extract
 from .features.extract import labelled_sets as labelled_sets
+from .probes.few_labels import check_amounts as check_amounts
 from .probes.few_labels import evaluate_few_labels as evaluate_few_labels
 from .probes.knn import evaluate_knn as evaluate_knn
 from .probes.knn import knn_predict as knn_predict

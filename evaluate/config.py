@@ -33,7 +33,7 @@ def _whole_from_1_on(value: float) -> float:
     return value
 
 
-Amount = Annotated[PositiveFloat, AfterValidator(_whole_from_1_on)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_whole_from_1_on)]
 """A share of every class below 1, or a number of images per class."""
 
 
@@ -63,10 +63,11 @@ class LinearEvalConfig(Section):
     flip: bool = True
     """Train on horizontal flips, half of the time."""
     labels: Annotated[tuple[Amount, ...], BeforeValidator(_one_or_several)] = ()
-    """Evaluate also with so few labels (logistic regression on frozen features): a share of every class below 1, or a
-    number of images per class."""
+    """Evaluate also with so few labels, by logistic regression on the frozen features, in either protocol: a share of
+    every class below 1 (0.01; at least one image), or a number of images per class (1 and 1.0 alike are one). Empty:
+    with all labels only, with which every run is evaluated anyway."""
     label_draws: int = Field(default=5, ge=1)
-    """How often few labels are drawn; the mean counts."""
+    """How often few labels are drawn, each time anew; the mean counts."""
     sweep_lr: tuple[PositiveFloat, ...] = Field(
         default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), min_length=1
     )

@@ -36,6 +36,8 @@ from clsp.generate import (
 )
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, write_plan
 from clsp.shards.remote import verified_copy as arrival
+from clsp.train import PretrainConfig, build_backbone
+from clsp.train.backbone import save_backbone
 from diffusers import DDPMPipeline, DDPMScheduler
 from places import WebServer
 
@@ -132,6 +134,16 @@ def trained_model(tmp_path_factory):
         ImageSource(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model"
     )
     return load_diffusion(str(folder), 8)
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A small random backbone for images of 8x8, as a run's folder holds it."""
+    config = PretrainConfig(**SMALL_METHOD)
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    save_backbone(build_backbone(config), config, 8, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import click
 
 from ...core import canonical_json, run_stamp, write_file
 from ...shards import ShardSet
-from ..options import PATH
+from ..options import PATH, encoder_option
 from ..progress import ProgressReport, say
 
 if TYPE_CHECKING:
@@ -19,13 +19,7 @@ EXAMPLE = "Example: clsp shards compare runs/paper/shards runs/fast/shards --enc
 @click.command(epilog=EXAMPLE)
 @click.argument("reference", metavar="REFERENCE", type=PATH)
 @click.argument("other", metavar="SET", type=PATH)
-@click.option(
-    "--encoder",
-    "encoder_name",
-    required=True,
-    metavar="DIR|TIMM-NAME",
-    help="A run of clsp pretrain, or any timm model.",
-)
+@encoder_option
 @click.option(
     "--resamples",
     default=1000,

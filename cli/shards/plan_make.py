@@ -12,6 +12,7 @@ from ...shards.format.layout import PLAN
 from ...shards.format.plan import follow_plan, read_plan
 from ...shards.sources.digest_cache import remember_digest
 from ...shards.sources.left_out import write_left_out
+from ...shards.sources.survey import Depth
 from ..images import summary_of, warnings_of
 from ..options import PATH, check_option, out_option, parse_part, recipe_options
 from ..progress import ProgressReport, is_first_rank, say, say_if_emulated
@@ -55,8 +56,14 @@ def left_out_path(out: Path) -> Path:
     return out.absolute().with_name(f"{out.absolute().name}.left_out.json")
 
 
-def readable_anchors(anchors: ImageSource, out: Path | None = None) -> ImageSource:
+def readable_anchors(
+    anchors: ImageSource, out: Path | None = None, depth: Depth = "bytes"
+) -> ImageSource:
     """Say what the anchors are; with `anchors.on_error = "skip"` leave out those that do not decode, and list them.
+
+    Args:
+        out: the set or model that is made of them; what is found is kept beside it.
+        depth: how much of each is looked at; `bytes` gives the source's digest.
 
     Raises:
         InputError: a file is no image, and `anchors.on_error` is `fail`.
@@ -75,6 +82,8 @@ def readable_anchors(anchors: ImageSource, out: Path | None = None) -> ImageSour
         if out:
             known = out.absolute().with_name(f"{out.absolute().name}.source.json")
             remember_digest(readable, known, report)
+        elif readable.known_findings is None:
+            readable.look(depth, report)
         faults = list(readable.findings.unreadable.values())
 
     if faults and anchors.config.on_error == "fail":

@@ -10,7 +10,7 @@ from ...core import InputError, canonical_json, run_stamp, write_file
 from ...shards import ImageSource, ShardSet, read_manifest
 from ...shards.format.layout import scores_path
 from ...shards.reading.scores import add_scores, check_name
-from ..options import PATH, set_argument, set_option
+from ..options import PATH, encoder_option, set_argument, set_option
 from ..progress import ProgressReport, say, say_if_emulated
 from ..recipe import Recipe, load_recipe
 
@@ -22,13 +22,7 @@ if TYPE_CHECKING:
     epilog="Example: clsp shards score SET --encoder runs/digits/pretrain/simclr-s0 --name simclr"
 )
 @set_argument
-@click.option(
-    "--encoder",
-    "encoder_name",
-    required=True,
-    metavar="DIR|TIMM-NAME",
-    help="A run of clsp pretrain, or any timm model.",
-)
+@encoder_option
 @click.option("--name", required=True, help="Name of the scores, which become scores/NAME.parquet.")
 @click.option(
     "--recipe",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...core import InputError, Report, permutation
-from ...shards import AnchorsConfig, ImageSource, screened
+from ...shards import Anchor, AnchorsConfig, ImageSource, screened
 from ..config import LinearEvalConfig
 from .encoder import Encoder
 
@@ -172,12 +172,19 @@ def extract(
 
 
 def decoded(images: ImageSource, batch: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (place, images `(B, H, W, 3)`) batch by batch; in threads, for Pillow decodes outside Python's lock."""
+    """Yield (place, images `(B, H, W, 3)`) batch by batch."""
+    start = 0
+    for anchors in read_anchors(images, batch):
+        yield start, np.stack([anchor.image for anchor in anchors])
+        start += len(anchors)
+
+
+def read_anchors(images: ImageSource, batch: int) -> Iterator[list[Anchor]]:
+    """Yield the images of a source batch by batch; in threads, for Pillow decodes outside Python's lock."""
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(images), batch):
             places = range(start, min(start + batch, len(images)))
-            anchors = threads.map(images.__getitem__, places)
-            yield start, np.stack([anchor.image for anchor in anchors])
+            yield list(threads.map(images.__getitem__, places))
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ...core import InputError
-from ...shards import ShardSet
+from ...shards import Anchor, ShardSet
 from .encoder import Encoder
 from .extract import ahead
 
@@ -21,6 +21,13 @@ def anchor_images(shards: ShardSet, batch: int) -> Iterator[np.ndarray]:
     for start in range(0, len(shards), batch):
         positions = range(start, min(start + batch, len(shards)))
         yield np.stack([shards.anchor(position) for position in positions])
+
+
+def anchor_records(shards: ShardSet, batch: int) -> Iterator[list[Anchor]]:
+    """Yield the anchors of a set with their keys and labels, batch by batch."""
+    for start in range(0, len(shards), batch):
+        positions = range(start, min(start + batch, len(shards)))
+        yield [shards.anchor_record(position) for position in positions]
 
 
 def candidate_images(shards: ShardSet, anchors: int) -> Iterator[tuple[int, np.ndarray]]:

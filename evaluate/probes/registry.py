@@ -9,11 +9,30 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 Figures = dict[str, Any]
 """A probe's figures by name: percents, their intervals, and facts about them."""
 
 FEW_LABELS = "labels_"
 """The beginning of a figure's name that says with how many labels it was reached: `labels_1`, `labels_0.1`."""
+
+
+class FewLabels(BaseModel):
+    """Holds what a result says of its figures with few labels beside their means, accuracies in percent.
+
+    >>> FewLabels(draws=2, top1={"labels_1": [60.0, 62.0]}, std={"labels_1": 1.41}).std["labels_1"]
+    1.41
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    draws: int
+    """How often the labels were drawn."""
+    top1: Mapping[str, list[float]] = {}
+    """By the figure's name the accuracy of every draw; older files have none."""
+    std: Mapping[str, float | None] = {}
+    """By the figure's name the sample's deviation over the draws (n - 1); None for a single one."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +54,6 @@ class Probe:
     """The headings of figures that have another one than `TASK FIGURE`."""
     first: tuple[str, ...] = ()
     """The figures whose columns come first; the others follow by name."""
-    words_for_labels: bool = False
-    """True if the headings of its figures with few labels are in words."""
     protocol: str | None = None
     """The value of `linear_eval.protocol` that chooses it; None for a probe with a command of its own."""
     mirrors: bool = False
@@ -56,7 +73,7 @@ class Probe:
 
     def heading(self, figure: str) -> str:
         """Return the heading of a figure's column."""
-        if self.words_for_labels and figure.startswith(FEW_LABELS):
+        if figure.startswith(FEW_LABELS):
             amount = float(figure.removeprefix(FEW_LABELS))
             if amount < 1:
                 return f"{self.task}, {100 * amount:g} % of labels"
@@ -82,7 +99,6 @@ PROBES: tuple[Probe, ...] = (
             "mean_per_class": "linear mean per class",
         },
         first=("top1", "top5", "mean_per_class"),
-        words_for_labels=True,
         protocol="clsp",
         mirrors=True,
     ),

@@ -82,6 +82,8 @@ class SummaryRow(_Row):
     name: str
     seeds: list[int]
     metrics: dict[str, Mean]
+    std_of_draws: dict[str, float] = {}
+    """Of a single seed: the deviations of its figures with few labels over the draws of the labels."""
 
 
 class DifferenceRow(_Row):
@@ -129,6 +131,18 @@ class _Run:
     @property
     def seed(self) -> int:
         return self.first.seed
+
+    def std_of_draws(self) -> dict[str, float]:
+        """Return the deviations over the draws of the labels, by metric, where there are several draws."""
+        found = {}
+        for result in self.results:
+            if result.few_labels is None:
+                continue
+            for figure, std in result.few_labels.std.items():
+                if std is not None:
+                    found[f"{result.task}.{figure}"] = std
+
+        return found
 
     def row(self) -> ComparedRun:
         """Return the run as the comparison shows it."""
@@ -250,9 +264,8 @@ def _conditions(result: RunResult) -> dict[str, Any]:
     for key in probe.conditions:
         found[key] = settings.get(key)
 
-    few_labels = result.result.get("few_labels")
-    if few_labels:
-        found["label_draws"] = few_labels["draws"]
+    if result.few_labels:
+        found["label_draws"] = result.few_labels.draws
 
     for name, value in result.sets.items():
         found[f"sets.{name}"] = value.set
@@ -306,7 +319,9 @@ def _summary_row(name: str, runs: Sequence[_Run]) -> SummaryRow:
         metrics[metric] = Mean(mean=mean, std=std, n=len(values))
 
     seeds = sorted(run.seed for run in runs)
-    return SummaryRow(name=name, seeds=seeds, metrics=metrics)
+    std_of_draws = runs[0].std_of_draws() if len(runs) == 1 else {}
+
+    return SummaryRow(name=name, seeds=seeds, metrics=metrics, std_of_draws=std_of_draws)
 
 
 def _metrics_of(runs: Iterable[dict[str, int | float]]) -> list[str]:

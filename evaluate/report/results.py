@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core import InputError, canonical_json, first_fault, run_stamp, write_file
 from ..features.checkpoint import RUN, checkpoint_digest
-from ..probes.registry import Figures, tasks
+from ..probes.registry import FewLabels, Figures, tasks
 
 PACKAGES = ("clsp", "torch", "timm")
 
@@ -70,6 +70,12 @@ class RunResult(BaseModel):
                 numbers[f"{self.task}.{name}"] = value
 
         return numbers
+
+    @property
+    def few_labels(self) -> FewLabels | None:
+        """Return what the result says of its figures with few labels, None without any."""
+        found = self.result.get("few_labels")
+        return FewLabels.model_validate(found) if found else None
 
     @property
     def data_identity(self) -> Any:

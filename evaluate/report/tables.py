@@ -7,10 +7,12 @@ from pathlib import Path
 
 from ...core import canonical_json, write_file
 from ..probes.registry import column, heading
-from .compare import Comparison, Difference, Mean
+from .compare import Comparison, Difference, SummaryRow
 from .published import PublishedRow
 
 ABSENT = "–"
+OVER_DRAWS = "†"
+"""Marks a deviation that is over the draws of few labels instead of seeds."""
 DIFFERENCES = (
     "Differences in points, paired by seed; in brackets Student's 95 % interval over the seeds: a difference is shown "
     "where it does not hold 0"
@@ -26,7 +28,7 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
     rows = []
     for row in comparison.summary:
-        cells = [_mean_cell(row.metrics.get(metric)) for metric in metrics]
+        cells = [_mean_cell(row, metric) for metric in metrics]
         rows.append([row.name, str(len(row.seeds)), *cells])
 
     for number, published in enumerate(comparison.published, start=1):
@@ -52,8 +54,11 @@ def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """Say what is different about each published figure, numbered as in the table."""
+    """Say what the marks in the table mean: deviations over draws, and what is different about published figures."""
     notes = []
+    if any(row.std_of_draws for row in comparison.summary):
+        notes.append(f"{OVER_DRAWS} one seed: the deviation is over the draws of the labels.")
+
     for number, row in enumerate(comparison.published, start=1):
         notes.append(f"[{number}] {row.source}: {'; '.join(row.differences)}.")
 
@@ -69,12 +74,16 @@ def metric_order(comparison: Comparison) -> list[str]:
     return sorted(found, key=column)
 
 
-def _mean_cell(value: Mean | None) -> str:
+def _mean_cell(row: SummaryRow, metric: str) -> str:
+    """Return `mean ± std`: over the seeds or, marked, of a single seed over the draws of the labels."""
+    value = row.metrics.get(metric)
     if value is None:
         return ABSENT
-    if value.std is None:
-        return f"{value.mean:.2f}"
-    return f"{value.mean:.2f} ± {value.std:.2f}"
+    if value.std is not None:
+        return f"{value.mean:.2f} ± {value.std:.2f}"
+    if metric in row.std_of_draws:
+        return f"{value.mean:.2f} ± {row.std_of_draws[metric]:.2f} {OVER_DRAWS}"
+    return f"{value.mean:.2f}"
 
 
 def _published_cell(row: PublishedRow, metric: str) -> str:
@@ -93,15 +102,15 @@ def _difference_cell(value: Difference | None) -> str:
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """Return the tables in Markdown: means, differences, and what the published figures differ in."""
+    """Return the tables in Markdown: means, differences, and footnotes."""
     parts = [_markdown(*table_rows(comparison))]
 
     if comparison.differences:
         parts.append(f"{DIFFERENCES}:\n")
         parts.append(_markdown(*difference_rows(comparison)))
 
-    if comparison.published:
-        notes = [f"- {note}\n" for note in footnotes(comparison)]
+    notes = [f"- {note}\n" for note in footnotes(comparison)]
+    if notes:
         parts.append("".join(notes))
 
     return "\n".join(parts)

@@ -92,6 +92,7 @@ class ImageSource(Sequence[Anchor]):
         self.pixels = Pixels(_background(config.background), config.bits, config.range)
         self._measuring = threading.Lock()
         self._findings: Findings | None = None
+        self._digest: str | None = None
         self.size: int = config.size or self._first_size()
 
     def without(self, skipped: Collection[int]) -> "ImageSource":
@@ -151,7 +152,13 @@ class ImageSource(Sequence[Anchor]):
     @property
     def digest(self) -> str:
         """Return the 128-bit BLAKE2b over the identities of all anchors, in order; computed when first asked for."""
-        return (self.known_findings or self.look()).digest
+        if self._digest is None:
+            self._digest = (self.known_findings or self.look()).digest
+        return self._digest
+
+    def use_known_digest(self, digest: str) -> None:
+        """Take a digest that was computed otherwise, so that the images are not read for it."""
+        self._digest = digest
 
     @property
     def known_findings(self) -> Findings | None:

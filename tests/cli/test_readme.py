@@ -50,6 +50,8 @@ def test_every_other_command_of_the_readme(
     cwd = tmp_path_factory.mktemp("readme")
     monkeypatch.chdir(cwd)
     shutil.copytree(shard_set, cwd / "runs" / "demo" / "shards")
+    (cwd / "photos").mkdir()
+    Image.new("RGB", (48, 40)).save(cwd / "photos" / "grey.png")
     shutil.copytree(model_folder, cwd / "runs" / "demo" / "diffusion")
     small = {
         **SMALL_NETWORKS,
@@ -85,7 +87,7 @@ def test_every_other_command_of_the_readme(
             found = clsp(*words, *(given if "--recipe" in words else []))
         assert found.returncode == 0, f"{line}\n{found.stdout}{found.stderr}"
         ran.append(line)
-    assert len(ran) == 23 and (cwd / "runs" / "cifar10" / "report.html").exists()
+    assert len(ran) == 24 and (cwd / "runs" / "cifar10" / "report.html").exists()
     commits = (cwd / "runs" / "cifar10" / "shards" / "commits").rglob("*.json")
     assert {json.loads(path.read_text())["made"]["processes"] for path in commits} == {2}
     run = cwd / "runs" / "cifar10" / "pretrain" / "simclr+shards-s0"
