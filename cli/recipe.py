@@ -18,7 +18,7 @@ from ..train import METHODS, PretrainConfig
 
 
 class ReproduceConfig(Section):
-    """The runs that `clsp reproduce` compares."""
+    """Names the runs that `clsp reproduce` compares."""
 
     runs: tuple[str, ...] = Field(
         default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1
@@ -28,7 +28,7 @@ class ReproduceConfig(Section):
 
 
 class Recipe(Section):
-    """A whole recipe; each section's model lives in the package that uses it."""
+    """Holds a whole recipe; each section's model lives in the package that uses it."""
 
     anchors: AnchorsConfig = AnchorsConfig()
     diffusion: DiffusionConfig = DiffusionConfig()

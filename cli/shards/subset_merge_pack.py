@@ -31,7 +31,7 @@ def subset(root: Path, fraction: float | None, index_range: str | None, out: Pat
     """Make a new set with some of the anchors and all their candidates."""
     if (fraction is None) == (index_range is None):
         given = "neither" if fraction is None else "both"
-        raise InputError(f"{given} of --fraction and --range given; expected exactly one")
+        raise InputError(f"{given} of --fraction F and --range A:B given; expected exactly one")
 
     # Choose the anchors
     parent = ShardSet(root)
