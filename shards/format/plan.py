@@ -52,6 +52,8 @@ class SourcePlan(Frozen):
     range: tuple[float, float] | None = None
     classes: list[str] | None = None
     """The names of the classes by their numbers, where they have names."""
+    label_rule: str | None = None
+    """How the labels were read, where versions before would have read others or none."""
 
     @model_serializer(mode="wrap")
     def _leave_out_what_says_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -211,6 +213,7 @@ def source_plan(anchors: ImageSource) -> SourcePlan:
         resize=anchors.config.resize,
         digest=anchors.digest,
         classes=None if anchors.class_names is None else list(anchors.class_names),
+        label_rule=anchors.source.label_rule or None,
         **anchors.pixel_record,
     )
 
@@ -248,9 +251,8 @@ def check_plan(root: Path, plan: Plan) -> bool:
 
 
 def _as_written_before(plan: Plan) -> Plan:
-    """Return the plan as versions wrote it that kept no names of classes, and numbered these in the order of texts."""
-    classes = plan.source.classes
-    if classes is None or classes != sorted(classes):
+    """Return the plan as versions wrote it that kept no names of classes; with other labels it is another plan."""
+    if plan.source.classes is None or plan.source.label_rule:
         return plan
     return plan.revised(source=plan.source.model_copy(update={"classes": None}))
 

@@ -13,6 +13,7 @@ from ...core import InputError, Report
 from .config import AnchorsConfig
 from .decoding import (
     BitsNotMeasuredError,
+    NeedsSettingError,
     Pixels,
     decode_rgb,
     fault_of,
@@ -88,6 +89,9 @@ class ImageSource(Sequence[Anchor]):
             )
 
         self.indices_N = np.arange(self.source_count)
+        self.class_names: tuple[str, ...] | None = self.source.class_names
+        """The names of the classes by their numbers; None where they have no names."""
+        self._numbers: list[int] | None = None
         self.pixels = Pixels(_background(config.background), config.bits, config.range)
         self._measuring = threading.Lock()
         self._findings: Findings | None = None
@@ -125,7 +129,7 @@ class ImageSource(Sequence[Anchor]):
         index = int(self.indices_N[index])
         content = self._content(index)
         image = self._fit(self._decode(content, index), index)
-        return Anchor(index, key, image, self.source.label(index), identity(content))
+        return Anchor(index, key, image, self._label(index), identity(content))
 
     def __iter__(self) -> Iterator[Anchor]:
         return (self[place] for place in range(len(self)))
@@ -143,6 +147,21 @@ class ImageSource(Sequence[Anchor]):
         index = int(self.indices_N[place])
         try:
             self._decode(self._content(index), index)
+        except UnreadableAnchorError as error:
+            return str(error)
+        return None
+
+    def why_unfit(self) -> str | None:
+        """Return the reason why images of floats, 32-bit integers or 16-bit colour need a setting; None if they do not.
+
+        Only the first one of them is decoded.
+        """
+        first = self.findings.needs_setting
+        if first is None:
+            return None
+
+        try:
+            self._decode(self._content(first), first)
         except UnreadableAnchorError as error:
             return str(error)
         return None
@@ -185,6 +204,23 @@ class ImageSource(Sequence[Anchor]):
         if findings.largest_16_bit is not None and not self.pixels.bits:
             self.pixels = self.pixels._replace(bits=findings.bits_in_use)
 
+    def use_classes(self, names: Sequence[str]) -> None:
+        """Number the classes as another source does, by their names.
+
+        Raises:
+            InputError: one of this source's classes is not among them.
+        """
+        mine = self.source.class_names or ()
+        unknown = [name for name in mine if name not in names]
+        if unknown:
+            raise InputError(
+                f"{self.config.path} split {self.config.split} has the class {unknown[0]!r}, which is not among "
+                f"{', '.join(names[:10])}; expected the classes of the training images"
+            )
+
+        self._numbers = [names.index(name) for name in mine]
+        self.class_names = tuple(names)
+
     def use_pixels(
         self, background: str | None, bits: int | None, range: tuple[float, float] | None
     ) -> None:
@@ -205,24 +241,25 @@ class ImageSource(Sequence[Anchor]):
 
         return record
 
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Return the names of the classes by their numbers, or None where they have no names."""
-        return self.source.class_names
-
     def labels(self) -> np.ndarray:
         """Return all labels `(N,)` int64.
 
         Raises:
             InputError: the source has no labels.
         """
-        labels = [self.source.label(index) for index in self.indices_N.tolist()]
+        labels = [self._label(index) for index in self.indices_N.tolist()]
         if None in labels:
             raise InputError(
                 f"{self.config.path} split {self.config.split} has images without a label; expected one each"
             )
 
         return np.array(labels, dtype=np.int64)
+
+    def _label(self, index: int) -> int | None:
+        label = self.source.label(index)
+        if label is None or label < 0 or self._numbers is None:
+            return label
+        return self._numbers[label]
 
     def _first_size(self) -> int:
         first = 0
@@ -297,6 +334,9 @@ class ImageSource(Sequence[Anchor]):
         return Look(identity(content), header, None, largest)
 
     def _undecodable(self, index: int, error: Exception) -> UnreadableAnchorError:
+        if isinstance(error, NeedsSettingError):
+            return UnreadableAnchorError(f"{self._where(index)}: {error}")
+
         return UnreadableAnchorError(
             f"{self._where(index)} does not decode as an image; replace or remove it ({fault_of(error)})"
         )

@@ -28,8 +28,8 @@ def check_left_out(left_out: Sequence[LeftOut], taken: int, path: str, on_error:
 
     raise SourceError(
         "path",
-        f"{path}: {len(missed)} of {taken + len(missed)} images would be left out ({'; '.join(reasons)}); mend them, "
-        "or set anchors.on_error=skip to go on without them (clsp images lists all)",
+        f"{path}: {len(missed)} of {taken + len(missed)} images would be left out ({'; '.join(reasons)}), expected "
+        "at most 1 %; mend them, or set anchors.on_error=skip to go on without them (clsp images --left-out lists all)",
     )
 
 

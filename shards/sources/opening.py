@@ -26,6 +26,10 @@ class Source(Protocol):
     """Changes with the content; empty where there is none."""
     class_names: tuple[str, ...] | None
     """The names of the classes by their numbers, where they have names."""
+    classes_from: str
+    """What tells the classes, such as a column's name; empty without classes."""
+    label_rule: str
+    """How the labels were read, where versions before read others or none; else empty. Part of a plan."""
     left_out: list[LeftOut]
     """Files of a folder that are not taken."""
     notes: list[str]
