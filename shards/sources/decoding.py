@@ -119,6 +119,8 @@ def decode_rgb(content: bytes, pixels: Pixels) -> np.ndarray:
         if is_deep_colour(image.mode, bits):
             _check_deep_colour(pixels)
 
+        # Pillow turns a TIFF when it loads it, and then knows of no orientation.
+        image.load()
         orientation = _orientation(image)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])

@@ -90,6 +90,15 @@ class FolderSource:
         elif self.class_names and list(self.class_names) != sorted(self.class_names):
             self.label_rule = "folders as numbers"
 
+        # The order is that of the rows, as `datasets` has it, and what they do not list comes last.
+        rows = [name for table in tables for name in table.names]
+        places = {name: place for place, name in enumerate(rows)}
+        order = sorted(
+            range(len(self.names)), key=lambda index: places.get(self.names[index], len(places))
+        )
+        self.names = [self.names[index] for index in order]
+        self._labels = [self._labels[index] for index in order]
+
         if told and any(_is_below(name, folder) for folder in told.folders for name in self.names):
             self._take_told(told, all_names)
 
@@ -127,7 +136,15 @@ class FolderSource:
             return None
 
         names = [name for table in telling for name in table.names]
-        labels = dict(zip(names, found.classes.labels, strict=True))
+        labels: dict[str, int | None] = {}
+        for name, label in zip(names, found.classes.labels, strict=True):
+            if labels.setdefault(name, label) != label:
+                raise SourceError(
+                    "label",
+                    f"{telling[0].path} lists {printable(name)} twice, with different classes in the column "
+                    f"{column!r}; keep one row",
+                )
+
         folders = [table.folder for table in telling]
         rule = label_rule(column, _holds_integers(values), config.label)
         origin = f"column {column} of {telling[0].path}"

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -98,7 +99,9 @@ class HFSource:
         self.classes_from = f"column {column}"
         if _has_class_names(features[column]):
             self.class_names = tuple(features[column].names)
-        self.label_rule = label_rule(column, _holds_classes(features[column]), config.label)
+        else:
+            holds_integers = _holds_classes(features[column])
+            self.label_rule = label_rule(column, holds_integers, config.label)
 
     def _cell(self, index: int) -> dict[str, Any] | None:
         return cast("dict[str, Any] | None", self._images[index][self._image_column])
@@ -290,6 +293,9 @@ def _load(config: AnchorsConfig, load: Any, files: Sequence[Path] = ()) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
     path = config.path
+    # Of a tar that was cut short `datasets` would read the rest.
+    _check_whole([file for file in files if file.suffix.lower() == ".tar"])
+
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a folder needs no card
     try:
@@ -300,17 +306,11 @@ def _load(config: AnchorsConfig, load: Any, files: Sequence[Path] = ()) -> Any:
             f"{path} was not found on this machine or on the hub; expected a hub id, a parquet file, a folder, "
             f"or digits ({type(error).__name__})",
         ) from error
-    except (ValueError, RuntimeError, OSError, DatasetGenerationError) as error:
+    except (ValueError, RuntimeError, OSError, DatasetGenerationError, tarfile.TarError) as error:
         # A loading script is a RuntimeError.
         if isinstance(error, InputError):
             raise
-        damaged = _damaged_file(files)
-        if damaged:
-            raise SourceError(
-                "path",
-                f"{damaged} is damaged or cut short: no whole {damaged.suffix[1:]} file; fetch or write it again",
-            ) from error
-
+        _check_whole(files)
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise SourceError(
@@ -318,13 +318,18 @@ def _load(config: AnchorsConfig, load: Any, files: Sequence[Path] = ()) -> Any:
         ) from error
 
 
-def _damaged_file(files: Sequence[Path]) -> Path | None:
-    """Return the first file that has not the form its ending promises."""
-    return next((path for path in files if not _is_whole(path)), None)
+def _check_whole(files: Sequence[Path]) -> None:
+    """Raise SourceError for a file that has not the form its ending promises."""
+    for path in files:
+        if not _is_whole(path):
+            raise SourceError(
+                "path",
+                f"{path} is damaged or cut short: no whole {path.suffix[1:]} file; fetch or write it again",
+            )
 
 
 def _is_whole(path: Path) -> bool:
-    """Return True for a parquet file with a footer, an arrow file or stream, a tar whose members are all there."""
+    """Return True for a parquet file with a footer, an arrow file or stream, a tar with a beginning and an end."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -333,15 +338,22 @@ def _is_whole(path: Path) -> bool:
         if kind == "parquet":
             pq.read_metadata(path)
         elif kind == "webdataset":
-            with tarfile.open(path) as tar:
-                tar.getmembers()
+            return _is_whole_tar(path)
         else:
             with pa.memory_map(str(path)) as file:
                 _open_arrow(file)
-    except (OSError, ValueError, tarfile.TarError, pa.ArrowInvalid):
+    except (OSError, ValueError, tarfile.TarError):
         return False
 
     return True
+
+
+def _is_whole_tar(path: Path) -> bool:
+    """Return True for a tar that ends with two empty blocks, as every one does."""
+    tarfile.open(path).close()
+    with path.open("rb") as file:
+        file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
+        return not any(file.read())
 
 
 def _open_arrow(file: Any) -> None:

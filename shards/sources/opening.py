@@ -92,6 +92,7 @@ def _open_folder(root: Path, config: AnchorsConfig) -> Source:
 
     if _is_of_data_files(found, config):
         source = open_data_files(root, config, found.data_files)
+        source.left_out += found.left_out
         for image in found.images:
             source.left_out.append(LeftOut(image.name, "a picture beside data files", False))
         return source

@@ -55,6 +55,8 @@ class LeftOut:
     name: str
     reason: str
     counts: bool
+    is_folder: bool = False
+    """Nobody knows how many images are in it."""
 
     @property
     def line(self) -> str:
@@ -120,7 +122,7 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[FoundFiles, list[_Folder]
         if not folder.name:
             raise
         found.left_out.append(
-            LeftOut(folder.name + "/", f"cannot be listed: {error.strerror}", True)
+            LeftOut(folder.name + "/", f"cannot be listed: {error.strerror}", True, is_folder=True)
         )
         return found, []
 
