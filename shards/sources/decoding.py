@@ -2,12 +2,16 @@
 
 import functools
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, TiffImagePlugin
+
+# A block that cannot be parsed is counted and told by the commands.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 ALPHA_MODES = frozenset(("RGBA", "RGBa", "LA", "La", "PA"))
 WIDE_MODES = frozenset(("I", "F"))

@@ -191,12 +191,14 @@ class ImageSource(Sequence[Anchor]):
         Raises:
             UnreadableAnchorError: an image is gone or empty, and `anchors.on_error` is `fail`.
         """
-        survey = Survey(self._look_at, self.source_count, decode)
-        self._findings = survey.run(report)
-        if self._findings.largest_16_bit is not None and not self.pixels.bits:
-            self.pixels = self.pixels._replace(bits=self._findings.bits_in_use)
+        findings = Survey(self._look_at, self.source_count, decode).run(report)
+        had_bits = self.pixels.bits
+        self.use_known_findings(findings)
 
-        return self._findings
+        # Which colour of 16 bits is of use depends on what was measured just now.
+        if decode and findings.deep_colour and self.pixels.bits not in (had_bits, 16):
+            return self.look(decode, report)
+        return findings
 
     def use_known_findings(self, findings: Findings) -> None:
         """Take what was found earlier in this very source, so that its images are not read again."""
@@ -324,9 +326,8 @@ class ImageSource(Sequence[Anchor]):
         try:
             header = read_header(content)
             if decode:
-                self._decode(content, index)
-        except UnreadableAnchorError as error:
-            return Look(identity(content), None, str(error))
+                # Measured from what is read here; reading all images for it now would be twice the work.
+                decode_rgb(content, self.pixels._replace(bits=self.pixels.bits or 16))
         except Exception as error:  # Pillow raises many kinds on damaged bytes
             return Look(identity(content), None, str(self._undecodable(index, error)))
 
