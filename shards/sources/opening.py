@@ -98,7 +98,10 @@ def _open_folder(root: Path, config: AnchorsConfig) -> Source:
         return source
 
     if not found.images:
-        raise SourceError("path", f"{config.path} has no images; {_what_is_there(found)}")
+        raise SourceError(
+            "path",
+            f"{config.path} has no images; {_what_is_there(found)}; expected images in it or in folders below",
+        )
 
     source = FolderSource(root, config, found)
     for file in found.data_files:
