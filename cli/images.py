@@ -1,5 +1,6 @@
 """`clsp images`: what a source holds, how it was understood, and what of it is left out."""
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -80,23 +81,22 @@ def _anchors(source: str, recipe_name: str | None, overrides: tuple[str, ...]) -
     """Return the recipe's section with SOURCE for its path; one of its own where no recipe is named."""
     from .recipe import load_recipe
 
-    given = (*overrides, f"anchors.path={source}")
-    config = load_recipe(recipe_name or "digits", given).anchors
+    config = load_recipe(recipe_name or "digits", overrides).anchors
     # A contact sheet has a size in any case.
-    return config if config.size else config.model_copy(update={"size": 64})
+    return config.model_copy(update={"path": source, "size": config.size or 64})
 
 
 def summary_of(anchors: ImageSource) -> list[str]:
     """Return lines that say what was taken for what: splits, classes, and what is left out."""
     source = anchors.source
     config = anchors.config
-    classes = f", {len(source.class_names)} classes" if source.class_names else ""
     lines = [
-        f"anchors: {source.name}, split {config.split}: {anchors.source_count} images{classes}"
+        f"anchors: {source.name}, split {config.split}: {_count(anchors.source_count, 'image')}"
     ]
 
     if isinstance(source, FolderSource):
         lines += _folders(source)
+    lines.append(f"  {_classes(anchors)}")
 
     for reason, files in count_by_reason(source.left_out).items():
         lines.append(f"  left out: {len(files)} {reason}, such as {files[0].name}")
@@ -110,11 +110,10 @@ def warnings_of(anchors: ImageSource) -> list[str]:
     background = anchors.config.background
     lines = []
 
-    if findings.alpha and background == "none":
-        lines.append(f"  note: {findings.alpha} images have alpha, which is ignored")
-    elif findings.alpha:
+    if findings.alpha:
+        place = "is ignored" if background == "none" else f"lets a {background} background through"
         lines.append(
-            f"  note: {findings.alpha} images have alpha; they get a {background} background (anchors.background)"
+            f"  note: {_count(findings.alpha, 'image')} with alpha, which {place} (anchors.background)"
         )
 
     if findings.largest_16_bit is not None and anchors.pixels.range is None:
@@ -123,19 +122,21 @@ def warnings_of(anchors: ImageSource) -> list[str]:
             f"  note: 16-bit images up to {findings.largest_16_bit}: {anchors.pixels.bits} bits become 8 ({measured})"
         )
 
-    if findings.wide and anchors.pixels.range is None:
-        lines.append(
-            f"  note: {findings.wide} images of floats or 32-bit integers need anchors.range"
-        )
+    unfit = anchors.why_unfit()
+    if unfit and findings.depth != "pixels":
+        number = findings.wide + findings.deep_colour
+        lines.append(f"  note: {_count(number, 'image')} may need a setting: {unfit}")
 
     if findings.animated:
-        lines.append(f"  note: {findings.animated} images are animated; the first frame is taken")
+        lines.append(
+            f"  note: {_count(findings.animated, 'animated image')}; the first frame is taken"
+        )
 
     if findings.broken_exif:
         example = anchors.source.describe(findings.broken_exif[0])
         lines.append(
-            f"  note: {len(findings.broken_exif)} images have an EXIF block that cannot be parsed, such as {example}; "
-            "they are taken"
+            f"  note: {_count(len(findings.broken_exif), 'image')} with an EXIF block that cannot be parsed, such as "
+            f"{example}; taken all the same"
         )
 
     for fault in list(findings.unreadable.values())[:SHOWN]:
@@ -147,28 +148,50 @@ def warnings_of(anchors: ImageSource) -> list[str]:
 
 
 def _folders(source: FolderSource) -> list[str]:
-    """Return a line for every split: its folder, images and classes."""
+    """Return a line for every split of a folder: where it is, its images and classes."""
     arrangement = source.arrangement
-    lines = [
-        f"  folders taken for {arrangement.layout}"
-        if arrangement.layout != "flat"
-        else "  no classes"
-    ]
-    class_names = arrangement.class_names or ()
+    if arrangement.layout != "splits":
+        return []
 
+    lines = ["  folders taken for splits:"]
     for name, images in arrangement.splits.items():
-        counts = images.class_counts(class_names)
-        told = [f"{label} {count}" for label, count in counts.items() if count]
-        classes = ", ".join(told[:SHOWN])
-        if len(told) > SHOWN:
-            classes += f" and {len(told) - SHOWN} more"
-
-        folder = f" ({images.folder}/)" if images.folder else ""
-        lines.append(
-            f"  split {name}{folder}: {len(images.names)} images{': ' if told else ''}{classes}"
-        )
+        told = images.class_counts(arrangement.class_names or ())
+        classes = _counts({label: count for label, count in told.items() if count})
+        below = f" (all of {images.folder}/)" if images.folder != name else ""
+        lines.append(f"    {name}{below}: {_count(len(images.names), 'image')}{classes}")
 
     return lines
+
+
+def _classes(anchors: ImageSource) -> str:
+    """Return the classes of the images that are taken, with their counts, and where they are from."""
+    source = anchors.source
+    labels = [source.label(index) for index in range(anchors.source_count)]
+    counts = Counter(label for label in labels if label is not None)
+    if not counts:
+        return "no classes"
+
+    names = source.class_names or ()
+    told: dict[str, int] = {}
+    for label, count in sorted(counts.items()):
+        name = names[label] if 0 <= label < len(names) else str(label)
+        told[name] = count
+
+    without = len(labels) - counts.total()
+
+    unlabelled = f"; {_count(without, 'image')} without a class" if without else ""
+    return f"{len(told)} classes from {source.classes_from}{_counts(told)}{unlabelled}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """Return `: name count, …` of the first few."""
+    told = [f"{name} {count}" for name, count in counts.items()]
+    rest = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    return f": {', '.join(told[:SHOWN])}{rest}" if told else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _print_table(findings: Findings) -> None:

@@ -23,9 +23,9 @@ def is_first_rank() -> bool:
 
 
 def say(message: str) -> None:
-    """Print a line, once for all ranks."""
+    """Print a line, once for all ranks; file names that are no text become so."""
     if is_first_rank():
-        print(message, flush=True)
+        print(message.encode(errors="replace").decode(), flush=True)
 
 
 def say_if_emulated(key: str, bf16: bool) -> None:

@@ -86,6 +86,9 @@ def readable_anchors(
             readable.look(depth, report)
         faults = list(readable.findings.unreadable.values())
 
+    unfit = readable.why_unfit()
+    if unfit and anchors.config.on_error == "fail":
+        raise InputError(unfit)
     if faults and anchors.config.on_error == "fail":
         more = f" (and {len(faults) - 1} more; clsp images lists them)" if len(faults) > 1 else ""
         raise InputError(f"{faults[0]}{more}")

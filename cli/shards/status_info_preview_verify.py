@@ -77,6 +77,7 @@ def info(root: Path) -> None:
         "schema": manifest.schema_version,
         "source": f"{source.name}, split {source.split}, {source.count} anchors, {source.size}x{source.size}",
         "anchors": f"{plan.count}{'' if plan.shards.include_anchors else ' (not included, joined from the source)'}",
+        **source.facts,
         "licence": source.licence or "not stated",
         "candidates": f"{manifest.candidates} per anchor, {plan.shards.codec}",
         **{

@@ -65,7 +65,20 @@ def labelled_sets(
         "size": geometry,
         "bits": _bits_in_use(train),
     }
-    return train, ImageSource(anchors.model_copy(update=update))
+    test = ImageSource(anchors.model_copy(update=update))
+    number_alike(train, test)
+    return train, test
+
+
+def number_alike(train: ImageSource, other: ImageSource) -> None:
+    """Number the classes of another split as those of the training images, by their names, where both have names.
+
+    Raises:
+        InputError: the other split has a class that the training images lack.
+    """
+    names = train.class_names
+    if names and other.class_names and other.class_names != names:
+        other.use_classes(names)
 
 
 def _bits_in_use(images: ImageSource) -> int:

@@ -20,7 +20,14 @@ from ...shards import AnchorsConfig, ImageSource
 from ...shards.sources.errors import SourceError
 from ..config import TransferConfig, TransferSet
 from ..features.encoder import Encoder
-from ..features.extract import Features, check_labels, draw_per_class, extract, hold_out
+from ..features.extract import (
+    Features,
+    check_labels,
+    draw_per_class,
+    extract,
+    hold_out,
+    number_alike,
+)
 from .logistic import fit, fit_path
 from .metrics import accuracies
 from .registry import Figures
@@ -61,6 +68,10 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
     train = split(config.train)
     validation = split(config.validation) if config.validation else None
     test = split(config.test) if config.test else None
+    for other in (validation, test):
+        if other:
+            number_alike(train, other)
+
     return Splits(train, validation, test)
 
 

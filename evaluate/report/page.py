@@ -272,6 +272,7 @@ def _set_facts(shards: ShardSet) -> dict[str, str | int]:
     return {
         "set ID": shards.set_id,
         "source": f"{source.name}, split {source.split}, {len(shards)} anchors",
+        **source.facts,
         "candidates per anchor": shards.candidates,
         "diffusion model": f"{diffusion.origin}, digest {diffusion.digest}",
         "sampler": shards.plan.sampler_text,

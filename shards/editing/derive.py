@@ -10,7 +10,7 @@ import numpy as np
 from ...core import InputError, Report, differences, owner_of, permutation, run_stamp
 from ..format.layout import PLAN
 from ..format.manifest import is_sealed
-from ..format.plan import Derived, Plan, Selection, indices_digest, write_plan
+from ..format.plan import Derived, Plan, Selection, SourcePlan, indices_digest, write_plan
 from ..format.seal import seal_if_complete, unfinished_shards
 from ..format.writer import EncodedRecord, ShardWriter
 from ..reading.shard_set import LayerReader, ShardSet
@@ -74,7 +74,7 @@ def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None 
     Raises:
         InputError: the parents do not fit, naming the fields that differ, or `out` holds something else.
     """
-    faults = differences(one.plan.source.model_dump(), other.plan.source.model_dump())
+    faults = _source_differences(one.plan.source, other.plan.source)
     if faults:
         raise _incompatible(one, other, [f"source.{fault}" for fault in faults])
 
@@ -91,6 +91,17 @@ def merge_sets(one: ShardSet, other: ShardSet, out: Path, report: Report | None 
         )
 
     return _merge_anchors(one, other, out, report)
+
+
+def _source_differences(one: SourcePlan, other: SourcePlan) -> list[str]:
+    """Return the fields in which two sources differ; a set of an earlier version keeps no names of classes."""
+    mine = one.model_dump()
+    theirs = other.model_dump()
+    if not (one.classes and other.classes):
+        mine.pop("classes", None)
+        theirs.pop("classes", None)
+
+    return differences(mine, theirs)
 
 
 def pack_set(parent: ShardSet, out: Path, report: Report | None = None) -> str:
@@ -212,8 +223,10 @@ def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | N
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    """Return all of a plan that must be equal in two sets with different anchors of one source."""
-    return plan.revised(selection=None, derived=None).model_dump(mode="json")
+    """Return all of a plan, but its source, that must be equal in two sets with different anchors of one source."""
+    settings = plan.revised(selection=None, derived=None).model_dump(mode="json")
+    del settings["source"]
+    return settings
 
 
 def _incompatible(one: ShardSet, other: ShardSet, faults: list[str]) -> InputError:

@@ -26,6 +26,8 @@ from .metadata import FORMAT, SCHEMA_VERSION, Frozen, parse_metadata, read_json
 MAX_CANDIDATES = 1000
 MAX_RECORDS = 1 << 20
 MAX_SIZE = 1 << 14
+NAMED_CLASSES = 10
+"""Classes that a text names."""
 
 
 class SourcePlan(Frozen):
@@ -52,6 +54,39 @@ class SourcePlan(Frozen):
     range: tuple[float, float] | None = None
     classes: list[str] | None = None
     """The names of the classes by their numbers, where they have names."""
+    label_rule: str | None = None
+    """How the labels were read, where versions before would have read others or none."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Return what is recorded about classes and pixels as texts for people, by their titles.
+
+        >>> plan = SourcePlan(
+        ...     name="x", split="train", licence="", count=2, size=8, resize="crop", digest="0", classes=["a", "b"]
+        ... )
+        >>> plan.facts
+        {'classes': '2: a, b'}
+        """
+        found = {}
+        if self.classes is not None:
+            rest = len(self.classes) - NAMED_CLASSES
+            more = f" and {rest} more" if rest > 0 else ""
+            names = ", ".join(self.classes[:NAMED_CLASSES])
+            found["classes"] = f"{len(self.classes)}: {names}{more}"
+        if self.label_rule:
+            found["labels"] = f"by {self.label_rule}"
+
+        pixels = []
+        if self.background:
+            pixels.append(f"background {self.background}")
+        if self.bits:
+            pixels.append(f"{self.bits} of 16 bits in use")
+        if self.range:
+            pixels.append(f"range {self.range[0]:g} to {self.range[1]:g}")
+        if pixels:
+            found["pixels"] = ", ".join(pixels)
+
+        return found
 
     @model_serializer(mode="wrap")
     def _leave_out_what_says_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -211,6 +246,7 @@ def source_plan(anchors: ImageSource) -> SourcePlan:
         resize=anchors.config.resize,
         digest=anchors.digest,
         classes=None if anchors.class_names is None else list(anchors.class_names),
+        label_rule=anchors.source.label_rule or None,
         **anchors.pixel_record,
     )
 
@@ -248,9 +284,8 @@ def check_plan(root: Path, plan: Plan) -> bool:
 
 
 def _as_written_before(plan: Plan) -> Plan:
-    """Return the plan as versions wrote it that kept no names of classes, and numbered these in the order of texts."""
-    classes = plan.source.classes
-    if classes is None or classes != sorted(classes):
+    """Return the plan as versions wrote it that kept no names of classes; with other labels it is another plan."""
+    if plan.source.classes is None or plan.source.label_rule:
         return plan
     return plan.revised(source=plan.source.model_copy(update={"classes": None}))
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, TiffImagePlugin
+
+# A block that cannot be parsed is counted and told by the commands.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 ALPHA_MODES = frozenset(("RGBA", "RGBa", "LA", "La", "PA"))
 WIDE_MODES = frozenset(("I", "F"))
@@ -59,6 +63,10 @@ class BitsNotMeasuredError(Exception):
     """Says that an image has 16 bits per channel and nobody knows yet how many of them are in use."""
 
 
+class NeedsSettingError(ValueError):
+    """Says which key of `[anchors]` an image needs that is sound, but whose pixels are not plain 8 bits."""
+
+
 def parse_colour(text: str) -> tuple[int, int, int]:
     """Return a colour by name or `#rrggbb` as red, green, blue.
 
@@ -106,12 +114,18 @@ def decode_rgb(content: bytes, pixels: Pixels) -> np.ndarray:
 
     Raises:
         BitsNotMeasuredError: the image has 16 bits, and `pixels.bits` is not known.
-        Exception: Pillow's, of many kinds; ValueError: pixels that need a setting, which it names.
+        NeedsSettingError: floats, 32-bit integers or 16-bit colour that `pixels` does not say how to map.
+        Exception: Pillow's, of many kinds.
     """
     with _opened(content) as image:
-        if pixels.bits < 16 and pixels.range is None and _bits(image) == 16:
-            _check_16_bits(image, pixels.bits)
+        bits = _bits(image)
+        if bits == 16 and pixels.range is None and not pixels.bits:
+            raise BitsNotMeasuredError
+        if is_deep_colour(image.mode, bits):
+            _check_deep_colour(pixels)
 
+        # Pillow turns a TIFF when it loads it, and then knows of no orientation.
+        image.load()
         orientation = _orientation(image)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
@@ -127,6 +141,11 @@ def decode_rgb(content: bytes, pixels: Pixels) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def is_deep_colour(mode: str, bits: int) -> bool:
+    """Return True for 16 bits per channel that Pillow reads as 8: of colour, and of grey with alpha."""
+    return bits == 16 and not mode.startswith("I;16")
+
+
 def largest_value(content: bytes) -> int | None:
     """Return the largest value of an image of 16 bits; None for any other image, and for one that does not decode.
 
@@ -136,12 +155,14 @@ def largest_value(content: bytes) -> int | None:
         with _opened(content) as image:
             if _bits(image) != 16:
                 return None
+            is_whole = image.mode.startswith("I;16")
             values = np.asarray(image)
+            if image.mode in ALPHA_MODES:
+                values = values[..., :-1]
     except Exception:  # told when the image is decoded for use
         return None
 
     largest = int(values.max())
-    is_whole = image.mode.startswith("I;16")
     return largest if is_whole or not largest else largest << 8 | 0xFF
 
 
@@ -205,14 +226,17 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ALPHA_MODES or "transparency" in image.info
 
 
-def _check_16_bits(image: Image.Image, bits: int) -> None:
-    """Refuse 16-bit colour of which fewer bits are in use: Pillow reads its upper 8 bits alone."""
-    if not bits:
-        raise BitsNotMeasuredError
-    if not image.mode.startswith("I;16"):
-        raise ValueError(
-            f"16-bit colour with {bits} bits in use, of which only the upper 8 of 16 can be read; convert them to 8 "
-            "bits, or set anchors.bits=16 to take them as they are"
+def _check_deep_colour(pixels: Pixels) -> None:
+    """Refuse 16-bit colour that is not to be taken as it is: Pillow reads its upper 8 bits alone."""
+    if pixels.range is not None:
+        raise NeedsSettingError(
+            "16-bit colour, of which only the upper 8 bits can be read; anchors.range is for grey: convert the images "
+            "to 8 bits"
+        )
+    if pixels.bits != 16:
+        raise NeedsSettingError(
+            f"16-bit colour with {pixels.bits} bits in use, of which only the upper 8 of 16 can be read; convert the "
+            "images to 8 bits, or set anchors.bits=16 to take them as they are"
         )
 
 
@@ -245,7 +269,7 @@ def _scaled(grey_HW: np.ndarray, mode: str, pixels: Pixels) -> np.ndarray:
         lowest = grey_HW.min()
         highest = grey_HW.max()
         kind = "floats" if mode == "F" else "32-bit integers"
-        raise ValueError(
+        raise NeedsSettingError(
             f"{kind} from {lowest:g} to {highest:g}; set anchors.range to the two values that become black and white"
         )
 

@@ -44,7 +44,7 @@ def remember_digest(anchors: ImageSource, path: Path, report: Report | None = No
     state = SourceState(
         fingerprint=anchors.source.fingerprint,
         count=anchors.source_count,
-        config=[config.path, config.split, config.on_error],
+        config=[config.path, config.split, config.on_error, str(config.bits), str(config.range)],
     )
     if not state.fingerprint:
         return

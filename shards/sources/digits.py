@@ -20,6 +20,8 @@ class DigitsSource:
     licence = "cc-by-4.0"
     fingerprint = ""
     class_names: tuple[str, ...] | None = None
+    classes_from = "the digits"
+    label_rule = ""
 
     def __init__(self, split: str):
         if split not in ("train", "test"):

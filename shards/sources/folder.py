@@ -14,30 +14,43 @@ import pyarrow.parquet as pq
 
 from .config import AnchorsConfig
 from .errors import SourceError
-from .labels import find_classes
+from .labels import find_classes, label_column, label_rule, unknown_column_note
 from .layout import Arrangement, arrange, split_meant
-from .walk import FoundFile, FoundFiles, LeftOut
+from .walk import FoundFile, FoundFiles, LeftOut, printable
 
 FILE_COLUMN = "file_name"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Holds what a metadata file says: the classes by the paths of the images."""
+    """Holds what a metadata file says of the images at or below its folder."""
 
     path: str
     folder: str
-    """Where it lies; it speaks of the images below."""
+    names: list[str]
+    """Paths of images below the root."""
+    column: str | None
+    """The column of the classes; None where there is none."""
+    columns: list[str]
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class ToldClasses:
+    """Holds the classes that the tables of a folder tell, by the paths of the images below the root."""
+
     labels: dict[str, int | None]
-    class_names: tuple[str, ...] | None
-    note: str
-    """Why it tells no classes; empty where it does."""
+    names: tuple[str, ...] | None
+    folders: list[str]
+    """The folders that the tables lie in; each speaks of what is below."""
+    origin: str
+    rule: str
 
 
 class FolderSource:
     """Reads the images of one split of a folder, in the order of their paths.
 
-    `arrangement` says what was taken for what, `left_out` what was not taken, `notes` what else a user should know.
+    `arrangement` says what was taken for what.
     """
 
     licence = ""
@@ -48,24 +61,46 @@ class FolderSource:
         self.left_out = list(found.left_out)
         self.notes: list[str] = []
 
-        # Tell splits from classes.
-        all_names = [file.name for file in found.images]
-        self.arrangement: Arrangement = arrange(all_names, config.layout, config.path)
-        self.left_out += self.arrangement.left_out
-        images = self.arrangement.split(_split_to_read(self.arrangement, config, root), config.path)
-        self.names: list[str] = images.names
-        self._labels: list[int] = images.labels
-        self.class_names = self.arrangement.class_names
-
         # A table says more than folders do.
         tables = [_read_table(root, file.name, config) for file in found.tables]
-        self._take_labels(tables, set(all_names))
         if config.label and not tables:
             raise SourceError(
                 "label",
                 f"{config.path} has no table of metadata (metadata.csv, .jsonl or .parquet) with a column "
                 f"{config.label!r}; leave anchors.label empty to take folders for classes",
             )
+        told = self._read_classes(tables, config)
+
+        # Tell splits from classes.
+        all_names = [file.name for file in found.images]
+        self.arrangement: Arrangement = arrange(all_names, config.layout, config.path)
+        if told and self.arrangement.layout == "classes":
+            self.arrangement = arrange(all_names, "flat", config.path)
+        self.left_out += self.arrangement.left_out
+        images = self.arrangement.split(_split_to_read(self.arrangement, config, root), config.path)
+
+        # The classes that folders tell. Versions before took none beside a table, and numbered others by texts.
+        self.names: list[str] = images.names
+        self._labels: list[int | None] = [None if label < 0 else label for label in images.labels]
+        self.class_names = self.arrangement.class_names
+        self.classes_from = "folders" if self.class_names else ""
+        self.label_rule = ""
+        if self.class_names and tables:
+            self.label_rule = "folders beside a table"
+        elif self.class_names and list(self.class_names) != sorted(self.class_names):
+            self.label_rule = "folders as numbers"
+
+        # The order is that of the rows, as `datasets` has it, and what they do not list comes last.
+        rows = [name for table in tables for name in table.names]
+        places = {name: place for place, name in enumerate(rows)}
+        order = sorted(
+            range(len(self.names)), key=lambda index: places.get(self.names[index], len(places))
+        )
+        self.names = [self.names[index] for index in order]
+        self._labels = [self._labels[index] for index in order]
+
+        if told and any(_is_below(name, folder) for folder in told.folders for name in self.names):
+            self._take_told(told, all_names)
 
         self.fingerprint = _fingerprint(root, found, self.names)
 
@@ -78,58 +113,62 @@ class FolderSource:
 
     def label(self, index: int) -> int | None:
         """Return the class number, or None without one."""
-        label = self._labels[index]
-        return None if label < 0 else label
+        return self._labels[index]
 
     def describe(self, index: int) -> str:
         """Return the path of an image below the folder."""
-        return self.names[index]
+        return printable(self.names[index])
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""
         return self.root / self.names[index]
 
-    def _take_labels(self, tables: Sequence[Table], all_names: Collection[str]) -> None:
-        """Take the classes that tables tell of this split's images; those that a table should list are left out."""
-        self.notes += [table.note for table in tables if table.note]
-        telling = []
+    def _read_classes(self, tables: Sequence[Table], config: AnchorsConfig) -> ToldClasses | None:
+        """Return the classes that tables tell, numbered over all splits, so that a number means the same in each."""
+        telling = [table for table in tables if table.column is not None]
         for table in tables:
-            if not table.note and any(_is_below(name, table.folder) for name in self.names):
-                telling.append(table)
+            if table.column is None and table.columns:
+                self.notes.append(unknown_column_note(table.columns, table.path))
         if not telling:
-            return
+            return None
 
-        labels = _joined_labels(telling)
-        self.left_out += _listed_but_absent(labels, all_names)
+        values = [value for table in telling for value in table.values]
+        column = str(telling[0].column)
+        found = find_classes(values, column, config.label, telling[0].path)
+        if found.classes is None:
+            self.notes.append(found.note)
+            return None
 
-        # Keep the images that they list.
-        names = self.names
-        self.names = [name for name in names if name in labels]
-        self.left_out += [
-            LeftOut(name, "not listed in the metadata", True)
-            for name in names
-            if name not in labels
-        ]
-        self._labels = []
-        for name in self.names:
-            label = labels[name]
-            self._labels.append(-1 if label is None else label)
-        self.class_names = telling[0].class_names
+        names = [name for table in telling for name in table.names]
+        labels: dict[str, int | None] = {}
+        for name, label in zip(names, found.classes.labels, strict=True):
+            if labels.setdefault(name, label) != label:
+                raise SourceError(
+                    "label",
+                    f"{telling[0].path} lists {printable(name)} twice, with different classes in the column "
+                    f"{column!r}; keep one row",
+                )
+
+        folders = [table.folder for table in telling]
+        rule = label_rule(column, _holds_integers(values), config.label)
+        origin = f"column {column} of {telling[0].path}"
+        return ToldClasses(labels, found.classes.names, folders, origin, rule)
+
+    def _take_told(self, told: ToldClasses, all_names: Sequence[str]) -> None:
+        """Take the images that tables list, with their classes; others, and rows without an image, are left out."""
+        self.left_out += _listed_but_absent(told.labels, set(all_names))
+        unlisted = [name for name in self.names if name not in told.labels]
+        self.left_out += [LeftOut(name, "not listed in the metadata", True) for name in unlisted]
+
+        self.names = [name for name in self.names if name in told.labels]
+        self._labels = [told.labels[name] for name in self.names]
+        self.class_names = told.names
+        self.classes_from = told.origin
+        self.label_rule = told.rule
 
 
-def _joined_labels(tables: Sequence[Table]) -> dict[str, int | None]:
-    """Return the classes of all tables, by the paths of the images."""
-    first = tables[0]
-    labels: dict[str, int | None] = {}
-    for table in tables:
-        if table.class_names != first.class_names:
-            raise SourceError(
-                "label",
-                f"{table.path} and {first.path} name different classes; use one set of names in both",
-            )
-        labels |= table.labels
-
-    return labels
+def _holds_integers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
 def _listed_but_absent(labels: Iterable[str], all_names: Collection[str]) -> list[LeftOut]:
@@ -164,15 +203,21 @@ def _read_table(root: Path, name: str, config: AnchorsConfig) -> Table:
             "beside it (or rename the file)",
         )
 
+    # The images
     folder, _, _ = name.rpartition("/")
     files = columns.pop(FILE_COLUMN)
+    if not all(isinstance(file, str) for file in files):
+        row = next(row for row, file in enumerate(files) if not isinstance(file, str))
+        raise SourceError(
+            "path",
+            f"{where}, row {row + 1}, names no file in {FILE_COLUMN!r}; fill it in or remove the row",
+        )
     paths = [os.path.normpath(f"{folder or '.'}/{file}") for file in files]
-    found = find_classes(columns, config.label, where)
-    if found.classes is None:
-        return Table(where, folder, {}, None, found.note)
 
-    labels = dict(zip(paths, found.classes.labels, strict=True))
-    return Table(where, folder, labels, found.classes.names, "")
+    # The column of the classes
+    column = label_column(list(columns), config.label, where)
+    values = columns[column] if column else []
+    return Table(where, folder, paths, column, list(columns), values)
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:
@@ -182,12 +227,16 @@ def _columns(path: Path) -> dict[str, list[Any]]:
 
     if path.suffix.lower() == ".csv":
         # Empty cells are blanks, in columns of texts too.
-        options = pa_csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+        options = pa_csv.ConvertOptions(
+            null_values=[""], strings_can_be_null=True, column_types={FILE_COLUMN: pa.string()}
+        )
         return pa_csv.read_csv(path, convert_options=options).to_pydict()
 
     columns: dict[str, list[Any]] = {}
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    for row in rows:
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number + 1} is no JSON object")
         for name in row:
             columns.setdefault(name, [])
     for name, values in columns.items():

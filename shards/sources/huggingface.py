@@ -3,25 +3,39 @@
 import glob
 import hashlib
 import logging
+import os
+import re
+import tarfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 from ...core import InputError
 from .config import AnchorsConfig
 from .errors import SourceError
-from .labels import LABEL_NAMES, Classes, FoundClasses, find_classes
+from .labels import (
+    FIRST_NAMES,
+    find_classes,
+    label_column,
+    label_rule,
+    unknown_column_note,
+)
+from .layout import SPLIT_WORDS, folder_meant, split_meant
 from .walk import FoundFile, LeftOut
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 """The readers of `datasets` for files with these endings."""
+
+SHARDED = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
+"""The name of a file on the hub, from the name of its split on."""
 
 
 class HFSource:
     """Reads one split of a data set that `datasets` has opened.
 
     The image column is the first one that holds images; the classes are those of the recipe's `anchors.label` or, where
-    that is empty, of a column with a usual name, else of the first column of class labels.
+    that is empty, of a column of class numbers with a usual name, else of the first column of class labels, else of any
+    column with a usual name.
     """
 
     def __init__(self, dataset: Any, config: AnchorsConfig, files: Sequence[FoundFile] = ()):
@@ -32,12 +46,15 @@ class HFSource:
         self.fingerprint: str = _fingerprint(dataset, files)
         self.left_out: list[LeftOut] = []
 
+        self.notes: list[str] = []
+        self.class_names: tuple[str, ...] | None = None
+        self.classes_from = ""
+        self.label_rule = ""
+        self._labels: list[int | None] | None = None
+
         # Choose the columns, and keep images encoded.
         self._image_column = _image_column(dataset.features, path)
-        found = _find_classes(dataset, self._image_column, config)
-        self.notes = [found.note] if found.note else []
-        self.class_names = found.classes.names if found.classes else None
-        self._labels = found.classes.labels if found.classes else None
+        self._take_labels(dataset, config)
         images = dataset.select_columns([self._image_column])
         self._images = images.cast_column(self._image_column, _undecoded())
 
@@ -63,6 +80,31 @@ class HFSource:
         cell = self._cell(index)
         name = Path(cell["path"]).name if cell and cell["path"] else ""
         return f"row {index}" + (f", {name}" if name else "")
+
+    def _take_labels(self, dataset: Any, config: AnchorsConfig) -> None:
+        """Take the classes of a column, or note why there are none."""
+        features = dataset.features
+        others = [name for name in features if name != self._image_column]
+        column = _label_column(features, others, config)
+        if column is None:
+            told = [name for name in others if not name.startswith("__")]  # of a tar: its keys
+            if told:
+                self.notes.append(unknown_column_note(told, config.path))
+            return
+
+        found = find_classes(dataset[column][:], column, config.label, config.path)
+        if found.classes is None:
+            self.notes.append(found.note)
+            return
+
+        self._labels = found.classes.labels
+        self.class_names = found.classes.names
+        self.classes_from = f"column {column}"
+        if _has_class_names(features[column]):
+            self.class_names = tuple(features[column].names)
+        else:
+            holds_integers = _holds_classes(features[column])
+            self.label_rule = label_rule(column, holds_integers, config.label)
 
     def _cell(self, index: int) -> dict[str, Any] | None:
         return cast("dict[str, Any] | None", self._images[index][self._image_column])
@@ -116,11 +158,69 @@ def open_file(path: Path, config: AnchorsConfig) -> HFSource:
 def open_data_files(root: Path, config: AnchorsConfig, files: Sequence[FoundFile]) -> HFSource:
     """Open a folder of parquet, arrow or tar files, as a repository of the hub holds them.
 
+    The names of files and of their folders say the splits, `train` where none does; a card `README.md` that lists the
+    files of its configuration is gone by.
+
     Raises:
-        SourceError: no such split, or a file is damaged.
+        SourceError: no such split, files of several kinds, or a damaged one.
     """
     import datasets
 
+    if _has_card_with_files(root):
+        _check_no_pattern(root, config)
+        dataset = _load(
+            config,
+            lambda: datasets.load_dataset(str(root), split=config.split),
+            _paths(root, files),
+        )
+        return HFSource(dataset, config, files)
+
+    # One kind of files, and those of the split
+    kinds = {BUILDERS[PurePath(file.name).suffix.lower()]: file.name for file in files}
+    if len(kinds) > 1:
+        raise SourceError(
+            "path",
+            f"{config.path} holds data files of several kinds, such as {' and '.join(kinds.values())}; give a file, or "
+            "a folder with those of one kind",
+        )
+
+    chosen = _files_of_split(files, config)
+    paths = _paths(root, chosen)
+    patterns = {config.split: [glob.escape(str(path)) for path in paths]}
+    (builder,) = kinds
+
+    dataset = _load(
+        config,
+        lambda: datasets.load_dataset(builder, data_files=patterns, split=config.split),
+        paths,
+    )
+    source = HFSource(dataset, config, chosen)
+
+    # Where some names say a split, the others belong to none.
+    splits = [_split_of(file.name) for file in files]
+    for file, split in zip(files, splits, strict=True):
+        if split is None and any(splits):
+            source.left_out.append(LeftOut(file.name, "a data file of no split", False))
+
+    return source
+
+
+def _paths(root: Path, files: Sequence[FoundFile]) -> list[Path]:
+    return [root / file.name for file in files]
+
+
+def _has_card_with_files(root: Path) -> bool:
+    """Return True if the folder has a card of the hub that lists data files."""
+    from huggingface_hub import metadata_load
+
+    card = root / "README.md"
+    try:
+        return bool(card.is_file() and (metadata_load(card) or {}).get("configs"))
+    except Exception:  # no card of the hub, for any reason
+        return False
+
+
+def _check_no_pattern(root: Path, config: AnchorsConfig) -> None:
     if glob.escape(str(root)) != str(root):
         raise SourceError(
             "path",
@@ -128,10 +228,39 @@ def open_data_files(root: Path, config: AnchorsConfig, files: Sequence[FoundFile
             "or give a link to it",
         )
 
-    def load() -> Any:
-        return datasets.load_dataset(str(root), split=config.split)
 
-    return HFSource(_load(config, load, [root / file.name for file in files]), config, files)
+def _files_of_split(files: Sequence[FoundFile], config: AnchorsConfig) -> list[FoundFile]:
+    """Return the files that belong to the split asked for; all of them are `train` where no name says a split.
+
+    Raises:
+        SourceError: there are none.
+    """
+    splits = [_split_of(file.name) for file in files]
+    found = {split for split in splits if split} or {"train"}
+    meant = split_meant(config.split)
+    if meant not in found:
+        raise SourceError(
+            "split",
+            f"{config.path} has the splits {', '.join(sorted(found))} (by the names of its files), found "
+            f"{config.split!r}; choose one of them",
+        )
+
+    if not any(splits):
+        return list(files)
+    return [file for file, split in zip(files, splits, strict=True) if split == meant]
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that a file's name says, or else one of its folders, the innermost one first."""
+    path = PurePath(name)
+    for part in reversed(path.with_suffix("").parts):
+        meant = folder_meant(part)
+        if meant in SPLIT_WORDS.values():
+            return meant
+
+    # The hub's own form, which may name any split.
+    sharded = SHARDED.fullmatch(path.stem)
+    return sharded.group(1) if sharded and path.parent.name == "data" else None
 
 
 def open_saved(root: Path, config: AnchorsConfig) -> HFSource:
@@ -167,6 +296,9 @@ def _load(config: AnchorsConfig, load: Any, files: Sequence[Path] = ()) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
     path = config.path
+    # Of a tar that was cut short `datasets` would read the rest.
+    _check_whole([file for file in files if file.suffix.lower() == ".tar"])
+
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a folder needs no card
     try:
@@ -177,32 +309,64 @@ def _load(config: AnchorsConfig, load: Any, files: Sequence[Path] = ()) -> Any:
             f"{path} was not found on this machine or on the hub; expected a hub id, a parquet file, a folder, "
             f"or digits ({type(error).__name__})",
         ) from error
-    except (ValueError, RuntimeError, OSError, DatasetGenerationError) as error:
+    except (ValueError, RuntimeError, OSError, DatasetGenerationError, tarfile.TarError) as error:
         # A loading script is a RuntimeError.
         if isinstance(error, InputError):
             raise
+        _check_whole(files)
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        damaged = _damaged_file(files)
-        where = f"{damaged} of {path}" if damaged and damaged != Path(path) else path
         raise SourceError(
-            "path", f"{where}, split {config.split}, cannot be read: {reason}"
+            "path", f"{path}, split {config.split}, cannot be read by `datasets`: {reason}"
         ) from error
 
 
-def _damaged_file(files: Sequence[Path]) -> Path | None:
-    """Return the first parquet file that has no footer."""
+def _check_whole(files: Sequence[Path]) -> None:
+    """Raise SourceError for a file that has not the form its ending promises."""
+    for path in files:
+        if not _is_whole(path):
+            raise SourceError(
+                "path",
+                f"{path} is damaged or cut short: no whole {path.suffix[1:]} file; fetch or write it again",
+            )
+
+
+def _is_whole(path: Path) -> bool:
+    """Return True for a parquet file with a footer, an arrow file or stream, a tar with a beginning and an end."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for path in files:
-        if path.suffix.lower() == ".parquet":
-            try:
-                pq.read_metadata(path)
-            except (OSError, pa.ArrowInvalid):
-                return path
+    kind = BUILDERS[path.suffix.lower()]
+    try:
+        if kind == "parquet":
+            pq.read_metadata(path)
+        elif kind == "webdataset":
+            return _is_whole_tar(path)
+        else:
+            with pa.memory_map(str(path)) as file:
+                _open_arrow(file)
+    except (OSError, ValueError, tarfile.TarError):
+        return False
 
-    return None
+    return True
+
+
+def _is_whole_tar(path: Path) -> bool:
+    """Return True for a tar that ends with two empty blocks, as every one does."""
+    tarfile.open(path).close()
+    with path.open("rb") as file:
+        file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
+        return not any(file.read())
+
+
+def _open_arrow(file: Any) -> None:
+    import pyarrow as pa
+
+    try:
+        pa.ipc.open_file(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        pa.ipc.open_stream(file)
 
 
 def _undecoded() -> Any:
@@ -221,32 +385,33 @@ def _image_column(features: Any, path: str) -> str:
             return name
 
     raise SourceError(
-        "path", f"{path} has the columns {', '.join(features)}; expected one that holds images"
+        "path",
+        f"{path} has the columns {', '.join(features)}; expected one that holds images, as `datasets` writes them "
+        "(cast_column(name, datasets.Image()))",
     )
 
 
-def _find_classes(dataset: Any, image_column: str, config: AnchorsConfig) -> FoundClasses:
-    """Return the classes of the recipe's column, else of a usual one, else of the first of class labels."""
+def _label_column(features: Any, columns: Sequence[str], config: AnchorsConfig) -> str | None:
+    """Return the recipe's column, else one of class numbers, else another one with a usual name."""
+    if config.label:
+        return label_column(columns, config.label, config.path)
+
+    of_numbers = [
+        name for name in FIRST_NAMES if name in columns and _holds_classes(features[name])
+    ]
+    with_names = [name for name in columns if _has_class_names(features[name])]
+    fitting = of_numbers + with_names
+    return fitting[0] if fitting else label_column(columns, "", config.path)
+
+
+def _has_class_names(feature: Any) -> bool:
     from datasets import ClassLabel
 
-    features = dataset.features
-    usual = [name for name in features if name.lower() in LABEL_NAMES]
-    class_labels = [name for name in features if isinstance(features[name], ClassLabel)]
-    asked = config.label
+    return isinstance(feature, ClassLabel)
 
-    if not asked and not usual and class_labels:
-        asked = class_labels[0]
-    if not asked and not usual:
-        return FoundClasses(None)
 
-    columns = [name for name in features if name != image_column]
-    chosen = asked or min(usual, key=lambda name: LABEL_NAMES.index(name.lower()))
-    values = {name: dataset[name][:] if name == chosen else () for name in columns}
-    found = find_classes(values, asked, config.path)
-    if found.classes and chosen in class_labels:
-        return FoundClasses(Classes(found.classes.labels, tuple(features[chosen].names)))
-
-    return found
+def _holds_classes(feature: Any) -> bool:
+    return _has_class_names(feature) or "int" in str(getattr(feature, "dtype", ""))
 
 
 def _fingerprint(dataset: Any, files: Sequence[FoundFile]) -> str:

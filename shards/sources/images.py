@@ -14,6 +14,7 @@ from ...core import InputError, Report
 from .config import AnchorsConfig
 from .decoding import (
     BitsNotMeasuredError,
+    NeedsSettingError,
     Pixels,
     decode_rgb,
     fault_of,
@@ -89,6 +90,9 @@ class ImageSource(Sequence[Anchor]):
             )
 
         self.indices_N = np.arange(self.source_count)
+        self.class_names: tuple[str, ...] | None = self.source.class_names
+        """The names of the classes by their numbers; None where they have no names."""
+        self._numbers: list[int] | None = None
         self.pixels = Pixels(_background(config.background), config.bits, config.range)
         self._measuring = threading.Lock()
         self._findings: Findings | None = None
@@ -127,7 +131,7 @@ class ImageSource(Sequence[Anchor]):
         index = int(self.indices_N[index])
         content = self._content(index)
         image = self._fit(self._decode(content, index), index)
-        return Anchor(index, key, image, self.source.label(index), identity(content))
+        return Anchor(index, key, image, self._label(index), identity(content))
 
     def __iter__(self) -> Iterator[Anchor]:
         return (self[place] for place in range(len(self)))
@@ -145,6 +149,21 @@ class ImageSource(Sequence[Anchor]):
         index = int(self.indices_N[place])
         try:
             self._decode(self._content(index), index)
+        except UnreadableAnchorError as error:
+            return str(error)
+        return None
+
+    def why_unfit(self) -> str | None:
+        """Return the reason why images of floats, 32-bit integers or 16-bit colour need a setting; None if they do not.
+
+        Only the first one of them is decoded.
+        """
+        first = self.findings.needs_setting
+        if first is None:
+            return None
+
+        try:
+            self._decode(self._content(first), first)
         except UnreadableAnchorError as error:
             return str(error)
         return None
@@ -182,7 +201,13 @@ class ImageSource(Sequence[Anchor]):
             UnreadableAnchorError: an image is gone or empty, and `anchors.on_error` is `fail`.
         """
         findings = Survey(self._look_at, self.source_count, depth).run(report)
+        had_bits = self.pixels.bits
         self.use_known_findings(findings)
+
+        # Which colour of 16 bits is of use depends on what was measured just now.
+        if depth == "pixels" and findings.deep_colour and self.pixels.bits not in (had_bits, 16):
+            return self.look(depth, report)
+
         return findings
 
     def use_known_findings(self, findings: Findings) -> None:
@@ -190,6 +215,23 @@ class ImageSource(Sequence[Anchor]):
         self._findings = findings
         if findings.largest_16_bit is not None and not self.pixels.bits:
             self.pixels = self.pixels._replace(bits=findings.bits_in_use)
+
+    def use_classes(self, names: Sequence[str]) -> None:
+        """Number the classes as another source does, by their names.
+
+        Raises:
+            InputError: one of this source's classes is not among them.
+        """
+        mine = self.source.class_names or ()
+        unknown = [name for name in mine if name not in names]
+        if unknown:
+            raise InputError(
+                f"{self.config.path} split {self.config.split} has the class {unknown[0]!r}, which is not among "
+                f"{', '.join(names[:10])}; expected the classes of the training images"
+            )
+
+        self._numbers = [names.index(name) for name in mine]
+        self.class_names = tuple(names)
 
     def use_pixels(
         self, background: str | None, bits: int | None, range: tuple[float, float] | None
@@ -211,24 +253,25 @@ class ImageSource(Sequence[Anchor]):
 
         return record
 
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Return the names of the classes by their numbers, or None where they have no names."""
-        return self.source.class_names
-
     def labels(self) -> np.ndarray:
         """Return all labels `(N,)` int64.
 
         Raises:
             InputError: the source has no labels.
         """
-        labels = [self.source.label(index) for index in self.indices_N.tolist()]
+        labels = [self._label(index) for index in self.indices_N.tolist()]
         if None in labels:
             raise InputError(
                 f"{self.config.path} split {self.config.split} has images without a label; expected one each"
             )
 
         return np.array(labels, dtype=np.int64)
+
+    def _label(self, index: int) -> int | None:
+        label = self.source.label(index)
+        if label is None or label < 0 or self._numbers is None:
+            return label
+        return self._numbers[label]
 
     def _first_size(self) -> int:
         first = 0
@@ -297,9 +340,8 @@ class ImageSource(Sequence[Anchor]):
         try:
             header = read_header(content)
             if depth == "pixels":
-                self._decode(content, index)
-        except UnreadableAnchorError as error:
-            return Look(identity(content), None, str(error))
+                # Measured from what is read here; reading all images for it now would be twice the work.
+                decode_rgb(content, self.pixels._replace(bits=self.pixels.bits or 16))
         except Exception as error:  # Pillow raises many kinds on damaged bytes
             return Look(identity(content), None, str(self._undecodable(index, error)))
 
@@ -316,6 +358,9 @@ class ImageSource(Sequence[Anchor]):
         return Look(None, header, None, largest)
 
     def _undecodable(self, index: int, error: Exception) -> UnreadableAnchorError:
+        if isinstance(error, NeedsSettingError):
+            return UnreadableAnchorError(f"{self._where(index)}: {error}")
+
         return UnreadableAnchorError(
             f"{self._where(index)} does not decode as an image; replace or remove it ({fault_of(error)})"
         )

@@ -1,11 +1,12 @@
 """Tell which folder names are splits and which are classes, and which images belong to the split asked for."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import SourceError
-from .walk import LeftOut
+from .walk import LeftOut, printable
 
 Layout = Literal["auto", "classes", "splits", "flat"]
 
@@ -24,6 +25,12 @@ SPLIT_WORDS = {
     "unlabelled": "unlabeled",
 }
 """Folder names, in lower case, that are splits, and the split that each means."""
+
+OUTSIDE_SPLITS = "outside the folders of splits"
+OUTSIDE_CLASSES = {
+    "classes": "outside the folders of classes (anchors.layout=flat takes all, without classes)",
+    "splits": "outside the folders of classes",
+}
 
 NAMED = 5
 """Names of folders that a message shows."""
@@ -61,24 +68,47 @@ class Arrangement:
         Raises:
             SourceError: there is no such split.
         """
-        for name, images in self.splits.items():
-            if split_meant(name) == split_meant(asked):
-                return images
+        # By its very name, else by what it means
+        if asked in self.splits:
+            return self.splits[asked]
+
+        fitting = [name for name in self.splits if folder_meant(name) == split_meant(asked)]
+        if len(fitting) > 1:
+            raise SourceError(
+                "split",
+                f"the folders {_some(fitting)} of {where} all mean the split {asked!r}; give the name of one of them",
+            )
+        if fitting:
+            return self.splits[fitting[0]]
 
         if self.layout == "splits":
             known = ", ".join(images.folder for images in self.splits.values())
-            raise SourceError("split", f"{where} has the splits {known}, found {asked!r}")
+            raise SourceError(
+                "split", f"{where} has the splits {known}, found {asked!r}; choose one of them"
+            )
 
+        folders = "its folders are taken for classes" if self.class_names else "it has no classes"
         raise SourceError(
             "split",
-            f"{asked!r}, and {where} is not laid out in splits: its folders are "
-            f"{'classes' if self.layout == 'classes' else 'no classes either'}; all its images are split train",
+            f"{where} has no split {asked!r}: {folders}, and all its images are split train; put the images of each "
+            "split into a folder of that name",
         )
 
 
 def split_meant(name: str) -> str:
     """Return the split that a name means: `val` and `Validation` mean `validation`; other names mean themselves."""
     return SPLIT_WORDS.get(name.lower(), name)
+
+
+def folder_meant(folder: str) -> str:
+    """Return the split that a folder's name means, also by one word of several; others mean themselves.
+
+    >>> folder_meant("Train"), folder_meant("val2017"), folder_meant("seg_test"), folder_meant("cats")
+    ('train', 'validation', 'test', 'cats')
+    """
+    words = [folder.lower(), *re.findall("[a-z]+", folder.lower())]
+    meant = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return meant.pop() if len(meant) == 1 else folder
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -99,8 +129,8 @@ def arrange(names: Sequence[str], layout: Layout, where: str) -> Arrangement:
     Args:
         names: paths below the root, sorted.
         layout: what the first folder of a path is: a class, a split (whose subfolders are classes) or nothing.
-            `auto` takes folders for splits if all of them are called like splits (`train`, `test`, `val`, …), and for
-            classes if none is.
+            `auto` takes folders for splits if all of them are called like splits (`train`, `Test`, `val2017`,
+            `seg_train`, …), and for classes if none is.
         where: the source, for messages.
 
     Raises:
@@ -119,9 +149,8 @@ def arrange(names: Sequence[str], layout: Layout, where: str) -> Arrangement:
     if layout == "classes":
         return _arrange_splits(names, {"train": base}, "classes", where)
 
-    return _arrange_splits(
-        names, {folder: f"{base}{folder}/" for folder in folders}, "splits", where
-    )
+    prefixes = _class_prefixes(names, {folder: f"{base}{folder}/" for folder in folders})
+    return _arrange_splits(names, prefixes, "splits", where)
 
 
 def _guess(
@@ -130,6 +159,13 @@ def _guess(
     """Say what the folders are, by their names."""
     as_splits = [folder for folder in folders if folder.lower() in SPLIT_WORDS]
     others = [folder for folder in folders if folder.lower() not in SPLIT_WORDS]
+
+    # Names such as train2017 and val2017, too, but not the classes train_station and bus_stop.
+    meant = {folder_meant(folder) for folder in folders}
+    all_are_splits = meant <= set(SPLIT_WORDS.values())
+    if all_are_splits and (as_splits or len(meant) > 1):
+        return "splits"
+
     if as_splits and others:
         raise SourceError(
             "path",
@@ -137,11 +173,33 @@ def _guess(
             "anchors.layout to classes (every folder is a class), splits (every folder is a split) or flat (neither)",
         )
 
-    if as_splits:
-        return "splits"
-
     # One folder of images, or none, tells no classes apart.
     return "classes" if len(others) > 1 else "flat"
+
+
+def _class_prefixes(names: Sequence[str], prefixes: dict[str, str]) -> dict[str, str]:
+    """Return where the folders of classes begin in each split: below `train/`, or `train/train/` if that holds all."""
+    below = {}
+    for split, prefix in prefixes.items():
+        below[split] = [name for name in names if name.startswith(prefix)]
+
+    deeper = {}
+    for split, prefix in prefixes.items():
+        folders = {_first_folder(name, prefix) for name in below[split]}
+        others = {
+            _first_folder(name, prefixes[other])
+            for other in prefixes
+            if other != split
+            for name in below[other]
+        }
+        only = next(iter(folders))
+        is_shared = len(folders) == 1 and only and only not in others
+        holds_folders = is_shared and all(
+            _first_folder(name, f"{prefix}{only}/") for name in below[split]
+        )
+        deeper[split] = f"{prefix}{only}/" if holds_folders else prefix
+
+    return deeper
 
 
 def _arrange_splits(
@@ -159,7 +217,7 @@ def _arrange_splits(
     for name in names:
         split = next((split for split, prefix in prefixes.items() if name.startswith(prefix)), None)
         if split is None:
-            left_out.append(LeftOut(name, "outside the folders of splits", True))
+            left_out.append(LeftOut(name, OUTSIDE_SPLITS, True))
         else:
             by_split[split].names.append(name)
 
@@ -183,13 +241,14 @@ def _arrange_splits(
         for name in everything:
             folder = _first_folder(name, prefixes[split])
             if has_classes and not folder:
-                left_out.append(LeftOut(name, "outside the folders of classes", True))
+                left_out.append(LeftOut(name, OUTSIDE_CLASSES[layout], True))
                 continue
 
             images.names.append(name)
             images.labels.append(numbers[folder] if has_classes else -1)
 
-    return Arrangement(layout, by_split, tuple(class_names) or None, left_out)
+    shown = tuple(printable(name) for name in class_names)
+    return Arrangement(layout, by_split, shown or None, left_out)
 
 
 def _check_twice_the_same(splits: dict[str, SplitImages], where: str) -> None:

@@ -13,13 +13,15 @@ MOST = 0.01
 
 
 def check_left_out(left_out: Sequence[LeftOut], taken: int, path: str, on_error: str) -> None:
-    """Stop if more than 1 % of what may be an image is left out, unless the recipe says to skip it.
+    """Stop if more than 1 % of what may be an image is left out, or a whole folder, unless the recipe says to skip it.
 
     Raises:
         SourceError: with the reasons, and a file of each.
     """
     missed = [file for file in left_out if file.counts]
-    if on_error == "skip" or len(missed) <= MOST * (taken + len(missed)):
+    has_folder = any(file.is_folder for file in missed)
+    is_little = len(missed) <= MOST * (taken + len(missed)) and not has_folder
+    if on_error == "skip" or is_little:
         return
 
     reasons = []
@@ -28,8 +30,8 @@ def check_left_out(left_out: Sequence[LeftOut], taken: int, path: str, on_error:
 
     raise SourceError(
         "path",
-        f"{path}: {len(missed)} of {taken + len(missed)} images would be left out ({'; '.join(reasons)}); mend them, "
-        "or set anchors.on_error=skip to go on without them (clsp images lists all)",
+        f"{path}: {len(missed)} of {taken + len(missed)} images would be left out ({'; '.join(reasons)}), expected "
+        "at most 1 %; mend them, or set anchors.on_error=skip to go on without them (clsp images --left-out lists all)",
     )
 
 

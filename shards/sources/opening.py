@@ -26,6 +26,10 @@ class Source(Protocol):
     """Changes with the content; empty where there is none."""
     class_names: tuple[str, ...] | None
     """The names of the classes by their numbers, where they have names."""
+    classes_from: str
+    """What tells the classes, such as a column's name; empty without classes."""
+    label_rule: str
+    """How the labels were read, where versions before read others or none; else empty. Part of a plan."""
     left_out: list[LeftOut]
     """Files of a folder that are not taken."""
     notes: list[str]
@@ -92,12 +96,16 @@ def _open_folder(root: Path, config: AnchorsConfig) -> Source:
 
     if _is_of_data_files(found, config):
         source = open_data_files(root, config, found.data_files)
+        source.left_out += found.left_out
         for image in found.images:
             source.left_out.append(LeftOut(image.name, "a picture beside data files", False))
         return source
 
     if not found.images:
-        raise SourceError("path", f"{config.path} has no images; {_what_is_there(found)}")
+        raise SourceError(
+            "path",
+            f"{config.path} has no images; {_what_is_there(found)}; expected images in it or in folders below",
+        )
 
     source = FolderSource(root, config, found)
     for file in found.data_files:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core import InputError, Report, write_file
+from .errors import SourceError
 from .images import ImageSource
 
 
@@ -32,7 +33,14 @@ def screened(
                 rows.append({"key": anchors.key(index), "index": index, "reason": why})
 
             content = {**_source(anchors), "skipped": rows}
-            write_file(listing, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            write_file(listing, text.encode(errors="replace"))
+
+    if len(skipped) == len(anchors):
+        raise SourceError(
+            "path",
+            f"none of the {len(anchors)} images of {anchors.config.path} decodes; the first: {skipped[0]}",
+        )
 
     return anchors.without(skipped)
 

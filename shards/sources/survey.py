@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ...core import Report, pixel_digest
-from .decoding import Header, bits_in_use, largest_value
+from .decoding import Header, bits_in_use, is_deep_colour, largest_value
 
 Depth = Literal["header", "bytes", "pixels"]
 """How much of an image is looked at: its header, all of its bytes, or these decoded."""
@@ -67,6 +67,10 @@ class Findings(BaseModel):
     """Images with transparency."""
     wide: int
     """Images of floats or 32-bit integers."""
+    deep_colour: int
+    """Images of 16-bit colour."""
+    needs_setting: int | None
+    """The first image of those two kinds."""
     animated: int
     largest_16_bit: int | None
     """The largest value of all 16-bit images; None without such images."""
@@ -95,6 +99,8 @@ class Survey:
         self._largest_side = 0
         self._alpha = 0
         self._wide = 0
+        self._deep_colour = 0
+        self._needs_setting: int | None = None
         self._animated = 0
         self._largest: int | None = None
         self._broken_exif: list[int] = []
@@ -123,6 +129,8 @@ class Survey:
             largest_side=self._largest_side,
             alpha=self._alpha,
             wide=self._wide,
+            deep_colour=self._deep_colour,
+            needs_setting=self._needs_setting,
             animated=self._animated,
             largest_16_bit=self._largest,
             broken_exif=self._broken_exif,
@@ -148,7 +156,7 @@ class Survey:
         self._modes[header.mode] += 1
         self._bits[header.bits] += 1
         self._alpha += header.has_alpha
-        self._wide += header.bits == 32
+        self._add_depth(index, header)
         self._animated += header.is_animated
         sides = (header.width, header.height)
         self._smallest_side = min(self._smallest_side or min(sides), *sides)
@@ -161,6 +169,15 @@ class Survey:
             self._broken_exif.append(index)
         if look.largest_16_bit is not None:
             self._largest = max(self._largest or 0, look.largest_16_bit)
+
+    def _add_depth(self, index: int, header: Header) -> None:
+        """Count images whose pixels may need a setting, and remember the first."""
+        is_wide = header.bits == 32
+        is_deep = is_deep_colour(header.mode, header.bits)
+        self._wide += is_wide
+        self._deep_colour += is_deep
+        if (is_wide or is_deep) and self._needs_setting is None:
+            self._needs_setting = index
 
 
 def measure_bits(content: Callable[[int], bytes | np.ndarray], count: int) -> int:

@@ -31,6 +31,9 @@ HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
 OTHER_SUFFIXES = frozenset(_OTHERS.split())
 """Files with these endings are no images, without a look inside. All others are looked at."""
 
+OUTPUTS = frozenset(("model_index.json", "plan.json", "recipe.toml"))
+"""Files by which a folder inside the images is a diffusion model, a shard set or a run, with pictures of its own."""
+
 HEADER_BYTES = 4096
 THREADS = 16
 """Folders listed at once: a walk waits for the disk or the network, not for the processor."""
@@ -52,6 +55,8 @@ class LeftOut:
     name: str
     reason: str
     counts: bool
+    is_folder: bool = False
+    """Nobody knows how many images are in it."""
 
     @property
     def line(self) -> str:
@@ -117,8 +122,12 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[FoundFiles, list[_Folder]
         if not folder.name:
             raise
         found.left_out.append(
-            LeftOut(folder.name + "/", f"cannot be listed: {error.strerror}", True)
+            LeftOut(folder.name + "/", f"cannot be listed: {error.strerror}", True, is_folder=True)
         )
+        return found, []
+
+    if folder.name and any(entry.name in OUTPUTS for entry in entries):
+        found.left_out.append(LeftOut(folder.name + "/", "a model, a shard set or a run", False))
         return found, []
 
     above = folder.above | {(here.st_dev, here.st_ino)}
@@ -180,6 +189,11 @@ def _begins_like_an_image(path: Path) -> bool:
             return True
     except Exception:  # Pillow raises many kinds
         return False
+
+
+def printable(name: str) -> str:
+    """Return a file's name for people and for JSON: bytes that are no UTF-8 become question marks."""
+    return name.encode(errors="replace").decode()
 
 
 def count_by_reason(left_out: Iterable[LeftOut]) -> dict[str, list[LeftOut]]:

@@ -16,7 +16,7 @@ def encoded(image: np.ndarray, image_format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def parquet(path: Path, contents: list[bytes], labels: list[int] | None = None) -> Path:
+def parquet(path: Path, contents: list[bytes], labels: list | None = None) -> Path:
     columns: dict = {"img": [{"bytes": content, "path": None} for content in contents]}
     if labels:
         columns["label"] = labels
@@ -123,10 +123,27 @@ def test_16_bit_grey_keeps_its_upper_8_bits(tmp_path):
     assert np.array_equal(ImageSource(AnchorsConfig(path=str(path)))[0].image[..., 0], grey >> 8)
 
 
-def test_labels_that_are_no_class_numbers_are_no_labels(tmp_path):
-    cells = {"img": [{"bytes": encoded(random_images(1)[0]), "path": None}], "label": ["cat"]}
-    datasets.Dataset.from_dict(cells).to_parquet(tmp_path / "x.parquet")
+def test_words_are_classes_and_blanks_are_none(tmp_path):
+    cells = {"img": [{"bytes": encoded(random_images(1)[0]), "path": None}] * 3}
+    datasets.Dataset.from_dict({**cells, "label": ["dog", "cat", None]}).to_parquet(
+        tmp_path / "x.parquet"
+    )
     anchors = ImageSource(AnchorsConfig(path=str(tmp_path / "x.parquet")))
-    assert anchors[0].label is None
+    assert [anchor.label for anchor in anchors] == [1, 0, None]
+    assert anchors.class_names == ("cat", "dog")
     with pytest.raises(InputError, match="without a label"):
         anchors.labels()
+
+
+def test_classes_are_numbered_as_those_of_another_source(tmp_path):
+    contents = [encoded(image) for image in random_images(3)]
+    train, test = (
+        ImageSource(AnchorsConfig(path=str(parquet(tmp_path / name, contents, labels))))
+        for name, labels in (("train.parquet", ["a", "b", "c"]), ("test.parquet", ["c", "a", "c"]))
+    )
+    assert test.labels().tolist() == [1, 0, 1]
+    test.use_classes(train.class_names)
+    assert test.labels().tolist() == [2, 0, 2] and test[1].label == 0
+    assert test.class_names == ("a", "b", "c")
+    with pytest.raises(InputError, match="has the class 'b', which is not among a, c"):
+        train.use_classes(("a", "c"))
