@@ -20,8 +20,16 @@ def commands(page) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("clsp ")]
 
 
+def write_recipes(page, folder) -> None:
+    """Write the recipes of a page, blocks of TOML that begin with their name, into a folder."""
+    for text, name in re.findall(r"```toml\n(# (\S+\.toml)\n.*?)```", page.read_text(), re.S):
+        (folder / name).write_text(text)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_is_one_and_its_settings_exist(page):
+def test_every_command_of_a_page_is_one_and_its_settings_exist(page, monkeypatch, tmp_path):
+    write_recipes(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
     for words in commands(page):
         command: click.Command = root
         while isinstance(command, click.Group):

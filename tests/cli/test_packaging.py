@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,20 @@ def test_it_works_outside_the_checkout(wheel, tmp_path):
         )
         assert found.returncode == 0, found.stderr
     assert "preview" in found.stdout
+
+
+def test_every_extra_that_a_message_or_a_page_names_is_there():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    code = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")]
+    named = set()
+    for path in pages + code:
+        named |= set(re.findall(r"clsp\[(\w+)\]", path.read_text()))
+
+    assert named <= set(extras) and {"all", "remote", "heif"} <= named
+    assert all("," in line for line in extras["heif"])  # both ends of the range
 
 
 @pytest.fixture(scope="module")

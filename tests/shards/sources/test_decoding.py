@@ -249,3 +249,20 @@ def test_no_message_shows_an_object(tmp_path, content):
     told = str(error.value)
     assert "train_00000000" in told and "bad.png" in told and "replace or remove it" in told
     assert "object at 0x" not in told and "\n" not in told
+
+
+def five_bands() -> bytes:
+    """An image of satellite bands, by hand: a TIFF of 8x8 pixels with five channels."""
+    entries = [(256, 3, 8), (257, 3, 8), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 0)]
+    entries += [(277, 3, 5), (278, 3, 8), (279, 4, 320), (284, 3, 1)]
+    start = 8 + 2 + 12 * len(entries) + 4
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    for tag, kind, value in entries:
+        tiff += struct.pack("<HHII", tag, kind, 1, start if tag == 273 else value)
+    return tiff + b"\0" * 4 + bytes(320)
+
+
+def test_many_channels_are_refused_by_name(tmp_path):
+    (tmp_path / "bands.tif").write_bytes(five_bands())
+    with pytest.raises(InputError, match=r"bands\.tif\) does not decode .*no image format"):
+        opened(tmp_path)
