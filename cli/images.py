@@ -211,8 +211,6 @@ def _print_table(findings: Findings) -> None:
             told += f" and {len(sizes) - SHOWN} more sizes, {sides}"
         table.add_row(title, told)
 
-    looked = {"header": "by their headers", "bytes": "by their headers", "pixels": "all decoded"}[
-        findings.depth
-    ]
+    looked = "decoded" if findings.depth == "pixels" else "headers only"
     table.add_row("damaged", f"{len(findings.unreadable)} ({looked})")
     Console().print(table)
