@@ -6,7 +6,8 @@ import pytest
 import torch
 from clsp.core import InputError
 from clsp.train import METHODS, PretrainConfig, build_method
-from clsp.train.methods.momentum import Queue, key_momentum
+from clsp.train.methods.momentum import key_momentum
+from clsp.train.methods.queue import Queue
 from conftest import SMALL_METHOD
 from torch.nn.functional import cross_entropy, normalize
 

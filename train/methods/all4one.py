@@ -12,8 +12,9 @@ from ..config import PretrainConfig
 from ..distributed import gather, gather_with_gradient, rank_and_world_size
 from ..losses import cross_view, redundancy
 from .base import Method, mlp
-from .momentum import MomentumCopy, Queue, key_momentum
+from .momentum import MomentumCopy, key_momentum
 from .nnclr import nearest
+from .queue import Queue
 from .registry import register
 
 NEIGHBOURS, HEADS, LAYERS, DROPOUT = 5, 8, 3, 0.1

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from ..config import PretrainConfig
 from ..losses import info_nce
 from .base import Method
-from .momentum import MomentumCopy, Queue, key_momentum
+from .momentum import MomentumCopy, key_momentum
+from .queue import Queue
 from .registry import register
 
 

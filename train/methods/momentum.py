@@ -1,4 +1,4 @@
-"""The slowly moving copy of an encoder (MoCo, He et al. 2020), and the queue of what it has seen."""
+"""Keep a slowly moving copy of an encoder (MoCo, He et al., CVPR 2020)."""
 
 import copy
 import math
@@ -6,11 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ...core import InputError
 from ..config import PretrainConfig
-from ..distributed import gather
 
 
 def key_momentum(step: int, steps: int, config: PretrainConfig) -> float:
@@ -42,38 +39,3 @@ class MomentumCopy(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the copies, one after the other."""
         return self.copies(x)
-
-
-class Queue(nn.Module):
-    """Keeps the last `queue_size` embeddings of all ranks, `(Q, D)` of unit length, the same on every rank.
-
-    Raises:
-        InputError: the size is no multiple of the global batch.
-    """
-
-    embeddings_QD: torch.Tensor
-    place: torch.Tensor
-
-    def __init__(self, config: PretrainConfig):
-        super().__init__()
-        if config.queue_size % config.batch_size:
-            raise InputError(
-                f"pretrain.queue_size is {config.queue_size}, expected a multiple of batch_size = {config.batch_size}"
-            )
-
-        self.register_buffer(
-            "embeddings_QD",
-            F.normalize(torch.randn(config.queue_size, config.projector_out), dim=1),
-        )
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))
-
-    @torch.no_grad()
-    def add(self, z_BD: torch.Tensor) -> None:
-        """Put the global batch in the place of the oldest entries."""
-        everyone = gather(z_BD.detach()).to(self.embeddings_QD.dtype)
-        start = int(self.place)
-
-        # Another tensor, since the loss of this step still refers to the old one.
-        self.embeddings_QD = self.embeddings_QD.clone()
-        self.embeddings_QD[start : start + len(everyone)] = everyone
-        self.place = (self.place + len(everyone)) % len(self.embeddings_QD)

@@ -9,7 +9,7 @@ from ..config import PretrainConfig
 from ..distributed import gather_with_gradient, rank_and_world_size
 from ..losses import cross_view, in_float32
 from .base import Method, mlp
-from .momentum import Queue
+from .queue import Queue
 from .registry import register
 
 

@@ -11,7 +11,7 @@ from ..config import PretrainConfig
 if TYPE_CHECKING:
     from .base import Method
 
-SHARED = {"__init__", "base", "momentum", "registry"}
+SHARED = {"__init__", "base", "momentum", "queue", "registry"}
 """Files of this folder that are no method."""
 
 SHIPPED = {path.stem for path in Path(__file__).parent.glob("*.py")} - SHARED
