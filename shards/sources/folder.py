@@ -18,6 +18,9 @@ from .labels import find_classes, label_column, label_rule, unknown_column_note
 from .layout import Arrangement, arrange, split_meant
 from .walk import FoundFile, FoundFiles, LeftOut, printable
 
+FOLDERS_COLUMN = "label"
+"""What `datasets` calls the classes that folders tell; recipes may name it."""
+
 FILE_COLUMN = "file_name"
 
 
@@ -63,11 +66,11 @@ class FolderSource:
 
         # A table says more than folders do.
         tables = [_read_table(root, file.name, config) for file in found.tables]
-        if config.label and not tables:
+        if config.label not in ("", FOLDERS_COLUMN) and not tables:
             raise SourceError(
                 "label",
-                f"{config.path} has no table of metadata (metadata.csv, .jsonl or .parquet) with a column "
-                f"{config.label!r}; leave anchors.label empty to take folders for classes",
+                f"{config.path} has no column {config.label!r} of class numbers or names: it has no table of metadata "
+                "(metadata.csv, .jsonl or .parquet); leave anchors.label empty to take folders for classes",
             )
         told = self._read_classes(tables, config)
 
