@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core import InputError, write_file
+from .backbone import unshared
 
 FOLDER = "checkpoints"
 
@@ -18,13 +19,13 @@ def save_checkpoint(
     out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
 ) -> None:
     """Write everything that a run needs to go on after `state["step"]` steps; the last `keep` files stay."""
-    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             if value is not None:
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
 
-    content = safetensors.torch.save(tensors, metadata={"state": json.dumps(state)})
+    content = safetensors.torch.save(unshared(tensors), metadata={"state": json.dumps(state)})
     write_file(out / FOLDER / f"step-{state['step']:09d}.safetensors", content)
     for old in checkpoints(out)[:-keep]:
         old.unlink(missing_ok=True)

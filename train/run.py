@@ -10,7 +10,7 @@ import torch
 
 from ..core import InputError, canonical_json, differences, owner_of, write_file
 from ..shards import ShardSet
-from .backbone import save_backbone
+from .backbone import check_backbone, save_backbone
 from .config import PretrainConfig
 from .methods import Method
 
@@ -23,11 +23,13 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
     """Return True if `out` holds the finished run of these settings on this set, False if it can start or go on there.
 
     Raises:
-        InputError: it holds another run (naming what differs) or something else.
+        InputError: it holds another run (naming what differs) or something else, or the backbone of a run that is to
+            begin does not take the set's images.
     """
     _check_trackers(config)
     content = owner_of(out, RUN, "run of clsp pretrain")
     if content is None:
+        check_backbone(config, shards.size)
         return False
 
     found = json.loads(content)
