@@ -15,6 +15,7 @@ from .json import canonical_json as canonical_json
 from .json import differences as differences
 from .json import first_fault as first_fault
 from .report import Report as Report
+from .run_folder import holding as holding
 from .run_folder import owner_of as owner_of
 from .stamp import run_stamp as run_stamp
 from .stamp import utc_now as utc_now

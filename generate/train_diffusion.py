@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..core import (
     InputError,
     StopRequested,
     canonical_json,
+    holding,
     owner_of,
     replacing,
     stop_deferred,
@@ -67,7 +69,7 @@ def train_diffusion(
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
 
     Raises:
-        InputError: `out` holds a model trained with other settings or on other images.
+        InputError: `out` holds a model trained with other settings or on other images, or another process works there.
     """
     if check_out(anchors, config, out):
         return out
@@ -81,7 +83,20 @@ def train_diffusion(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
         )
 
-    training = _Training(accelerator, anchors, config, out, probe, clip)
+    on_any_rank = partial(_on_any_rank, accelerator)
+    with holding(out, accelerator.is_main_process, on_any_rank):
+        if not check_out(anchors, config, out):  # another process may have finished it since
+            training = _Training(accelerator, anchors, config, out, probe, clip)
+            _train(training, report)
+    return out
+
+
+def _train(training: "_Training", report: Report | None) -> None:
+    """Train in a folder that no other process works in."""
+    accelerator = training.accelerator
+    anchors = training.anchors
+    config = training.config
+    out = training.out
     if accelerator.is_main_process:
         write_file(out / IDENTITY, _identity(anchors, config))
 
@@ -108,7 +123,13 @@ def train_diffusion(
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
-    return out
+
+def _on_any_rank(accelerator: Accelerator, here: bool) -> bool:
+    """Return True on every rank if it is True on any."""
+    if accelerator.num_processes == 1:
+        return here
+    total: Any = accelerator.reduce(torch.tensor(float(here), device=accelerator.device))
+    return bool(total)
 
 
 class _Training:
@@ -124,6 +145,7 @@ class _Training:
         clip: bool,
     ):
         self.accelerator = accelerator
+        self.anchors = anchors
         self.config = config
         self.out = out
         self.probe = probe
@@ -201,11 +223,7 @@ class _Training:
 
     def stops(self, done: int, requested: bool) -> bool:
         """Save a checkpoint if a stop was requested on any rank: all of them stop behind the same step."""
-        if self.accelerator.num_processes > 1:
-            everyone: Any = self.accelerator.reduce(
-                torch.tensor(float(requested), device=self.accelerator.device)
-            )
-            requested = bool(everyone)
+        requested = _on_any_rank(self.accelerator, requested)
         if requested and self.accelerator.is_main_process:
             self._save(done)
         return requested

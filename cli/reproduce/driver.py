@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from ...core import InputError, StopRequested, WorkError, locked, write_file
+from ...core import InputError, StopRequested, WorkError, holding, write_file
 from ..main import BAD_INPUT, DONE, FAILED, STOPPED, run
 from ..progress import say
 from .stages import Stage
@@ -78,11 +78,7 @@ class Driver:
             # What stages leave in the temporary folder, sockets and caches of torch, goes when the work ends.
             folder = tempfile.TemporaryDirectory(prefix="clsp-", ignore_cleanup_errors=True)
             self.temporary = held.enter_context(folder)
-            try:
-                held.enter_context(locked(self.out / "stages" / ".driver", wait=False))
-            except BlockingIOError as error:
-                found = f"another clsp reproduce works in {self.out}"
-                raise InputError(f"{found}; wait for it, or choose another --out") from error
+            held.enter_context(holding(self.out))
 
             before = (0, 0) if self.seconds is None else self._reached()
             try:

@@ -66,6 +66,19 @@ def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeyp
     assert not list(parts.glob("*.pt"))
 
 
+def test_a_second_training_is_kept_out_of_a_folder(digits, tmp_path):
+    refused = []
+
+    def start_another(*progress):
+        with pytest.raises(InputError, match=f"another process works in {tmp_path}; wait") as error:
+            train_diffusion(digits, CONFIG, tmp_path)
+        refused.append(error)
+
+    train_diffusion(digits, CONFIG, tmp_path, report=start_another)
+    assert len(refused) == 1
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
 def test_the_folder_of_another_run_is_refused(digits, tmp_path):
     train_diffusion(digits, CONFIG.model_copy(update={"steps": 1}), tmp_path / "model")
     before = weights(tmp_path / "model")
