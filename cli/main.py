@@ -1,16 +1,16 @@
 """The command's entry: the table of commands, loaded only when used, and the exit codes."""
 
-import errno
 import os
 import signal
 import sys
+import threading
 import time
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from ..core import InputError, StopRequested, WorkError
+from ..core import DISK_FULL, InputError, StopRequested, WorkError
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
@@ -127,6 +127,7 @@ def run(arguments: list[str]) -> int:
     Commands find the moment of their beginning, before their imports, in click's `obj`.
     """
     previous = signal.signal(signal.SIGTERM, _request_stop)
+    threading.excepthook = _thread_failed
     try:
         result = root.main(arguments, prog_name="clsp", standalone_mode=False, obj=time.monotonic())
         return result if isinstance(result, int) else DONE
@@ -140,6 +141,7 @@ def run(arguments: list[str]) -> int:
         return _say(*foreseen)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        threading.excepthook = threading.__excepthook__
         _leave_process_group()
 
 
@@ -159,9 +161,10 @@ def _foreseen(error: BaseException) -> tuple[str, int] | None:
             )
         case NotADirectoryError() | FileExistsError() | IsADirectoryError() | PermissionError():
             return f"{error.filename}: {error.strerror}; give another path", BAD_INPUT
-        case OSError(errno=errno.ENOSPC | errno.EROFS | errno.EDQUOT):
+        case OSError(errno=number) if number in DISK_FULL:
             return (
-                f"cannot write {error.filename or 'to the disk'}: {error.strerror}; mend it and run again",
+                f"cannot write {error.filename or 'to the disk'}: {error.strerror}; "
+                "make room and run the same command again",
                 FAILED,
             )
         case ModuleNotFoundError(name=str() as name) if not name.startswith("clsp"):
@@ -171,6 +174,12 @@ def _foreseen(error: BaseException) -> tuple[str, int] | None:
             )
 
     return None
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Leave it to the main thread to say what users can meet: TensorBoard's writer hands its errors over to it."""
+    if failure.exc_value is None or _foreseen(failure.exc_value) is None:
+        threading.__excepthook__(failure)
 
 
 def _request_stop(signum: int, frame: object) -> None:

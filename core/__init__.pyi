@@ -5,10 +5,12 @@ from .digests import sha256_file as sha256_file
 from .errors import InputError as InputError
 from .errors import StopRequested as StopRequested
 from .errors import WorkError as WorkError
+from .files import DISK_FULL as DISK_FULL
 from .files import locked as locked
 from .files import make_directory as make_directory
 from .files import remove_temporaries as remove_temporaries
 from .files import replacing as replacing
+from .files import saving as saving
 from .files import sync_directory as sync_directory
 from .files import write_file as write_file
 from .json import canonical_json as canonical_json

@@ -25,6 +25,7 @@ from ..core import (
     holding,
     owner_of,
     replacing,
+    saving,
     stop_deferred,
     stream_seed,
     write_file,
@@ -284,7 +285,7 @@ class _Training:
         out = self.out
         shutil.rmtree(staging, ignore_errors=True)
 
-        with contextlib.redirect_stdout(None):
+        with saving(staging), contextlib.redirect_stdout(None):
             DDPMPipeline(self.net, self.noise).save_pretrained(staging)
 
         for part in ("unet", "scheduler"):

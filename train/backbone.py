@@ -95,6 +95,8 @@ def _fault(model: nn.Module, config: PretrainConfig, size: int) -> str | None:
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             features: Any = model.train()(torch.zeros(2, 3, size, size))
             _save_config(model, config, size, Path(folder) / "config.json")
+    except OSError:  # the temporary folder's
+        raise
     except Exception as error:  # a size that does not fit shows anywhere inside of a model
         return _reason(error)
 

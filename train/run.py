@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..core import InputError, canonical_json, differences, owner_of, write_file
+from ..core import InputError, canonical_json, differences, owner_of, saving, write_file
 from ..shards import ShardSet
 from .backbone import check_backbone, save_backbone
 from .config import PretrainConfig
@@ -85,5 +85,7 @@ def read_rows(out: Path, step: int) -> list[dict[str, Any]]:
 def export_backbone(method: Method, config: PretrainConfig, size: int, out: Path) -> None:
     """Save the backbone in timm's form; the folder's presence means «finished»."""
     staging = out / f".{BACKBONE}.tmp"
-    save_backbone(method.backbone.to(memory_format=torch.contiguous_format), config, size, staging)
+    with saving(staging):
+        backbone = method.backbone.to(memory_format=torch.contiguous_format)
+        save_backbone(backbone, config, size, staging)
     staging.rename(out / BACKBONE)

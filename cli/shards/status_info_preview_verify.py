@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ...core import InputError
+from ...core import InputError, replacing
 from ...shards import (
     ImageSource,
     Plan,
@@ -125,7 +125,6 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
 
         anchors = ImageSource(load_recipe(recipe_name).anchors)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     shards = ShardSet(root, anchors)
     sheet = contact_sheet(shards, rows, seed)
     names = [Path(name).stem for name in shards.manifest.files if name.startswith("scores/")]
@@ -135,7 +134,9 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
             sheet, {name: read_scores(scores_path(root, name), len(shards)) for name in names}
         )
 
-    sheet.save(out)
+    with replacing(out) as file:
+        sheet.save(file, format="png")
+
     say(f"contact sheet: {out}")
 
 

@@ -104,7 +104,7 @@ def log_event(root: Path, event: str, **facts: Any) -> None:
 
     path = log_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     try:
         os.write(descriptor, line.encode())

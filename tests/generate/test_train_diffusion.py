@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from clsp.cli.main import run
-from clsp.core import InputError, StopRequested
+from clsp.core import InputError, StopRequested, WorkError
 from clsp.generate import DiffusionConfig, train_diffusion
 from clsp.generate.pixels import to_uint8
 from clsp.generate.train_diffusion import _Training
@@ -77,6 +78,27 @@ def test_a_second_training_is_kept_out_of_a_folder(digits, tmp_path):
     train_diffusion(digits, CONFIG, tmp_path, report=start_another)
     assert len(refused) == 1
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_last_checkpoint(digits, tmp_path):
+    config = CONFIG.model_copy(update={"steps": 3})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(*progress):  # behind the last step, before the model is saved
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    try:
+        with pytest.raises(WorkError, match=f"cannot write {tmp_path}: .*File too large"):
+            train_diffusion(digits, config, tmp_path, report=fill_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    assert not list(tmp_path.glob(".*.tmp"))
+    train_diffusion(digits, config, tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_mode == (tmp_path / "model_index.json").stat().st_mode
 
 
 def test_the_folder_of_another_run_is_refused(digits, tmp_path):
