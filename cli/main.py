@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import click
 
 from ..core import DISK_FULL, InputError, StopRequested, WorkError
+from .caches import prepare_caches
+from .streams import READER_GONE, drop_output, prepare_streams, reader_is_gone
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
@@ -73,6 +75,10 @@ COMMANDS: dict[str, Any] = {
 }
 
 
+class _PipeError(Exception):
+    """A broken pipe, whichever it was; as it is click would end the command on it without a word."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called, so that `--help` imports nothing heavy."""
 
@@ -93,6 +99,13 @@ class LazyGroup(click.Group):
             return LazyGroup(entry, name=cmd_name)
         module, attribute = entry[0].split(":")
         return getattr(import_module(module, __package__), attribute)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, from the table alone."""
@@ -115,10 +128,11 @@ root = LazyGroup(
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 75 stopped at a resumable point."""
-    code = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code)
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 75 stopped at a resumable point.
+
+    141 if the reader of its output has gone, as in `clsp shards info SET | head -1`.
+    """
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
@@ -126,14 +140,23 @@ def run(arguments: list[str]) -> int:
 
     Commands find the moment of their beginning, before their imports, in click's `obj`.
     """
+    prepare_streams()
+    prepare_caches()
     previous = signal.signal(signal.SIGTERM, _request_stop)
     threading.excepthook = _thread_failed
     try:
+        _check_text(arguments)
         result = root.main(arguments, prog_name="clsp", standalone_mode=False, obj=time.monotonic())
+        sys.stdout.flush()
         return result if isinstance(result, int) else DONE
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message() + "\n")
         return BAD_INPUT
+    except (BrokenPipeError, _PipeError, SystemExit) as error:
+        if reader_is_gone():
+            drop_output()
+            return READER_GONE
+        raise error.__cause__ or error from None
     except (Exception, KeyboardInterrupt, StopRequested) as error:
         foreseen = _foreseen(error)
         if foreseen is None:
@@ -143,6 +166,19 @@ def run(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, previous)
         threading.excepthook = threading.__excepthook__
         _leave_process_group()
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raise InputError for an argument that this locale cannot read: it could be neither said nor written down."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            raise InputError(
+                f"{argument}: no text in this locale's encoding ({encoding}); "
+                "set LC_ALL=C.UTF-8, or use another name"
+            ) from None
 
 
 def _foreseen(error: BaseException) -> tuple[str, int] | None:

@@ -315,7 +315,7 @@ def check_out(anchors: ImageSource, config: DiffusionConfig, out: Path) -> bool:
 def begun_precision(out: Path) -> str | None:
     """Return the precision of the training that was begun in `out`, None if there is none."""
     path = out / IDENTITY
-    return json.loads(path.read_text()).get("precision") if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")).get("precision") if path.exists() else None
 
 
 def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
@@ -326,14 +326,14 @@ def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
 
 
 def _log(out: Path, step: int, metrics: dict[str, float]) -> None:
-    with (out / LOG).open("a") as file:
+    with (out / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
 def _cut_log(out: Path, step: int) -> None:
     """Keep the rows up to `step`: a resumed run writes the later ones again."""
     if (out / LOG).exists():
-        lines = (out / LOG).read_text().splitlines()
+        lines = (out / LOG).read_text(encoding="utf-8").splitlines()
         write_file(
             out / LOG, "".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode()
         )

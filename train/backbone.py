@@ -162,7 +162,7 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
 
     try:
-        config = json.loads(path.read_text())["pretrained_cfg"]
+        config = json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"]
         absent = [name for name in ("mean", "std", "input_size") if name not in config]
         if absent:
             raise ValueError(f"its pretrained_cfg lacks {', '.join(absent)}")

@@ -45,7 +45,12 @@ def layers_used(out: Path) -> list[str] | None:
     """Return the layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
     if not (out / RUN).exists():
         return None
-    return sorted(json.loads((out / RUN).read_text()).get("data", {}).get("layers", {})) or None
+    return (
+        sorted(
+            json.loads((out / RUN).read_text(encoding="utf-8")).get("data", {}).get("layers", {})
+        )
+        or None
+    )
 
 
 def _check_trackers(config: PretrainConfig) -> None:
@@ -78,7 +83,7 @@ def read_rows(out: Path, step: int) -> list[dict[str, Any]]:
     """Return the log's rows up to `step`: a resumed run writes the later ones again."""
     if not (out / LOG).exists():
         return []
-    rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["step"] <= step]
 
 

@@ -166,7 +166,7 @@ class Driver:
     def _recorded(self, stage: Stage) -> dict:
         """Return the facts that are written down about a stage with these very arguments."""
         path = self._path(stage)
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return content if content.get("arguments") == list(stage.arguments) else {}
 
     def costs(self) -> dict[str, float]:
@@ -216,7 +216,7 @@ def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str)
 
 def _failure(stage: Stage, code: int | None, log: Path) -> BaseException:
     """Return the error of a stage, which ends the driver with the stage's own exit code."""
-    lines = log.read_text().strip().splitlines() or [""]
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
     if code == STOPPED:
         return StopRequested()
     if code not in (FAILED, BAD_INPUT):

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ...core import InputError, Report, permutation
+from ...core import InputError, Report, local_path, permutation
 from ...shards import AnchorsConfig, ImageSource, screened
 from ..config import LinearEvalConfig
 from .encoder import Encoder
@@ -69,9 +69,10 @@ def labelled_sets(
 
 def _test_path(path: str, split: str) -> str:
     """Return the anchors' own path, or beside a single file `train.parquet` the file `test.parquet`."""
-    if not Path(path).is_file():
+    file = Path(local_path(path))
+    if not file.is_file():
         return path
-    sibling = Path(path).with_name(f"{split}{Path(path).suffix}")
+    sibling = file.with_name(f"{split}{file.suffix}")
     if not sibling.exists():
         raise InputError(
             f"{path} is one file, and there is no {sibling.name} beside it; set linear_eval.test_path"

@@ -224,7 +224,7 @@ def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[s
     """Read the sets in a result file that were evaluated with this checkpoint and these settings, also those not asked
     for now; none, if the file is another version's or damaged."""
     try:
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
             return {}
 

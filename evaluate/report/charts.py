@@ -28,7 +28,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
 
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def run_name(folder: Path) -> str:
@@ -37,7 +37,7 @@ def run_name(folder: Path) -> str:
     if not path.exists():
         return folder.name
 
-    return str(json.loads(path.read_text())["name"])
+    return str(json.loads(path.read_text(encoding="utf-8"))["name"])
 
 
 def training_curves(folders: Sequence[Path], image_format: str) -> bytes:

@@ -114,7 +114,11 @@ def write_result(
         seed: of the evaluation.
         facts: further entries of the file.
     """
-    run = json.loads((checkpoint / RUN).read_text()) if (checkpoint / RUN).exists() else {}
+    run = (
+        json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
+        if (checkpoint / RUN).exists()
+        else {}
+    )
     content = RunResult(
         task=task,
         result=dict(result),
@@ -152,7 +156,7 @@ def read_results(folder: Path) -> list[RunResult]:
 
 def _read_result(path: Path) -> RunResult:
     try:
-        return RunResult.model_validate(json.loads(path.read_text()))
+        return RunResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise InputError(
             f"{path} is no result ({first_fault(error)}); run the evaluation again"

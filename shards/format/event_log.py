@@ -119,7 +119,7 @@ def read_log(root: Path) -> list[dict[str, Any]]:
         return []
 
     events = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:

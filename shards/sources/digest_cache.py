@@ -1,5 +1,6 @@
 """Keep the digest of a source beside what is made of it: reading a million images at every start takes minutes."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -51,11 +52,12 @@ def remember_digest(anchors: ImageSource, path: Path) -> None:
         return
 
     record = KnownDigest(**state.model_dump(), digest=anchors.digest)
-    write_file(path, json.dumps(record.model_dump()).encode())
+    with contextlib.suppress(PermissionError):  # the folder beside the set may be somebody else's
+        write_file(path, json.dumps(record.model_dump()).encode())
 
 
 def _read_known(path: Path) -> KnownDigest | None:
     try:
-        return KnownDigest.model_validate(json.loads(path.read_text()))
+        return KnownDigest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # missing, no JSON or of another form
         return None

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, cast
 
-from ...core import InputError
+from ...core import InputError, local_path
+from ...core.paths import FILE
 
 LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class")
 
@@ -17,7 +18,9 @@ class HFSource:
 
     def __init__(self, path: str, split: str, label: str = ""):
         self._dataset = _load(path, split)
-        self.name = Path(path).name if Path(path).exists() else path
+        # A path with ~ has always been recorded as it was given.
+        plain = local_path(path) if path.startswith(FILE) else path
+        self.name = Path(plain).name if Path(plain).exists() else path
         self.licence = self._dataset.info.license or ""
         # Taken from the files' metadata, or from the hub's commit.
         self.fingerprint: str = getattr(self._dataset, "_fingerprint", "")
@@ -57,9 +60,9 @@ def _load(path: str, split: str) -> Any:
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
 
-    local = Path(path).expanduser()
+    local = Path(local_path(path))
     looks_local = (
-        path.startswith((".", "/", "~"))
+        path.startswith((".", "/", "~", FILE))
         or local.suffix in (".parquet", ".arrow")
         or path.count("/") > 1
     )
