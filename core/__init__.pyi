@@ -16,6 +16,7 @@ from .files import write_file as write_file
 from .json import canonical_json as canonical_json
 from .json import differences as differences
 from .json import first_fault as first_fault
+from .json import json_line as json_line
 from .paths import local_path as local_path
 from .report import Report as Report
 from .run_folder import holding as holding

@@ -21,8 +21,10 @@ from torchvision.utils import save_image
 from ..core import (
     InputError,
     StopRequested,
+    WorkError,
     canonical_json,
     holding,
+    json_line,
     owner_of,
     replacing,
     saving,
@@ -71,6 +73,7 @@ def train_diffusion(
 
     Raises:
         InputError: `out` holds a model trained with other settings or on other images, or another process works there.
+        WorkError: the weights are not finite any more; names the last good checkpoint.
     """
     if check_out(anchors, config, out):
         return out
@@ -207,8 +210,13 @@ class _Training:
     def look(self, done: int) -> dict[str, float]:
         """Return the metrics that are due after so many steps; draws, logs and saves what is due too."""
         config = self.config
+        is_logged = done % LOGGED == 0 or done == config.steps
+        is_saved = done % config.checkpoint_steps == 0 and done < config.steps
+        if is_logged or is_saved:
+            self.check_finite(done)
+
         metrics = {}
-        if done % LOGGED == 0 or done == config.steps:
+        if is_logged:
             metrics["loss"] = torch.stack(self.losses).mean().item()
             self.losses.clear()
 
@@ -217,14 +225,33 @@ class _Training:
                 metrics |= self._draw(done)
             if metrics:
                 _log(self.out, done, metrics)
-            if done % config.checkpoint_steps == 0 and done < config.steps:
+            if is_saved:
                 self._save(done)
 
         return metrics
 
+    def check_finite(self, done: int) -> None:
+        """Stop before weights that are not finite reach a file; a loss that is not has made such weights.
+
+        Raises:
+            WorkError: they are not; names the last good checkpoint.
+        """
+        norms = torch.stack(torch._foreach_norm(list(self.net.parameters())))
+        if torch.isfinite(norms.sum()):
+            return
+
+        good = self.out / CHECKPOINT
+        raise WorkError(
+            f"the model is not finite any more after step {done}; "
+            f"the last good checkpoint is {good if good.exists() else 'none'}; "
+            "lower diffusion.lr, or train in float32 (diffusion.precision=no)"
+        )
+
     def stops(self, done: int, requested: bool) -> bool:
         """Save a checkpoint if a stop was requested on any rank: all of them stop behind the same step."""
         requested = _on_any_rank(self.accelerator, requested)
+        if requested:
+            self.check_finite(done)
         if requested and self.accelerator.is_main_process:
             self._save(done)
         return requested
@@ -327,7 +354,7 @@ def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
 
 def _log(out: Path, step: int, metrics: dict[str, float]) -> None:
     with (out / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **metrics}) + "\n")
+        file.write(json_line({"step": step, **metrics}))
 
 
 def _cut_log(out: Path, step: int) -> None:

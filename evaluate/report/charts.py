@@ -22,7 +22,7 @@ Points = Mapping[str, list[float]]
 """A map of features: `x`, `y` and `label` of every image."""
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of a run's log, one per epoch; empty without one."""
     path = folder / LOG
     if not path.exists():
@@ -55,7 +55,7 @@ def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
         lines: dict[str, Any] = {}
         for axes, measure in zip(panels, measures, strict=False):
             for name, rows in runs:
-                measured = [row for row in rows if measure in row]
+                measured = [row for row in rows if row.get(measure) is not None]
                 if measured:
                     epochs = [row["epoch"] for row in measured]
                     values = [row[measure] for row in measured]

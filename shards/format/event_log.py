@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ...core import json_line
 from ...core.stamp import utc_now
 from .commits import CommitRecord
 from .plan import Plan
@@ -100,7 +101,7 @@ def log_path(root: Path) -> Path:
 def log_event(root: Path, event: str, **facts: Any) -> None:
     """Append a line to the log; lines of several processes never mix, since each is one write."""
     content = {"time": utc_now(), "event": event, "process": os.getpid(), **facts}
-    line = json.dumps(content, ensure_ascii=False) + "\n"
+    line = json_line(content)
 
     path = log_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)

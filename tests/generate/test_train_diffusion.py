@@ -101,6 +101,23 @@ def test_a_model_that_cannot_be_saved_leaves_the_last_checkpoint(digits, tmp_pat
     assert weights.stat().st_mode == (tmp_path / "model_index.json").stat().st_mode
 
 
+def test_a_model_that_blows_up_is_not_saved(digits, tmp_path, monkeypatch):
+    def learning_rate(config, step):
+        return 1e-4 if step < 4 else 1e30
+
+    monkeypatch.setattr(DiffusionConfig, "learning_rate", learning_rate)
+    named = (
+        f"not finite any more after step 6; the last good checkpoint is {tmp_path}/checkpoint.pt"
+    )
+    with pytest.raises(WorkError, match=f"{named}; lower diffusion.lr"):
+        train_diffusion(digits, CONFIG, tmp_path)
+
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(torch.isfinite(value).all() for value in state["unet"].values())
+    assert not (tmp_path / "model_index.json").exists() and not (tmp_path / "log.jsonl").exists()
+
+
 def test_the_folder_of_another_run_is_refused(digits, tmp_path):
     train_diffusion(digits, CONFIG.model_copy(update={"steps": 1}), tmp_path / "model")
     before = weights(tmp_path / "model")
