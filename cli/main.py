@@ -72,6 +72,7 @@ COMMANDS: dict[str, Any] = {
         ".reproduce.command:reproduce",
         "Run the whole pipeline of a recipe, from images to table.",
     ),
+    "doctor": (".doctor:doctor", "Say what clsp finds on this machine."),
 }
 
 
@@ -125,6 +126,7 @@ root = LazyGroup(
     name="clsp",
     epilog="Example: clsp shards make --recipe cifar10 --out runs/cifar10/shards",
 )
+click.version_option(package_name="clsp", message="clsp %(version)s")(root)
 
 
 def main() -> NoReturn:

@@ -24,6 +24,8 @@ class LocalPath(click.Path):
             raise InputError(
                 f"{value}: expected a path on this machine; clsp shards pull fetches a set, push sends one"
             )
+        if Path(path).absolute() == Path(path).absolute().parent:
+            raise InputError(f"{value}: the root of the file system; expected something below it")
         return super().convert(path, param, ctx)
 
 

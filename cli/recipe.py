@@ -92,9 +92,38 @@ def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> 
         _apply(values, override)
 
     try:
-        return Recipe.model_validate(values)
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            if not _take_as_texts(values, overrides, error):
+                raise
+            return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(f"recipe {name}: {_first_fault(error)}") from error
+
+
+def _take_as_texts(values: dict[str, Any], overrides: list[str], error: ValidationError) -> bool:
+    """Put texts in the place of overrides such as `anchors.path=2024` that TOML reads as numbers; False without any."""
+    given = {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        given[key.strip()] = text.strip()
+
+    is_changed = False
+    for fault in error.errors():
+        key = ".".join(map(str, fault["loc"]))
+        is_plain = not isinstance(fault["input"], list | dict)
+        if fault["type"] == "string_type" and is_plain and key in given:
+            _put(values, key.split("."), given[key])
+            is_changed = True
+
+    return is_changed
+
+
+def _put(values: dict[str, Any], sections: list[str], value: Any) -> None:
+    for section in sections[:-1]:
+        values = values[section]
+    values[sections[-1]] = value
 
 
 def _read(name: str) -> dict[str, Any]:

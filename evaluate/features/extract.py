@@ -4,7 +4,7 @@ Shape legend: N images, F features, B batch.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from ...core import InputError, Report, local_path, permutation
 from ...shards import AnchorsConfig, ImageSource, screened
+from ...shards.sources.errors import SourceError
 from ..config import LinearEvalConfig
 from .encoder import Encoder
 
@@ -50,7 +51,8 @@ def labelled_sets(
     geometry = anchors.size or size
     train_split = config.train_split or anchors.split
     chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
-    train = screened(ImageSource(anchors.model_copy(update=chosen)))
+    keys = {"split": "linear_eval.train_split" if config.train_split else "anchors.split"}
+    train = screened(open_images(anchors.model_copy(update=chosen), keys))
     if (test_path, config.test_split) == (anchors.path, train_split):
         raise InputError(
             f"{test_path} split {train_split} is the training split too; set linear_eval.test_split"
@@ -64,7 +66,26 @@ def labelled_sets(
         "limit": config.test_limit,
         "size": geometry,
     }
-    return train, ImageSource(anchors.model_copy(update=update))
+    keys = {"split": "linear_eval.test_split"}
+    if config.test_path:
+        keys["path"] = "linear_eval.test_path"
+    return train, open_images(anchors.model_copy(update=update), keys)
+
+
+def open_images(config: AnchorsConfig, keys: Mapping[str, str]) -> ImageSource:
+    """Open images that other keys of the recipe than `[anchors]` name, so that an error says those.
+
+    Args:
+        keys: for `path` and `split`, where they are not the anchors'.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    try:
+        return ImageSource(config)
+    except SourceError as error:
+        key = keys.get(error.key, f"anchors.{error.key}")
+        raise InputError(f"{key}: {error.reason}") from error
 
 
 def _test_path(path: str, split: str) -> str:
@@ -101,7 +122,7 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     missing = np.setdiff1d(classes, test)
     if len(unknown):
         raise InputError(
-            f"test labels {unknown[:5].tolist()} do not occur in training; check linear_eval.test_path"
+            f"test labels {unknown[:5].tolist()} do not occur in training; expected images of the same classes"
         )
     if complete and len(missing):
         raise InputError(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,14 @@ from ...core import InputError
 from ...shards import AnchorsConfig, ImageSource
 from ..config import TransferConfig, TransferSet
 from ..features.encoder import Encoder
-from ..features.extract import Features, check_labels, draw_per_class, extract, hold_out
+from ..features.extract import (
+    Features,
+    check_labels,
+    draw_per_class,
+    extract,
+    hold_out,
+    open_images,
+)
 from .logistic import fit, fit_path
 from .metrics import accuracies
 from .registry import Figures
@@ -43,22 +50,29 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
         InputError: the set or one of its splits cannot be read.
     """
 
-    def split(which: str) -> ImageSource:
+    def split(key: Literal["train", "validation", "test"]) -> ImageSource | None:
+        which = getattr(config, key)
+        if not which:
+            return None
+
         anchors = AnchorsConfig(
             path=config.path, split=which, label=config.label, limit=limit, size=size
         )
+        keys = {
+            "path": f"transfer.sets.{name}.path",
+            "split": f"transfer.sets.{name}.{key}",
+            "label": f"transfer.sets.{name}.label",
+        }
         try:
-            return ImageSource(anchors)
+            return open_images(anchors, keys)
         except InputError as error:
-            told = str(error).replace("anchors.path", f"transfer.sets.{name}.path")
             raise InputError(
-                f"{told} (transfer set {name}, split {which!r} as its recipe says)"
+                f"{error} (transfer set {name}, split {which!r} as its recipe says)"
             ) from error
 
-    train = split(config.train)
-    validation = split(config.validation) if config.validation else None
-    test = split(config.test) if config.test else None
-    return Splits(train, validation, test)
+    train = split("train")
+    assert train is not None
+    return Splits(train, split("validation"), split("test"))
 
 
 def transfer_features(

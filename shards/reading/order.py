@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...core import permutation
+from ...core import InputError, permutation
 
 WINDOW = 16
 """Shards whose records are shuffled together: what a process keeps in the page cache."""
@@ -79,6 +79,9 @@ class BatchOrder:
     Args:
         batch_size: samples per global batch; divisible by `world_size`.
 
+    Raises:
+        InputError: the batch is larger than the set, so that no epoch had any, or not divisible.
+
     >>> order = BatchOrder(shard_sizes=[4, 4, 2], plan_digest="", seed=0, batch_size=4)
     >>> order.batches_per_epoch
     2
@@ -96,8 +99,12 @@ class BatchOrder:
 
     def __post_init__(self):
         object.__setattr__(self, "_samples", sum(self.shard_sizes))
+        if self.batch_size > self._samples:
+            raise InputError(
+                f"batch_size is {self.batch_size}, the set has {self._samples} anchors; lower it"
+            )
         if self.batch_size % self.world_size:
-            raise ValueError(
+            raise InputError(
                 f"batch of {self.batch_size} is not divisible by {self.world_size} processes"
             )
 

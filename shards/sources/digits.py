@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...core import InputError
+from .errors import SourceError
 
 TEST_EVERY = 5
 
@@ -19,15 +19,13 @@ class DigitsSource:
 
     def __init__(self, split: str):
         if split not in ("train", "test"):
-            raise InputError(
-                f"anchors.split: digits has the splits train and test, found {split!r}"
-            )
+            raise SourceError("split", f"digits has the splits train and test, found {split!r}")
 
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise InputError(
-                "anchors.path: digits needs scikit-learn; run: pip install 'clsp[all]'"
+            raise SourceError(
+                "path", "digits needs scikit-learn; run: pip install 'clsp[all]'"
             ) from error
 
         flat, labels = load_digits(return_X_y=True)

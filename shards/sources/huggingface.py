@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, cast
 
-from ...core import InputError, local_path
+from ...core import local_path
 from ...core.paths import FILE
+from .errors import SourceError
 
 LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class")
 
@@ -67,8 +68,8 @@ def _load(path: str, split: str) -> Any:
         or path.count("/") > 1
     )
     if looks_local and not local.exists():
-        raise InputError(
-            f"anchors.path: {path} does not exist; expected a hub id, a parquet file, a folder, or digits"
+        raise SourceError(
+            "path", f"{path} does not exist; expected a hub id, a parquet file, a folder, or digits"
         )
 
     datasets.disable_progress_bars()
@@ -77,14 +78,15 @@ def _load(path: str, split: str) -> Any:
             return datasets.load_dataset("parquet", data_files={split: str(local)}, split=split)
         return datasets.load_dataset(str(local) if looks_local else path, split=split)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, HfHubHTTPError) as error:
-        raise InputError(
-            f"anchors.path: {path} was not found on this machine or on the hub; expected a hub id, a parquet file, "
-            f"a folder, or digits ({type(error).__name__})"
+        raise SourceError(
+            "path",
+            f"{path} was not found on this machine or on the hub; expected a hub id, a parquet file, "
+            f"a folder, or digits ({type(error).__name__})",
         ) from error
     except (ValueError, RuntimeError, DatasetGenerationError) as error:
         # A loading script is a RuntimeError.
-        raise InputError(
-            f"anchors.path: {path} split {split} cannot be read: {str(error).splitlines()[0]}"
+        raise SourceError(
+            "path", f"{path} split {split} cannot be read: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -97,8 +99,8 @@ def _image_column(features: Any, path: str) -> str:
         if isinstance(feature, Image) or is_plain:
             return name
 
-    raise InputError(
-        f"anchors.path: {path} has the columns {', '.join(features)}; expected one that holds images"
+    raise SourceError(
+        "path", f"{path} has the columns {', '.join(features)}; expected one that holds images"
     )
 
 
@@ -112,8 +114,8 @@ def _named_column(features: Any, name: str, path: str) -> str:
     if name not in features or not _holds_classes(features[name]):
         usable = [column for column in features if _holds_classes(features[column])]
         found = ", ".join(usable) or "none"
-        raise InputError(
-            f"{path} has no column {name!r} of class numbers; expected one of: {found}"
+        raise SourceError(
+            "label", f"{path} has no column {name!r} of class numbers; expected one of: {found}"
         )
 
     return name

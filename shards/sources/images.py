@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from ...core import InputError, pixel_digest
 from .config import AnchorsConfig
 from .digits import DigitsSource
+from .errors import SourceError
 from .huggingface import HFSource
 
 
@@ -86,8 +87,8 @@ class ImageSource(Sequence[Anchor]):
     def __init__(self, config: AnchorsConfig):
         self.config = config
         if not SPLIT.fullmatch(config.split):
-            raise InputError(
-                f"anchors.split: {config.split!r}; expected up to 64 printable ASCII letters, no slash"
+            raise SourceError(
+                "split", f"{config.split!r}; expected up to 64 printable ASCII letters, no slash"
             )
 
         self.source: Source = (
@@ -97,8 +98,8 @@ class ImageSource(Sequence[Anchor]):
         )
         self.source_count = min(len(self.source), config.limit or len(self.source))
         if self.source_count == 0:
-            raise InputError(
-                f"anchors.path: {config.path} split {config.split} has no images, expected at least one"
+            raise SourceError(
+                "path", f"{config.path} split {config.split} has no images, expected at least one"
             )
 
         self.indices_N = np.arange(self.source_count)
@@ -114,8 +115,8 @@ class ImageSource(Sequence[Anchor]):
         rest = copy.copy(self)
         rest.indices_N = np.setdiff1d(self.indices_N, np.fromiter(skipped, np.int64))
         if len(rest) == 0:
-            raise InputError(
-                f"anchors.path: none of the {len(self)} images of {self.config.path} decodes"
+            raise SourceError(
+                "path", f"none of the {len(self)} images of {self.config.path} decodes"
             )
 
         return rest

@@ -167,3 +167,11 @@ def test_a_recipe_in_another_encoding_is_refused(tmp_path, encoding, named):
     path.write_text("# gewölbt, größer: £\n", encoding=encoding)
     with pytest.raises(InputError, match=f"mine.toml is {named}; TOML is UTF-8: save it as UTF-8"):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize("text", ["2024", "1e3", "2024-05-01", "true", "007", "nan"])
+def test_a_number_or_date_given_for_a_text_is_one(text):
+    recipe = load_recipe("digits", [f"anchors.path={text}", f"linear_eval.test_path={text}"])
+    assert (recipe.anchors.path, recipe.linear_eval.test_path) == (text, text)
+    with pytest.raises(InputError, match=r"recipe digits: sampler.steps = 1000.5"):
+        load_recipe("digits", [f"anchors.path={text}", "sampler.steps=1000.5"])
