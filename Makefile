@@ -70,6 +70,7 @@ bench: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 .  # text without an encoding: a rule that ruff has in preview
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 

@@ -1,16 +1,18 @@
 """The command's entry: the table of commands, loaded only when used, and the exit codes."""
 
-import errno
 import os
 import signal
 import sys
+import threading
 import time
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from ..core import InputError, StopRequested, WorkError
+from ..core import DISK_FULL, InputError, StopRequested, WorkError
+from .caches import prepare_caches
+from .streams import READER_GONE, drop_output, prepare_streams, reader_is_gone
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
@@ -78,7 +80,12 @@ COMMANDS: dict[str, Any] = {
         ".reproduce.command:reproduce",
         "Run the whole pipeline of a recipe, from images to table.",
     ),
+    "doctor": (".doctor:doctor", "Say what clsp finds on this machine."),
 }
+
+
+class _PipeError(Exception):
+    """A broken pipe, whichever it was; as it is click would end the command on it without a word."""
 
 
 class LazyGroup(click.Group):
@@ -102,6 +109,13 @@ class LazyGroup(click.Group):
         module, attribute = entry[0].split(":")
         return getattr(import_module(module, __package__), attribute)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeError from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, from the table alone."""
         rows = [
@@ -120,13 +134,15 @@ root = LazyGroup(
     name="clsp",
     epilog="Example: clsp shards make --recipe cifar10 --out runs/cifar10/shards",
 )
+click.version_option(package_name="clsp", message="clsp %(version)s")(root)
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 75 stopped at a resumable point."""
-    code = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code)
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 75 stopped at a resumable point.
+
+    141 if the reader of its output has gone, as in `clsp shards info SET | head -1`.
+    """
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
@@ -134,13 +150,23 @@ def run(arguments: list[str]) -> int:
 
     Commands find the moment of their beginning, before their imports, in click's `obj`.
     """
+    prepare_streams()
+    prepare_caches()
     previous = signal.signal(signal.SIGTERM, _request_stop)
+    threading.excepthook = _thread_failed
     try:
+        _check_text(arguments)
         result = root.main(arguments, prog_name="clsp", standalone_mode=False, obj=time.monotonic())
+        sys.stdout.flush()
         return result if isinstance(result, int) else DONE
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message() + "\n")
         return BAD_INPUT
+    except (BrokenPipeError, _PipeError, SystemExit) as error:
+        if reader_is_gone():
+            drop_output()
+            return READER_GONE
+        raise error.__cause__ or error from None
     except (Exception, KeyboardInterrupt, StopRequested) as error:
         foreseen = _foreseen(error)
         if foreseen is None:
@@ -148,7 +174,21 @@ def run(arguments: list[str]) -> int:
         return _say(*foreseen)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        threading.excepthook = threading.__excepthook__
         _leave_process_group()
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raise InputError for an argument that this locale cannot read: it could be neither said nor written down."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            raise InputError(
+                f"{argument}: no text in this locale's encoding ({encoding}); "
+                "set LC_ALL=C.UTF-8, or use another name"
+            ) from None
 
 
 def _foreseen(error: BaseException) -> tuple[str, int] | None:
@@ -170,9 +210,10 @@ def _foreseen(error: BaseException) -> tuple[str, int] | None:
         # The machine's
         case NotADirectoryError() | FileExistsError() | IsADirectoryError() | PermissionError():
             return f"{error.filename}: {error.strerror}; give another path", BAD_INPUT
-        case OSError(errno=errno.ENOSPC | errno.EROFS | errno.EDQUOT):
+        case OSError(errno=number) if number in DISK_FULL:
             return (
-                f"cannot write {error.filename or 'to the disk'}: {error.strerror}; make room or give another path",
+                f"cannot write {error.filename or 'to the disk'}: {error.strerror}; "
+                "make room and run the same command again",
                 FAILED,
             )
         case ModuleNotFoundError(name=str() as name) if not name.startswith("clsp"):
@@ -182,6 +223,12 @@ def _foreseen(error: BaseException) -> tuple[str, int] | None:
             )
 
     return None
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Leave it to the main thread to say what users can meet: TensorBoard's writer hands its errors over to it."""
+    if failure.exc_value is None or _foreseen(failure.exc_value) is None:
+        threading.__excepthook__(failure)
 
 
 def _request_stop(signum: int, frame: object) -> None:

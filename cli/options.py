@@ -6,15 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core import InputError
+from ..core import InputError, local_path
 
 if TYPE_CHECKING:
     from .recipe import (
         Recipe,
     )  # reading a recipe imports every package; a command on a set needs none of them
 
-PATH = click.Path(path_type=Path)
 
+class LocalPath(click.Path):
+    """A path on this machine, also one with `~` or as a file URL; other URLs are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        path = local_path(str(value))
+        if "://" in path:
+            raise InputError(
+                f"{value}: expected a path on this machine; clsp shards pull fetches a set, push sends one"
+            )
+        if Path(path).absolute() == Path(path).absolute().parent:
+            raise InputError(f"{value}: the root of the file system; expected something below it")
+        return super().convert(path, param, ctx)
+
+
+PATH = LocalPath(path_type=Path)
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe."

@@ -8,7 +8,14 @@ import click
 
 from ..shards import ImageSource, ShardSet
 from .options import check_option, expand, out_option, recipe_options
-from .progress import ProgressReport, is_first_rank, say, say_if_emulated, say_unfinished
+from .progress import (
+    ProgressReport,
+    is_first_rank,
+    say,
+    say_if_emulated,
+    say_if_too_few,
+    say_unfinished,
+)
 from .recipe import Recipe, load_recipe
 
 
@@ -84,6 +91,7 @@ def _knn_probe(recipe: Recipe, size: int) -> Any:
 
     # Images
     train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, size)
+    say_if_too_few(recipe.knn.k[:1], len(train_images))
     classes = check_labels(train_images.labels(), test_images.labels(), complete=False)
 
     # What makes an encoder of a backbone, and the first k

@@ -14,7 +14,7 @@ from ..evaluate.probes.registry import (
     probe_of_protocol,
 )
 from .options import PATH, expand, out_option, recipe_options
-from .progress import ProgressReport, say, say_if_emulated
+from .progress import ProgressReport, say, say_if_emulated, say_if_too_few
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     classes = check_labels(train_labels_N, test_images.labels(), complete=not config.test_limit)
     if probe.protocol:
         check_amounts(train_labels_N, config.labels)
+
+    if probe.section == "knn":
+        say_if_too_few(recipe.knn.k, len(train_images))
 
     # Extract the features
     flips = probe.mirrors and config.flip

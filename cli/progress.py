@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def say_if_emulated(key: str, bf16: bool) -> None:
     if bf16 and not computes_bf16():
         cost = "which takes about ten times as long as float32"
         say(f"note: {key} asks for bfloat16, and this machine can only emulate it, {cost}")
+
+
+def say_if_too_few(neighbours: Sequence[int], images: int) -> None:
+    """Say that a vote of more neighbours than there are training images is one of all of these."""
+    for k in neighbours:
+        if k > images:
+            what = f"k{k} is the vote of all of them"
+            say(f"note: knn.k has {k} neighbours, there are {images} training images; {what}")
 
 
 def say_unfinished(root: Path, manifest: Manifest) -> None:

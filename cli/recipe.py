@@ -1,5 +1,6 @@
 """Recipes: a TOML file, `--set` overrides, and the section models of the packages that use them."""
 
+import codecs
 import difflib
 import tomllib
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import Field, ValidationError
 
-from ..core import InputError, Section, write_file
+from ..core import InputError, Section, local_path, write_file
 from ..evaluate import KnnConfig, LinearEvalConfig, TransferConfig
 from ..generate import DiffusionConfig, SamplerConfig
 from ..shards import AnchorsConfig, ShardsConfig
@@ -97,16 +98,46 @@ def load_recipe(name: str | None, overrides: Iterable[str] = (), profile: str = 
         _apply(values, override)
 
     try:
-        return Recipe.model_validate(values)
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            if not _take_as_texts(values, overrides, error):
+                raise
+            return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{title}: {_first_fault(error)}") from error
 
 
+def _take_as_texts(values: dict[str, Any], overrides: list[str], error: ValidationError) -> bool:
+    """Put texts in the place of overrides such as `anchors.path=2024` that TOML reads as numbers; False without any."""
+    given = {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        given[key.strip()] = text.strip()
+
+    is_changed = False
+    for fault in error.errors():
+        key = ".".join(map(str, fault["loc"]))
+        is_plain = not isinstance(fault["input"], list | dict)
+        if fault["type"] == "string_type" and is_plain and key in given:
+            _put(values, key.split("."), given[key])
+            is_changed = True
+
+    return is_changed
+
+
+def _put(values: dict[str, Any], sections: list[str], value: Any) -> None:
+    for section in sections[:-1]:
+        values = values[section]
+    values[sections[-1]] = value
+
+
 def _read(name: str) -> dict[str, Any]:
     if name in shipped_recipes():
-        text = resources.files("clsp.recipes").joinpath(f"{name}.toml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text(errors="replace")
+        path = resources.files("clsp.recipes").joinpath(f"{name}.toml")
+        text = path.read_text(encoding="utf-8")
+    elif Path(local_path(name)).is_file():
+        text = _decoded(name, Path(local_path(name)).read_bytes())
     else:
         raise InputError(
             f"--recipe {name}: no such file or shipped recipe; shipped are {', '.join(shipped_recipes())}"
@@ -116,6 +147,20 @@ def _read(name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {name} is not TOML: {error}") from error
+
+
+def _decoded(name: str, content: bytes) -> str:
+    """Return the text of a recipe's file; a byte-order mark of UTF-8, as Windows writes it, is no part of it.
+
+    Raises:
+        InputError: it is not in UTF-8, as TOML has to be.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "UTF-16" if is_utf16 else f"not UTF-8 (byte {error.start})"
+        raise InputError(f"recipe {name} is {found}; TOML is UTF-8: save it as UTF-8") from error
 
 
 def _bare(text: str) -> Any:

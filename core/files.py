@@ -1,16 +1,24 @@
 """Write files that either exist whole or not at all, whatever kills the process."""
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import re
 import secrets
+import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from .errors import WorkError
 
 TEMPORARY_SUFFIX = ".tmp"
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""What the system answers where nothing more can be written: no room, quota, read-only, `ulimit -f`."""
 
 
 def sync_directory(directory: Path) -> None:
@@ -30,27 +38,84 @@ def make_directory(directory: Path) -> None:
         sync_directory(directory.parent)
 
 
+class _NotingFile(io.FileIO):
+    """A file that remembers why it could not be written: libraries answer that with errors of their own."""
+
+    fault: OSError | None = None
+
+    def write(self, content: Any, /) -> int:
+        """Write bytes."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.fault = error
+            raise
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file that takes the name `path`, fsynced, only when the block ends without an exception.
 
     The temporary name is unique per writer, so several writers of one path never see each other's bytes.
+
+    Raises:
+        OSError: it cannot be written; with the path in it, whatever a library in the block made of it.
     """
     make_directory(path.parent)
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
+    raw = _NotingFile(temporary, "x")
 
     try:
-        with temporary.open("xb") as file:
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(raw)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if raw.fault is not None and isinstance(error, Exception):
+            raise OSError(raw.fault.errno, raw.fault.strerror, str(path)) from error
         raise
 
     sync_directory(path.parent)
+
+
+def _sync(file: _NotingFile) -> None:
+    """Make a file's bytes durable; a disk that is full may say so only here."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        file.fault = error
+        raise
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Let a library write files of its own in the block, into a new `folder`, which is gone if it cannot.
+
+    The files may be read by all that the umask allows; safetensors would leave its own to the user alone.
+
+    Raises:
+        OSError: as the library raised it.
+        WorkError: the library failed with an error of its own.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            reason = str(error).strip().splitlines()[0]
+            raise WorkError(f"cannot write {folder.parent}: {reason}") from error
+        raise
+
+    probe = folder / f".mode{TEMPORARY_SUFFIX}"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -91,7 +156,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """
     lock = path.with_name(f"{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with lock.open("wb") as file:
         mode = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         fcntl.flock(file, mode)
 

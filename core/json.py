@@ -1,6 +1,8 @@
 """Turn values into canonical JSON, and say in what two of them differ."""
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,6 +12,20 @@ def canonical_json(value: object) -> bytes:
     """Return JSON with sorted keys and a final newline: equal values give equal bytes."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return a row of a log as one line of JSON, which knows no NaN: a figure that is not finite is null.
+
+    >>> json_line({"step": 50, "loss": 0.25, "knn": float("nan")})
+    '{"step": 50, "loss": 0.25, "knn": null}\\n'
+    """
+    values = {}
+    for name, value in row.items():
+        is_figure = isinstance(value, float) and not math.isfinite(value)
+        values[name] = None if is_figure else value
+
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def first_fault(error: ValidationError) -> str:

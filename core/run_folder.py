@@ -1,10 +1,50 @@
 """Find out whose an output folder is, so that nothing that existed is ever overwritten."""
 
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import InputError
+from .files import locked
 
 RECIPE = "recipe.toml"
+HELD = ".clsp"
+LOCKLESS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""What a file system without locks answers; work goes on without one there."""
+
+
+@contextlib.contextmanager
+def holding(
+    folder: Path,
+    is_main_process: bool = True,
+    on_any_rank: Callable[[bool], bool] = bool,
+) -> Iterator[None]:
+    """Keep other work out of an output folder while the block runs; the lock ends with its holder.
+
+    Args:
+        is_main_process: it alone locks, for all ranks.
+        on_any_rank: returns True on every rank if it is given True on any.
+
+    Raises:
+        InputError: another process works there; on all ranks.
+    """
+    with contextlib.ExitStack() as held:
+        is_taken = False
+        if is_main_process:
+            try:
+                held.enter_context(locked(folder / HELD, wait=False))
+            except BlockingIOError:
+                is_taken = True
+            except OSError as error:
+                if error.errno not in LOCKLESS:
+                    raise
+
+        if on_any_rank(is_taken):
+            raise InputError(
+                f"another process works in {folder}; wait for it, or choose another --out"
+            )
+        yield
 
 
 def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ..core import InputError, canonical_json
+from ..core import InputError, canonical_json, local_path
 from .config import DiffusionConfig
 from .interpolation import check_unet_config
 
@@ -52,6 +52,7 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
             from its configuration, before any weights are loaded.
     """
     # The configuration of the U-Net
+    path = local_path(path)
     subfolder, config = _unet_config(path)
     check_unet_config(config, path)
     if config.get("sample_size") not in (size, [size, size]):

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from torchvision.utils import save_image
 from ..core import (
     InputError,
     StopRequested,
+    WorkError,
     canonical_json,
+    holding,
+    json_line,
     owner_of,
     replacing,
+    saving,
     stop_deferred,
     stream_seed,
     write_file,
@@ -67,7 +72,8 @@ def train_diffusion(
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
 
     Raises:
-        InputError: `out` holds a model trained with other settings or on other images.
+        InputError: `out` holds a model trained with other settings or on other images, or another process works there.
+        WorkError: the weights are not finite any more; names the last good checkpoint.
     """
     if check_out(anchors, config, out):
         return out
@@ -80,8 +86,23 @@ def train_diffusion(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
         )
 
-    # Model, and the step that it has reached
-    training = _Training(accelerator, anchors, config, out, probe, clip)
+    # The folder, for this process alone
+    on_any_rank = partial(_on_any_rank, accelerator)
+    with holding(out, accelerator.is_main_process, on_any_rank):
+        if not check_out(anchors, config, out):  # another process may have finished it since
+            training = _Training(accelerator, anchors, config, out, probe, clip)
+            _train(training, report)
+    return out
+
+
+def _train(training: "_Training", report: Report | None) -> None:
+    """Train in a folder that no other process works in."""
+    accelerator = training.accelerator
+    anchors = training.anchors
+    config = training.config
+    out = training.out
+
+    # The step that was reached
     if accelerator.is_main_process:
         write_file(out / IDENTITY, _identity(anchors, config))
 
@@ -109,7 +130,13 @@ def train_diffusion(
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
-    return out
+
+def _on_any_rank(accelerator: Accelerator, here: bool) -> bool:
+    """Return True on every rank if it is True on any."""
+    if accelerator.num_processes == 1:
+        return here
+    total: Any = accelerator.reduce(torch.tensor(float(here), device=accelerator.device))
+    return bool(total)
 
 
 class _Training:
@@ -125,6 +152,7 @@ class _Training:
         clip: bool,
     ):
         self.accelerator = accelerator
+        self.anchors = anchors
         self.config = config
         self.out = out
         self.probe = probe
@@ -194,8 +222,13 @@ class _Training:
     def look(self, done: int) -> dict[str, float]:
         """Return the metrics that are due after so many steps; draws, logs and saves what is due too."""
         config = self.config
+        is_logged = done % LOGGED == 0 or done == config.steps
+        is_saved = done % config.checkpoint_steps == 0 and done < config.steps
+        if is_logged or is_saved:
+            self.check_finite(done)
+
         metrics = {}
-        if done % LOGGED == 0 or done == config.steps:
+        if is_logged:
             metrics["loss"] = torch.stack(self.losses).mean().item()
             self.losses.clear()
 
@@ -204,18 +237,33 @@ class _Training:
                 metrics |= self._draw(done)
             if metrics:
                 _log(self.out, done, metrics)
-            if done % config.checkpoint_steps == 0 and done < config.steps:
+            if is_saved:
                 self._save(done)
 
         return metrics
 
+    def check_finite(self, done: int) -> None:
+        """Stop before weights that are not finite reach a file; a loss that is not has made such weights.
+
+        Raises:
+            WorkError: they are not; names the last good checkpoint.
+        """
+        norms = torch.stack(torch._foreach_norm(list(self.net.parameters())))
+        if torch.isfinite(norms.sum()):
+            return
+
+        good = self.out / CHECKPOINT
+        raise WorkError(
+            f"the model is not finite any more after step {done}; "
+            f"the last good checkpoint is {good if good.exists() else 'none'}; "
+            "lower diffusion.lr, or train in float32 (diffusion.precision=no)"
+        )
+
     def stops(self, done: int, requested: bool) -> bool:
         """Save a checkpoint if a stop was requested on any rank: all of them stop behind the same step."""
-        if self.accelerator.num_processes > 1:
-            everyone: Any = self.accelerator.reduce(
-                torch.tensor(float(requested), device=self.accelerator.device)
-            )
-            requested = bool(everyone)
+        requested = _on_any_rank(self.accelerator, requested)
+        if requested:
+            self.check_finite(done)
         if requested and self.accelerator.is_main_process:
             self._save(done)
         return requested
@@ -282,7 +330,7 @@ class _Training:
         staging = out / ".pipeline.tmp"
         shutil.rmtree(staging, ignore_errors=True)
 
-        with contextlib.redirect_stdout(None):
+        with saving(staging), contextlib.redirect_stdout(None):
             DDPMPipeline(self.net, self.noise).save_pretrained(staging)
 
         for part in ("unet", "scheduler"):
@@ -312,7 +360,7 @@ def check_out(anchors: ImageSource, config: DiffusionConfig, out: Path) -> bool:
 def begun_precision(out: Path) -> str | None:
     """Return the precision of the training that was begun in `out`, None if there is none."""
     path = out / IDENTITY
-    return json.loads(path.read_text()).get("precision") if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")).get("precision") if path.exists() else None
 
 
 def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
@@ -324,14 +372,14 @@ def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
 
 
 def _log(out: Path, step: int, metrics: dict[str, float]) -> None:
-    with (out / LOG).open("a") as file:
-        file.write(json.dumps({"step": step, **metrics}) + "\n")
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        file.write(json_line({"step": step, **metrics}))
 
 
 def _cut_log(out: Path, step: int) -> None:
     """Keep the rows up to `step`: a resumed run writes the later ones again."""
     if (out / LOG).exists():
-        lines = (out / LOG).read_text().splitlines()
+        lines = (out / LOG).read_text(encoding="utf-8").splitlines()
         write_file(
             out / LOG, "".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode()
         )

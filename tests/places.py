@@ -39,7 +39,7 @@ class S3Server:
         self.url, self.log = f"http://127.0.0.1:{port}", log
         self.environment = {**ACCESS, "AWS_ENDPOINT_URL": self.url}
         command = [Path(sys.executable).parent / "moto_server", "-p", str(port)]
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
                 command, stderr=file, stdout=file, env={**os.environ, **ACCESS}
             )
@@ -49,7 +49,7 @@ class S3Server:
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
-        raise RuntimeError(log.read_text())
+        raise RuntimeError(log.read_text(encoding="utf-8"))
 
     def requests(self, method: str, folder: str) -> list[str]:
         """The names inside `bucket/folder` that were asked for with this method, in order."""

@@ -5,6 +5,7 @@ What a launcher or a shell does is tested with real ones; these stand for them w
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -66,6 +67,16 @@ class Running:
 def start_clsp(*arguments: object, environment: Mapping[str, str] | None = None) -> Running:
     """Start a command line of clsp."""
     return Running(run, [str(argument) for argument in arguments], environment=environment)
+
+
+def start_clsp_with_small_files(limit: int, *arguments: object) -> Running:
+    """Start a command line of clsp in which no file may have more bytes, as by `ulimit -f`."""
+    return Running(_run_with_small_files, limit, [str(argument) for argument in arguments])
+
+
+def _run_with_small_files(limit: int, arguments: list[str]) -> int:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return run(arguments)
 
 
 def run_clsp(*arguments: object) -> Running:

@@ -1,15 +1,19 @@
 """Backbones: any timm model by name, their export in timm's form and its strict loading."""
 
 import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..core import InputError
+from ..core import InputError, write_file
 from .cifar_resnet import default_cfgs
 from .config import PretrainConfig
 
@@ -38,23 +42,111 @@ def architecture(config: PretrainConfig) -> str:
 
 
 def build_backbone(config: PretrainConfig) -> nn.Module:
-    """Return the recipe's backbone without a classifier, randomly initialised: images to pooled features `(B, F)`."""
+    """Return the recipe's backbone without a classifier, randomly initialised: images to pooled features `(B, F)`.
+
+    Raises:
+        InputError: timm does not know it, or cannot build it with these `backbone_kwargs`.
+    """
     name = architecture(config)
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **config.backbone_kwargs)
-    except TypeError as error:
+    except Exception as error:  # every family checks its arguments in its own way, or not at all
         raise InputError(
-            f"pretrain.backbone_kwargs do not fit {config.backbone}: {error}"
+            f"pretrain.backbone_kwargs do not fit {config.backbone}: {_reason(error)}"
         ) from error
+
+
+def feature_width(model: nn.Module) -> int:
+    """Return F of a timm model's pooled features `(B, F)`.
+
+    `num_features` is the width before the head, and many heads have a layer more before the classifier.
+    """
+    return int(model.head_hidden_size)  # type: ignore[arg-type]
+
+
+def check_backbone(config: PretrainConfig, size: int) -> None:
+    """Build the recipe's backbone and send two blank images through it.
+
+    Args:
+        size: side of the images, in pixels.
+
+    Raises:
+        InputError: it cannot be built, does not take images of this size, or gives no vector per image.
+    """
+    model: Any = build_backbone(config)
+    fault = _fault(model, config, size)
+    if fault is None:
+        return
+
+    found = f"pretrain.backbone = {config.backbone} does not take images of {size} pixels ({fault})"
+    if _takes_when_told(config, size):
+        raise InputError(f"{found}; add --set pretrain.backbone_kwargs.img_size={size}")
+
+    made_for = model.pretrained_cfg["input_size"][-1]
+    raise InputError(
+        f"{found}; it was made for {made_for}: use a set with a larger anchors.size, or another backbone"
+    )
+
+
+def _fault(model: nn.Module, config: PretrainConfig, size: int) -> str | None:
+    """Return what goes wrong when a model sees images of a size and is described for export; None if nothing does."""
+    expected = (2, feature_width(model))
+    try:
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            features: Any = model.train()(torch.zeros(2, 3, size, size))
+            _save_config(model, config, size, Path(folder) / "config.json")
+    except OSError:  # the temporary folder's
+        raise
+    except Exception as error:  # a size that does not fit shows anywhere inside of a model
+        return _reason(error)
+
+    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+    return None if found == expected else f"gives {found} for two images, expected {expected}"
+
+
+def _takes_when_told(config: PretrainConfig, size: int) -> bool:
+    """Return True if the backbone takes images of this size once it is built for them."""
+    kwargs = {**config.backbone_kwargs, "img_size": size}
+    told = config.model_copy(update={"backbone_kwargs": kwargs})
+    try:
+        model = build_backbone(told)
+    except InputError:
+        return False
+    return _fault(model, told, size) is None
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what a library says."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def save_backbone(model: nn.Module, config: PretrainConfig, size: int, folder: Path) -> None:
     """Write `model.safetensors` and `config.json` in timm's form, with the normalisation and image size used."""
+    content = safetensors.torch.save(unshared(model.state_dict()))
+    write_file(folder / "model.safetensors", content)
+    _save_config(model, config, size, folder / "config.json")
+
+
+def _save_config(model: nn.Module, config: PretrainConfig, size: int, path: Path) -> None:
     data = {"input_size": (3, size, size), "mean": config.mean, "std": config.std}
-    arguments = dict(config.backbone_kwargs)
-    timm.models.save_for_hf(
-        model, str(folder), model_args=arguments, data_config=data, safe_serialization=True
-    )
+    save_config_for_hf(model, str(path), model_args=dict(config.backbone_kwargs), data_config=data)
+
+
+def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors, contiguous, with copies of those that lie in another one's memory, as safetensors wants it.
+
+    Models that use a layer at several places name its weights several times.
+    """
+    kept = {}
+    places = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        kept[name] = tensor.clone() if place in places and tensor.numel() else tensor
+        places.add(place)
+
+    return kept
 
 
 def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -70,14 +162,13 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
 
     try:
-        config = json.loads(path.read_text())["pretrained_cfg"]
+        config = json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"]
         absent = [name for name in ("mean", "std", "input_size") if name not in config]
         if absent:
             raise ValueError(f"its pretrained_cfg lacks {', '.join(absent)}")
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder} is no loadable timm backbone: {reason}") from error
+        raise InputError(f"{folder} is no loadable timm backbone: {_reason(error)}") from error
 
     return model.eval().requires_grad_(False), config
 

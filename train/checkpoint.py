@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core import InputError, write_file
+from .backbone import unshared
 
 FOLDER = "checkpoints"
 
@@ -19,18 +20,18 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a run needs to go on after `state["step"]` steps; the last `keep` files stay."""
     # Weights
-    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
 
     # Moments of the optimizer
     moments = optimizer.state_dict()["state"]
     for index, values in moments.items():
         for name, value in values.items():
             if value is not None:
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
 
     # The new file in, the oldest out
     metadata = {"state": json.dumps(state)}
-    content = safetensors.torch.save(tensors, metadata)
+    content = safetensors.torch.save(unshared(tensors), metadata)
     path = out / FOLDER / f"step-{state['step']:09d}.safetensors"
     write_file(path, content)
     for old in checkpoints(out)[:-keep]:

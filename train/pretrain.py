@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from ..core import StopRequested, WorkError, stop_deferred, stream_seed
+from ..core import StopRequested, WorkError, holding, stop_deferred, stream_seed
 from ..shards import PairBatch, ShardSet
 from .build import batch_order, build_optimizer, pair_loader, prepared_method
 from .checkpoint import checkpoints
@@ -50,7 +51,8 @@ def pretrain(
         probe: measures the backbone every `knn_epochs`, for the log; it must leave it as it is.
 
     Raises:
-        InputError: `out` holds another run, the batch does not fit, or the set lacks what the method needs.
+        InputError: `out` holds another run or another process works there, the batch does not fit, or the set lacks
+            what the method needs.
         WorkError: the loss is not finite; names the step, the keys and the last good checkpoint.
     """
     if check_run(shards, config, out):
@@ -63,9 +65,24 @@ def pretrain(
         log_with=list(config.trackers) or None,
         project_dir=out,
     )
-    rank = accelerator.process_index
+    on_any_rank = partial(_on_any_rank, accelerator)
+    with holding(out, accelerator.is_main_process, on_any_rank):
+        if check_run(shards, config, out):  # another process may have finished it since
+            return out / BACKBONE
+        return _pretrain(accelerator, shards, config, out, report, probe)
 
+
+def _pretrain(
+    accelerator: Accelerator,
+    shards: ShardSet,
+    config: PretrainConfig,
+    out: Path,
+    report: Report | None,
+    probe: Probe | None,
+) -> Path:
+    """Pretrain in a folder that no other process works in."""
     # Data
+    rank = accelerator.process_index
     order = batch_order(shards, config, rank, accelerator.num_processes)
     per_epoch = order.batches_per_epoch
 

@@ -1,6 +1,5 @@
 """Keep what a run has besides its weights: the losses of the epoch, the log, the checkpoints."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..core import write_file
+from ..core import json_line, write_file
 from ..shards import PairLoader
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import PretrainConfig
@@ -95,7 +94,7 @@ class Progress:
         if not self.accelerator.is_main_process:
             return
 
-        log = "".join(json.dumps(row) + "\n" for row in self.rows)
+        log = "".join(json_line(row) for row in self.rows)
         write_file(self.out / LOG, log.encode())
 
         state = {"step": self.loader.batch, "data": self.loader.state_dict(), "sums": sums}

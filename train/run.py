@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..core import InputError, canonical_json, differences, owner_of, write_file
+from ..core import InputError, canonical_json, differences, owner_of, saving, write_file
 from ..shards import ShardSet
-from .backbone import save_backbone
+from .backbone import check_backbone, save_backbone
 from .config import PretrainConfig
 from .methods import Method
 
@@ -23,11 +23,13 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
     """Return True if `out` holds the finished run of these settings on this set, False if it can start or go on there.
 
     Raises:
-        InputError: it holds another run (naming what differs) or something else.
+        InputError: it holds another run (naming what differs) or something else, or the backbone of a run that is to
+            begin does not take the set's images.
     """
     _check_trackers(config)
     content = owner_of(out, RUN, "run of clsp pretrain")
     if content is None:
+        check_backbone(config, shards.size)
         return False
 
     found = json.loads(content)
@@ -43,7 +45,12 @@ def layers_used(out: Path) -> list[str] | None:
     """Return the layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
     if not (out / RUN).exists():
         return None
-    return sorted(json.loads((out / RUN).read_text()).get("data", {}).get("layers", {})) or None
+    return (
+        sorted(
+            json.loads((out / RUN).read_text(encoding="utf-8")).get("data", {}).get("layers", {})
+        )
+        or None
+    )
 
 
 def _check_trackers(config: PretrainConfig) -> None:
@@ -76,12 +83,14 @@ def read_rows(out: Path, step: int) -> list[dict[str, Any]]:
     """Return the log's rows up to `step`: a resumed run writes the later ones again."""
     if not (out / LOG).exists():
         return []
-    rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["step"] <= step]
 
 
 def export_backbone(method: Method, config: PretrainConfig, size: int, out: Path) -> None:
     """Save the backbone in timm's form; the folder's presence means «finished»."""
     staging = out / f".{BACKBONE}.tmp"
-    save_backbone(method.backbone.to(memory_format=torch.contiguous_format), config, size, staging)
+    with saving(staging):
+        backbone = method.backbone.to(memory_format=torch.contiguous_format)
+        save_backbone(backbone, config, size, staging)
     staging.rename(out / BACKBONE)

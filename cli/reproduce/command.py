@@ -74,7 +74,7 @@ def reproduce(
     # What it has come to
     costs = driver.costs()
     write_file(out / "costs.json", json.dumps(costs, indent=1).encode())
-    print((out / "logs" / "compare.log").read_text().rstrip())
+    print((out / "logs" / "compare.log").read_text(encoding="utf-8", errors="replace").rstrip())
     say(f"cost: {_cost_line(stages, costs)} (seconds; {out / 'costs.json'})")
     say(f"report: {out / 'report.html'}, contact sheet: {out / 'contact-sheet.png'}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from ...core import InputError, StopRequested, WorkError, locked, write_file
+from ...core import InputError, StopRequested, WorkError, holding, write_file
 from ..main import BAD_INPUT, DONE, FAILED, STOPPED, run
 from ..progress import say
 from .stages import Stage
@@ -77,11 +77,7 @@ class Driver:
             # What stages leave in the temporary folder, sockets and caches of torch, goes when the work ends.
             folder = tempfile.TemporaryDirectory(prefix="clsp-", ignore_cleanup_errors=True)
             self.temporary = held.enter_context(folder)
-            try:
-                held.enter_context(locked(self.out / "stages" / ".driver", wait=False))
-            except BlockingIOError as error:
-                found = f"another clsp reproduce works in {self.out}"
-                raise InputError(f"{found}; wait for it, or choose another --out") from error
+            held.enter_context(holding(self.out))
 
             # Start what is ready, finish what has ended, stop when the time is over
             before = (0, 0) if self.seconds is None else self._reached()
@@ -170,7 +166,7 @@ class Driver:
     def _recorded(self, stage: Stage) -> dict:
         """Return the facts that are written down about a stage with these very arguments."""
         path = self._path(stage)
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return content if content.get("arguments") == list(stage.arguments) else {}
 
     def costs(self) -> dict[str, float]:
@@ -223,7 +219,7 @@ def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str)
 
 def _failure(stage: Stage, code: int | None, log: Path) -> BaseException:
     """Return the error of a stage, which ends the driver with the stage's own exit code."""
-    lines = log.read_text().strip().splitlines() or [""]
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
     if code == STOPPED:
         return StopRequested()
     if code not in (FAILED, BAD_INPUT):

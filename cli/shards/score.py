@@ -106,7 +106,7 @@ def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
         return False
 
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return {key: content.get(key) for key in made} == made
     except (ValueError, AttributeError):
         return False

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ...core import InputError
+from ...core import InputError, replacing
 from ...shards import (
     ImageSource,
     Plan,
@@ -130,7 +130,6 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
         anchors = ImageSource(load_recipe(recipe_name).anchors)
 
     # Anchors beside their candidates
-    out.parent.mkdir(parents=True, exist_ok=True)
     shards = ShardSet(root, anchors)
     sheet = contact_sheet(shards, rows, seed)
 
@@ -140,7 +139,9 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
         scores = {name: read_scores(scores_path(root, name), len(shards)) for name in names}
         sheet = with_histograms(sheet, scores)
 
-    sheet.save(out)
+    with replacing(out) as file:
+        sheet.save(file, format="png")
+
     say(f"contact sheet: {out}")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...core import InputError
+from ...core import InputError, local_path
 from ...train import embed, load_backbone
 from ..config import Precision
 from .checkpoint import backbone_folder, checkpoint_digest
@@ -85,13 +85,14 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
     Raises:
         InputError: there is none, or its weights cannot be had.
     """
+    name = local_path(str(name))
+
     # A folder
     if Path(name).exists():
         model, config = load_backbone(backbone_folder(Path(name)))
         return Encoder(model, config, precision)
 
     # A name of timm's, or of a hub that timm knows (`hf-hub:…`)
-    name = str(name)
     is_path = name.startswith(("/", ".", "~"))
     is_known = ":" in name or timm.is_model(name)
     if is_path or not is_known:
@@ -113,9 +114,8 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
 
 def encoder_digest(name: str | Path) -> str:
     """Return the SHA-256 of the weights in a folder; the name of one of timm's own models, which name their weights."""
-    if Path(name).exists():
-        return checkpoint_digest(Path(name))
-    return str(name)
+    folder = Path(local_path(str(name)))
+    return checkpoint_digest(folder) if folder.exists() else str(name)
 
 
 def compute_device() -> torch.device:

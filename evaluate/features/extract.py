@@ -4,7 +4,7 @@ Shape legend: N images, F features, B batch.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ...core import InputError, Report, permutation
+from ...core import InputError, Report, local_path, permutation
 from ...shards import Anchor, AnchorsConfig, ImageSource, screened
+from ...shards.sources.errors import SourceError
 from ..config import LinearEvalConfig
 from .encoder import Encoder
 
@@ -50,7 +51,8 @@ def labelled_sets(
     geometry = anchors.size or size
     train_split = config.train_split or anchors.split
     chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
-    train = screened(ImageSource(anchors.model_copy(update=chosen)))
+    keys = {"split": "linear_eval.train_split" if config.train_split else "anchors.split"}
+    train = screened(open_with_keys(anchors.model_copy(update=chosen), keys))
     if (test_path, config.test_split) == (anchors.path, train_split):
         raise InputError(
             f"{test_path} split {train_split} is the training split too; set linear_eval.test_split"
@@ -65,7 +67,10 @@ def labelled_sets(
         "size": geometry,
         "bits": _bits_in_use(train),
     }
-    test = ImageSource(anchors.model_copy(update=update))
+    keys = {"split": "linear_eval.test_split"}
+    if config.test_path:
+        keys["path"] = "linear_eval.test_path"
+    test = open_with_keys(anchors.model_copy(update=update), keys)
     number_alike(train, test)
     return train, test
 
@@ -87,11 +92,28 @@ def _bits_in_use(images: ImageSource) -> int:
     return images.pixels.bits
 
 
+def open_with_keys(config: AnchorsConfig, keys: Mapping[str, str]) -> ImageSource:
+    """Open images that other keys of the recipe than `[anchors]` name, so that an error says those.
+
+    Args:
+        keys: for `path` and `split`, where they are not the anchors'.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    try:
+        return ImageSource(config)
+    except SourceError as error:
+        key = keys.get(error.key, f"anchors.{error.key}")
+        raise InputError(f"{key}: {error.reason}") from error
+
+
 def _test_path(path: str, split: str) -> str:
     """Return the anchors' own path, or beside a single file `train.parquet` the file `test.parquet`."""
-    if not Path(path).is_file():
+    file = Path(local_path(path))
+    if not file.is_file():
         return path
-    sibling = Path(path).with_name(f"{split}{Path(path).suffix}")
+    sibling = file.with_name(f"{split}{file.suffix}")
     if not sibling.exists():
         raise InputError(
             f"{path} is one file, and there is no {sibling.name} beside it; set linear_eval.test_path"
@@ -122,7 +144,7 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     missing = np.setdiff1d(classes, test)
     if len(unknown):
         raise InputError(
-            f"test labels {unknown[:5].tolist()} do not occur in training; check linear_eval.test_path"
+            f"test labels {unknown[:5].tolist()} do not occur in training; expected images of the same classes"
         )
     if complete and len(missing):
         raise InputError(

@@ -10,14 +10,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ...core import InputError
 from ...shards import AnchorsConfig, ImageSource
-from ...shards.sources.errors import SourceError
 from ..config import TransferConfig, TransferSet
 from ..features.encoder import Encoder
 from ..features.extract import (
@@ -27,6 +26,7 @@ from ..features.extract import (
     extract,
     hold_out,
     number_alike,
+    open_with_keys,
 )
 from .logistic import fit, fit_path
 from .metrics import accuracies
@@ -51,23 +51,30 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
         InputError: the set or one of its splits cannot be read.
     """
 
-    def split(which: str) -> ImageSource:
+    def split(key: Literal["train", "validation", "test"]) -> ImageSource | None:
+        which = getattr(config, key)
+        if not which:
+            return None
+
         anchors = AnchorsConfig(
             path=config.path, split=which, label=config.label, limit=limit, size=size
         )
+        keys = {
+            "path": f"transfer.sets.{name}.path",
+            "split": f"transfer.sets.{name}.{key}",
+            "label": f"transfer.sets.{name}.label",
+        }
         try:
-            return ImageSource(anchors)
+            return open_with_keys(anchors, keys)
         except InputError as error:
-            told = str(error)
-            if isinstance(error, SourceError) and error.key == "path":
-                told = f"transfer.sets.{name}.path: {error.reason}"
             raise InputError(
-                f"{told} (transfer set {name}, split {which!r} as its recipe says)"
+                f"{error} (transfer set {name}, split {which!r} as its recipe says)"
             ) from error
 
-    train = split(config.train)
-    validation = split(config.validation) if config.validation else None
-    test = split(config.test) if config.test else None
+    train = split("train")
+    assert train is not None
+    validation = split("validation")
+    test = split("test")
     for other in (validation, test):
         if other:
             number_alike(train, other)
@@ -238,7 +245,7 @@ def finished_sets(path: Path, config: TransferConfig, checkpoint: str) -> dict[s
     """Read the sets in a result file that were evaluated with this checkpoint and these settings, also those not asked
     for now; none, if the file is another version's or damaged."""
     try:
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if content.get("checkpoint") != checkpoint or content.get("precision") != config.precision:
             return {}
 

@@ -22,13 +22,13 @@ Points = Mapping[str, list[float]]
 """A map of features: `x`, `y` and `label` of every image."""
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of a run's log, one per epoch; empty without one."""
     path = folder / LOG
     if not path.exists():
         return []
 
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def run_name(folder: Path) -> str:
@@ -37,7 +37,7 @@ def run_name(folder: Path) -> str:
     if not path.exists():
         return folder.name
 
-    return str(json.loads(path.read_text())["name"])
+    return str(json.loads(path.read_text(encoding="utf-8"))["name"])
 
 
 def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
@@ -57,7 +57,7 @@ def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
         lines: dict[str, Any] = {}
         for axes, measure in zip(panels, measures, strict=False):
             for name, rows in runs:
-                measured = [row for row in rows if measure in row]
+                measured = [row for row in rows if row.get(measure) is not None]
                 if measured:
                     epochs = [row["epoch"] for row in measured]
                     values = [row[measure] for row in measured]

@@ -98,7 +98,9 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
     pictures += _run_pictures(runs)
 
     # The page
-    template = resources.files(__package__ or "").joinpath("page.html.j2").read_text()
+    template = (
+        resources.files(__package__ or "").joinpath("page.html.j2").read_text(encoding="utf-8")
+    )
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -138,7 +140,7 @@ def _contents(folder: Path) -> _Contents:
 
 def _read_comparison(path: Path) -> Comparison:
     try:
-        return Comparison.model_validate(json.loads(path.read_text()))
+        return Comparison.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         reason = first_fault(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{path} is no comparison ({reason}); run clsp compare again") from error
@@ -223,7 +225,7 @@ def _read_map(run: Path) -> Points | None:
     for probe in PROBES:
         path = result_path(run, probe.task)
         if probe.has_map and path.exists():
-            points = json.loads(path.read_text())["result"].get("map")
+            points = json.loads(path.read_text(encoding="utf-8"))["result"].get("map")
             if points and points["x"]:
                 return points
 
@@ -240,7 +242,7 @@ def _score_names(shards: ShardSet) -> list[str]:
 def _read_quality(shards: ShardSet, name: str) -> QualityResult | None:
     """Read the measures of the whole set that go with its scores of that name; None if they are of another content."""
     path = quality_path(shards.root, name)
-    content = json.loads(path.read_text()) if path.exists() else {}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if content.get("data") != shards.identity:
         return None
     return QualityResult.model_validate(content)
@@ -283,7 +285,7 @@ def _provenance(runs: Sequence[Path]) -> _Provenance:
     """Read versions, time and the recipe of the first evaluated run; the others differ by method and seed."""
     for run in runs:
         for path in sorted(run.glob("*.json")):
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             if "recipe" in content:
                 versions = [f"{name} {value}" for name, value in content["versions"].items()]
                 recipe = json.dumps(content["recipe"], indent=2, sort_keys=True)

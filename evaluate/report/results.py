@@ -121,7 +121,8 @@ def write_result(
         facts: further entries of the file.
     """
     # The run that made the checkpoint, where it is one
-    run = json.loads((checkpoint / RUN).read_text()) if (checkpoint / RUN).exists() else {}
+    path = checkpoint / RUN
+    run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     # The result, with everything that it depends on
     content = RunResult(
@@ -161,7 +162,7 @@ def read_results(folder: Path) -> list[RunResult]:
 
 def _read_result(path: Path) -> RunResult:
     try:
-        return RunResult.model_validate(json.loads(path.read_text()))
+        return RunResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise InputError(
             f"{path} is no result ({first_fault(error)}); run the evaluation again"

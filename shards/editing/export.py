@@ -3,13 +3,12 @@
 N: anchors, K: candidates per anchor, H, W: height and width.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ...core import InputError, Report, WorkError, replacing
+from ...core import InputError, Report, WorkError, json_line, replacing
 from ..format.layout import shard_name
 from ..reading.shard_set import ShardSet
 
@@ -75,8 +74,7 @@ def export_folder(shards: ShardSet, folder: Path, report: Report | None = None) 
                 with path.open("xb") as image:
                     image.write(content)
 
-                line = json.dumps(row, ensure_ascii=False)
-                file.write(f"{line}\n".encode())
+                file.write(json_line(row).encode())
 
             if report:
                 report(position + 1, len(shards))

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ...core import json_line
 from ...core.stamp import utc_now
 from .commits import CommitRecord
 from .plan import Plan
@@ -100,11 +101,11 @@ def log_path(root: Path) -> Path:
 def log_event(root: Path, event: str, **facts: Any) -> None:
     """Append a line to the log; lines of several processes never mix, since each is one write."""
     content = {"time": utc_now(), "event": event, "process": os.getpid(), **facts}
-    line = json.dumps(content, ensure_ascii=False) + "\n"
+    line = json_line(content)
 
     path = log_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     try:
         os.write(descriptor, line.encode())
@@ -119,7 +120,7 @@ def read_log(root: Path) -> list[dict[str, Any]]:
         return []
 
     events = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:

@@ -80,7 +80,7 @@ class BatchOrder:
         batch_size: samples per global batch; at most all of them, and divisible by `world_size`.
 
     Raises:
-        InputError: the batch size is none of these.
+        InputError: the batch is larger than the set, so that no epoch had any, or not divisible.
 
     >>> order = BatchOrder(shard_sizes=[4, 4, 2], plan_digest="", seed=0, batch_size=4)
     >>> order.batches_per_epoch

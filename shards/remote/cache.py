@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from ...core import WorkError, locked, remove_temporaries, write_file
+from ...core import InputError, WorkError, local_path, locked, remove_temporaries, write_file
 from ..format.layout import MANIFEST, parse_shard
 from ..format.manifest import FileEntry, Manifest, read_manifest
 from .filesystem import Remote
@@ -125,23 +125,33 @@ def open_store(
         cache: where files of a URL are kept; by default `$CLSP_CACHE`, else the user's cache folder.
         cache_bytes: how many bytes of tars are kept there.
     """
-    if "://" not in str(location):
+    location = local_path(str(location))
+    if "://" not in location:
         return LocalStore(Path(location))
 
     remote = Remote(location)
     if remote.local:
         return LocalStore(remote.root)
 
-    return RemoteStore(str(location), cache or cache_folder(), cache_bytes)
+    return RemoteStore(location, cache or cache_folder(), cache_bytes)
 
 
 def cache_folder() -> Path:
-    """Return `$CLSP_CACHE`, else `clsp` in the platform's cache folder."""
+    """Return `$CLSP_CACHE`, else `clsp` in the platform's cache folder.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     if "CLSP_CACHE" in os.environ:
         return Path(os.environ["CLSP_CACHE"])
 
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "clsp"
+    if "XDG_CACHE_HOME" in os.environ:
+        return Path(os.environ["XDG_CACHE_HOME"]) / "clsp"
+
+    try:
+        return Path.home() / ".cache" / "clsp"
+    except RuntimeError as error:
+        raise InputError("the user has no home folder to cache a set in; set CLSP_CACHE") from error
 
 
 def _used(path: Path, entry: FileEntry) -> bool:

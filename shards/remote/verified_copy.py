@@ -1,7 +1,6 @@
 """Copy files that land only when their bytes are those of the manifest, and try again what failed in passing."""
 
 import contextlib
-import errno
 import hashlib
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from fsspec.callbacks import Callback
 
-from ...core import InputError, StopRequested, WorkError, replacing, sha256_file
+from ...core import DISK_FULL, InputError, StopRequested, WorkError, replacing, sha256_file
 from ..format.layout import MANIFEST, PLAN
 from ..format.manifest import FileEntry, Manifest, parse_manifest
 from ..format.metadata import MAX_JSON_BYTES
@@ -33,7 +32,6 @@ BACKENDS = {
 }
 """Libraries whose own exceptions, not all of them OSErrors, mean that a transfer failed."""
 
-DISK_FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 PERMANENT = (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
 Result = TypeVar("Result")
 

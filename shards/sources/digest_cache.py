@@ -1,5 +1,6 @@
 """Keep what a source was found to be beside what is made of it: reading a million images takes minutes."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -56,11 +57,12 @@ def remember_digest(anchors: ImageSource, path: Path, report: Report | None = No
 
     findings = anchors.known_findings or anchors.look(report=report)
     record = KnownFindings(**state.model_dump(), findings=findings)
-    write_file(path, json.dumps(record.model_dump(mode="json")).encode())
+    with contextlib.suppress(PermissionError):  # the folder beside the set may be somebody else's
+        write_file(path, json.dumps(record.model_dump(mode="json")).encode())
 
 
 def _read_known(path: Path) -> KnownFindings | None:
     try:
-        return KnownFindings.model_validate(json.loads(path.read_text()))
+        return KnownFindings.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # missing, no JSON or of another form
         return None

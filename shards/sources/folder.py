@@ -16,6 +16,7 @@ from .config import AnchorsConfig
 from .errors import SourceError
 from .labels import find_classes, label_column, label_rule, unknown_column_note
 from .layout import Arrangement, arrange, split_meant
+from .names import source_name
 from .walk import FoundFile, FoundFiles, LeftOut, printable
 
 FOLDERS_COLUMN = "label"
@@ -60,7 +61,7 @@ class FolderSource:
 
     def __init__(self, root: Path, config: AnchorsConfig, found: FoundFiles):
         self.root = root
-        self.name = root.resolve().name
+        self.name = source_name(config.path)
         self.left_out = list(found.left_out)
         self.notes: list[str] = []
 

@@ -21,6 +21,7 @@ from .labels import (
     unknown_column_note,
 )
 from .layout import SPLIT_WORDS, folder_meant, split_meant
+from .names import source_name
 from .walk import FoundFile, LeftOut
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -40,8 +41,7 @@ class HFSource:
 
     def __init__(self, dataset: Any, config: AnchorsConfig, files: Sequence[FoundFile] = ()):
         path = config.path
-        local = Path(path).expanduser()
-        self.name = local.name if local.exists() else path
+        self.name = source_name(path)
         self.licence = dataset.info.license or ""
         self.fingerprint: str = _fingerprint(dataset, files)
         self.left_out: list[LeftOut] = []

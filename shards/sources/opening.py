@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...core import local_path
 from .config import AnchorsConfig
 from .digits import DigitsSource
 from .errors import SourceError
@@ -61,7 +62,7 @@ def open_source(config: AnchorsConfig) -> Source:
         SourceError: nothing is there, or it cannot be read, or too much of it would be left out.
     """
     path = config.path
-    local = Path(path).expanduser()
+    local = Path(local_path(path))
 
     if path == "digits":
         return DigitsSource(config.split)
@@ -75,7 +76,7 @@ def open_source(config: AnchorsConfig) -> Source:
         return open_file(local, config)
 
     looks_local = (
-        path.startswith((".", "/", "~")) or path.count("/") > 1 or local.suffix == ".parquet"
+        path.startswith((".", "/", "~", FILE)) or path.count("/") > 1 or local.suffix == ".parquet"
     )
     if looks_local:
         raise SourceError(

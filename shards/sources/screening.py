@@ -56,7 +56,7 @@ def _listed(anchors: ImageSource, listing: Path | None) -> dict[int, str] | None
 
     source = _source(anchors)
     try:
-        content = json.loads(listing.read_text())
+        content = json.loads(listing.read_text(encoding="utf-8"))
         skipped = {int(row["index"]): str(row["reason"]) for row in content["skipped"]}
         is_same_source = {key: content[key] for key in source} == source
     except (ValueError, KeyError, TypeError) as error:

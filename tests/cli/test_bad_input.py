@@ -7,6 +7,9 @@ import shutil
 import datasets
 import numpy as np
 import pytest
+from clsp.train import PretrainConfig, build_backbone
+from clsp.train.backbone import save_backbone
+from conftest import SMALL_METHOD, settings
 from PIL import Image
 
 
@@ -112,3 +115,54 @@ def test_evaluating_what_is_no_checkpoint(clsp, tmp_path):
         assert_one_line(found, "holds no checkpoint")
     assert_one_line(clsp("compare", tmp_path, "--out", tmp_path), "holds no results")
     assert_one_line(clsp("report", tmp_path, "--out", tmp_path / "x.html"), "no results.json")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A folder of a small backbone."""
+    folder = tmp_path_factory.mktemp("encoder")
+    config = PretrainConfig(backbone_kwargs=SMALL_METHOD["backbone_kwargs"])
+    save_backbone(build_backbone(config), config, 8, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"linear_eval.test_path": "./none"}, ["linear_eval.test_path: ./none does not exist"]),
+        ({"linear_eval.test_split": "valid"}, ["linear_eval.test_split: digits has", "'valid'"]),
+        ({"linear_eval.train_split": "all"}, ["linear_eval.train_split: digits has", "'all'"]),
+        ({"anchors.path": "./none"}, ["anchors.path: ./none does not exist"]),
+    ],
+)
+def test_an_evaluation_names_the_key_at_fault(clsp, encoder, tmp_path, values, parts):
+    common = ("knn", "--recipe", "digits", "--checkpoint", encoder, "--out", tmp_path / "out")
+    assert_one_line(clsp(*common, *settings(values)), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_neighbours_than_training_images_are_said(clsp, encoder, tmp_path):
+    values = {"linear_eval.train_limit": 60, "linear_eval.test_limit": 20}
+    common = ("knn", "--recipe", "digits", "--checkpoint", encoder, "--out", tmp_path / "out")
+    found = clsp(*common, *settings(values))
+    assert found.returncode == 0, found.stderr
+    said = [line for line in found.stdout.splitlines() if line.startswith("note: knn.k")]
+    assert len(said) == 1 and "200 neighbours, there are 60 training images" in said[0]
+
+
+def test_a_transfer_names_the_key_at_fault(clsp, encoder, tmp_path):
+    common = ("transfer", "--recipe", "digits", "--checkpoint", encoder, "--out", tmp_path / "out")
+    for values, part in (
+        ({"transfer.sets.mine.path": "./none"}, "transfer.sets.mine.path: ./none does not exist"),
+        (
+            {"transfer.sets.mine.path": "digits", "transfer.sets.mine.train": "all"},
+            "transfer.sets.mine.train: digits has the splits",
+        ),
+    ):
+        found = clsp(*common, *settings({**values, "transfer.only": "[mine]"}))
+        assert_one_line(found, part)
+
+
+def test_the_root_of_the_file_system_is_no_output(clsp, make):
+    assert_one_line(make(out="/"), "the root of the file system")
+    assert_one_line(clsp("shards", "status", "/"), "the root of the file system")

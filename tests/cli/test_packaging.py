@@ -134,13 +134,14 @@ def test_shards_and_the_command_line_need_the_base_install_only(base_install, sh
         ["pull", str(tmp_path / "pushed"), str(tmp_path / "pulled")],
         ["verify", str(tmp_path / "pulled")],
     ]
+    verbs = [["shards", *command] for command in commands]
     code = (
         "import importlib.util, json, sys; assert importlib.util.find_spec('torch') is None; "
         "from clsp.cli.main import run; "
-        "sys.exit(max(run(['shards', *command]) for command in json.loads(sys.argv[1])))"
+        "sys.exit(max(run(command) for command in json.loads(sys.argv[1])))"
     )
     found = subprocess.run(
-        [sys.executable, "-S", "-c", code, json.dumps(commands)],
+        [sys.executable, "-S", "-c", code, json.dumps([*verbs, ["doctor"]])],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(base_install)},
         capture_output=True,
@@ -148,4 +149,5 @@ def test_shards_and_the_command_line_need_the_base_install_only(base_install, sh
         check=False,
     )
     assert found.returncode == 0 and "is sound" in found.stdout, found.stderr
+    assert "none: torch is not installed" in found.stdout
     assert np.array_equal(np.load(tmp_path / "again.npy"), np.load(tmp_path / "made.npy"))

@@ -54,3 +54,21 @@ def test_bf16_where_it_is_emulated_is_said_and_done(
     monkeypatch.setenv("CLSP_BF16", "yes")
     again = clsp("knn", *common, "--checkpoint", run, "--out", run)
     assert again.returncode == 0 and "note" not in again.stdout
+
+
+def test_a_backbone_that_does_not_fit_leaves_the_folder_to_one_that_does(clsp, shard_set, tmp_path):
+    values = {**SMALL_NETWORKS, "pretrain.epochs": 1, "pretrain.stem": "default"}
+    values["pretrain.backbone"] = "vit_tiny_patch16_224"
+    values["pretrain.backbone_kwargs"] = "{patch_size=4,depth=1,embed_dim=24}"
+    common = ("pretrain", "--recipe", "digits", *settings(values), "--shards", shard_set)
+    common = (*common, "--out", tmp_path / "run")
+
+    refused = clsp(*common)
+    advice = "--set pretrain.backbone_kwargs.img_size=8"
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert "vit_tiny_patch16_224 does not take images of 8 pixels" in refused.stderr
+    assert refused.stderr.strip().endswith(advice)
+    assert not (tmp_path / "run").exists()
+
+    done = clsp(*common, *advice.split())
+    assert done.returncode == 0, done.stderr

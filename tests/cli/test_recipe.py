@@ -151,3 +151,27 @@ def test_the_papers_diffusion_model_is_recorded_without_later_keys(name):
         "diffusion.ema_warmup=true",
     ]
     assert later <= set(load_recipe(name, settings).diffusion.recorded())
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[sampler]\nsteps = 7\n", encoding="utf-8-sig")
+    assert load_recipe(str(path)).sampler.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("encoding", "named"), [("utf-16", "UTF-16"), ("latin-1", r"not UTF-8 \(byte 5\)")]
+)
+def test_a_recipe_in_another_encoding_is_refused(tmp_path, encoding, named):
+    path = tmp_path / "mine.toml"
+    path.write_text("# gewölbt, größer: £\n", encoding=encoding)
+    with pytest.raises(InputError, match=f"mine.toml is {named}; TOML is UTF-8: save it as UTF-8"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("text", ["2024", "1e3", "2024-05-01", "true", "007", "nan"])
+def test_a_number_or_date_given_for_a_text_is_one(text):
+    recipe = load_recipe("digits", [f"anchors.path={text}", f"linear_eval.test_path={text}"])
+    assert (recipe.anchors.path, recipe.linear_eval.test_path) == (text, text)
+    with pytest.raises(InputError, match=r"recipe digits: sampler.steps = 1000.5"):
+        load_recipe("digits", [f"anchors.path={text}", "sampler.steps=1000.5"])

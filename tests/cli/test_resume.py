@@ -133,8 +133,10 @@ def test_a_process_that_dies_ends_the_job_by_name_and_three_others_finish_it(
 
 def process_of_rank(launcher: int, rank: int) -> int:
     """The process ID of a launcher's child."""
-    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+    for child in (
+        Path(f"/proc/{launcher}/task/{launcher}/children").read_text(encoding="utf-8").split()
+    ):
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text(encoding="utf-8"):
             return int(child)
     raise LookupError(rank)
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from clsp.cli.main import run
-from clsp.core import InputError, StopRequested
+from clsp.core import InputError, StopRequested, WorkError
 from clsp.generate import DiffusionConfig, train_diffusion
 from clsp.generate.pixels import to_uint8
 from clsp.generate.train_diffusion import _Training
@@ -64,6 +65,57 @@ def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeyp
     assert weights(parts) == weights(whole)
     assert DDPMPipeline.from_pretrained(parts).unet.config["sample_size"] == 8
     assert not list(parts.glob("*.pt"))
+
+
+def test_a_second_training_is_kept_out_of_a_folder(digits, tmp_path):
+    refused = []
+
+    def start_another(*progress):
+        with pytest.raises(InputError, match=f"another process works in {tmp_path}; wait") as error:
+            train_diffusion(digits, CONFIG, tmp_path)
+        refused.append(error)
+
+    train_diffusion(digits, CONFIG, tmp_path, report=start_another)
+    assert len(refused) == 1
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_last_checkpoint(digits, tmp_path):
+    config = CONFIG.model_copy(update={"steps": 3})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(*progress):  # behind the last step, before the model is saved
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    try:
+        with pytest.raises(WorkError, match=f"cannot write {tmp_path}: .*File too large"):
+            train_diffusion(digits, config, tmp_path, report=fill_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    assert not list(tmp_path.glob(".*.tmp"))
+    train_diffusion(digits, config, tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_mode == (tmp_path / "model_index.json").stat().st_mode
+
+
+def test_a_model_that_blows_up_is_not_saved(digits, tmp_path, monkeypatch):
+    def learning_rate(config, step):
+        return 1e-4 if step < 4 else 1e30
+
+    monkeypatch.setattr(DiffusionConfig, "learning_rate", learning_rate)
+    named = (
+        f"not finite any more after step 6; the last good checkpoint is {tmp_path}/checkpoint.pt"
+    )
+    with pytest.raises(WorkError, match=f"{named}; lower diffusion.lr"):
+        train_diffusion(digits, CONFIG, tmp_path)
+
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(torch.isfinite(value).all() for value in state["unet"].values())
+    assert not (tmp_path / "model_index.json").exists() and not (tmp_path / "log.jsonl").exists()
 
 
 def test_the_folder_of_another_run_is_refused(digits, tmp_path):

@@ -61,6 +61,19 @@ class CrashError(Exception):
     pass
 
 
+def test_a_second_run_is_kept_out_of_a_folder(shards, tmp_path):
+    refused = []
+
+    def start_another(*progress):
+        with pytest.raises(InputError, match=f"another process works in {tmp_path}; wait") as error:
+            pretrain(shards, config(), tmp_path)
+        refused.append(error)
+
+    pretrain(shards, config(), tmp_path, report=start_another)
+    assert [row["epoch"] for row in losses(tmp_path)] == [1, 2, 3]
+    assert len(refused) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize(

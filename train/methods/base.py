@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..backbone import build_backbone
+from ..backbone import build_backbone, feature_width
 from ..config import PretrainConfig
 from ..losses import alignment
 
@@ -38,7 +38,7 @@ class Method(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config)
-        features = int(self.backbone.num_features)  # type: ignore[arg-type]
+        features = feature_width(self.backbone)
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
         norm = config.head_norm if config.projector_norm else None
         self.projector = mlp(

@@ -106,7 +106,7 @@ def test_a_second_driver_is_kept_out(tmp_path):
     class Second(Sleeps):
         def _start_ready(self):
             super()._start_ready()
-            with pytest.raises(InputError, match="another clsp reproduce works in"):
+            with pytest.raises(InputError, match="another process works in"):
                 Sleeps(tmp_path, self.stages, 1).run()
 
     Second(tmp_path, [Stage("quick", ("0.5",))], 1).run()

@@ -71,3 +71,8 @@ def test_candidates_are_drawn_uniformly_by_seed_epoch_and_key():
     counts = np.bincount(draws, minlength=8)
     assert abs(counts - 1250).max() < 5 * np.sqrt(1250)
     assert len({draw_candidate(0, epoch, "a", 8) for epoch in range(100)}) == 8
+
+
+def test_a_batch_larger_than_the_set_is_refused():
+    with pytest.raises(InputError, match="batch_size is 256, the set has 10 anchors; lower it"):
+        BatchOrder([4, 4, 2], "", seed=0, batch_size=256)
