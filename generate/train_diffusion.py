@@ -89,11 +89,11 @@ def train_diffusion(
     if accelerator.is_main_process:
         _cut_log(out, first)
 
-    batches = image_batches(
+    reading = image_batches(
         anchors, config, first, accelerator.process_index, accelerator.num_processes
     )
 
-    with stop_deferred() as stop_requested:
+    with stop_deferred() as stop_requested, reading as batches:
         for step, x0 in enumerate(batches, start=first):
             training.step(x0.to(accelerator.device), step)
             metrics = training.look(step + 1)

@@ -85,9 +85,10 @@ def pretrain(
     trainer = Trainer(accelerator, method, model, optimizer, config, inputs, per_epoch)
     progress = Progress(accelerator, method, optimizer, config, loader, out)
 
+    first = progress.resume()
     model.train()
-    with stop_deferred() as stop_requested:
-        for step, batch in enumerate(loader, start=progress.resume()):
+    with stop_deferred() as stop_requested, loader.reading() as batches:
+        for step, batch in enumerate(batches, start=first):
             # Forward, backward, optimizer
             try:
                 losses = trainer.step(step, batch)
