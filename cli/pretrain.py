@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
+from ..core import launched_rank, read_launch
 from ..shards import ImageSource, ShardSet
 from .options import check_option, expand, out_option, recipe_options
-from .progress import ProgressReport, is_first_rank, say, say_if_emulated, say_unfinished
+from .progress import ProgressReport, say, say_if_emulated, say_unfinished
 from .recipe import Recipe, load_recipe
 
 
@@ -38,6 +39,7 @@ def pretrain(
     check: bool,
 ) -> None:
     """Pretrain a backbone on a shard set."""
+    read_launch()
     given = {"pretrain.method": method, "pretrain.seed": seed}
     recipe = load_recipe(
         recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None))
@@ -65,7 +67,9 @@ def pretrain(
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     recipe.save(out / "recipe.toml")
     probe = (
-        _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs and is_first_rank() else None
+        _knn_probe(recipe, shards.size)
+        if recipe.pretrain.knn_epochs and launched_rank() == 0
+        else None
     )
 
     with ProgressReport(out.name, "epochs") as report:

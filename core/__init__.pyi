@@ -14,6 +14,11 @@ from .files import write_file as write_file
 from .json import canonical_json as canonical_json
 from .json import differences as differences
 from .json import first_fault as first_fault
+from .launch import LaunchError as LaunchError
+from .launch import join_launch as join_launch
+from .launch import launched_rank as launched_rank
+from .launch import make_accelerator as make_accelerator
+from .launch import read_launch as read_launch
 from .report import Report as Report
 from .run_folder import owner_of as owner_of
 from .stamp import run_stamp as run_stamp

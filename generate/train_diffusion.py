@@ -5,13 +5,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from torch.nn import functional as F
@@ -21,6 +20,7 @@ from ..core import (
     InputError,
     StopRequested,
     canonical_json,
+    make_accelerator,
     owner_of,
     replacing,
     stop_deferred,
@@ -72,10 +72,7 @@ def train_diffusion(
     if check_out(anchors, config, out):
         return out
 
-    hours = InitProcessGroupKwargs(
-        timeout=timedelta(hours=12)
-    )  # the others wait while the first one draws images
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[hours])
+    accelerator = make_accelerator(config.precision)
     if config.batch_size % accelerator.num_processes:
         raise InputError(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"

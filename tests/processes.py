@@ -27,6 +27,8 @@ class Running:
         environment: Mapping[str, str] | None = None,
     ):
         self._folder = Path(tempfile.mkdtemp(prefix="process-"))
+        for name in ("stdout", "stderr"):
+            (self._folder / name).touch()
         job = (function, arguments, dict(environment or os.environ), self._folder)
         self.process = PROCESSES.Process(target=_work, args=job)
         self.process.start()

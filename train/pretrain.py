@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
-from ..core import StopRequested, WorkError, stop_deferred, stream_seed
+from ..core import StopRequested, WorkError, make_accelerator, stop_deferred, stream_seed
 from ..shards import PairBatch, ShardSet
 from .build import batch_order, build_optimizer, pair_loader, prepared_method
 from .checkpoint import checkpoints
@@ -57,9 +56,9 @@ def pretrain(
         return out / BACKBONE
 
     # Processes
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        kwargs_handlers=_process_settings(),
+    accelerator = make_accelerator(
+        config.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=list(config.trackers) or None,
         project_dir=out,
     )
@@ -195,13 +194,6 @@ def total_loss(losses: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
     for name, value in losses.items():
         total = total + value * (weight if name == "synthetic" else 1.0)
     return total
-
-
-def _process_settings() -> list[Any]:
-    """Return accelerate's settings of several processes."""
-    # The others wait while the first one probes.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    return [DistributedDataParallelKwargs(broadcast_buffers=False), patience]
 
 
 def _not_finite(error: NotFiniteError, step: int, keys: list[str], out: Path) -> WorkError:

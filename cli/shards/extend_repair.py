@@ -1,12 +1,11 @@
 """`clsp shards extend` and `repair`: composed of what `shards` offers and `generate` makes."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...core import InputError
+from ...core import InputError, join_launch, read_launch
 from ...shards import Anchor, AnchorsConfig, ImageSource, Plan, ShardSet, read_manifest
 from ...shards.editing.extend import extension_plan, start_layer
 from ...shards.editing.repair import (
@@ -23,7 +22,7 @@ from ..progress import ProgressReport, say, say_if_emulated
 from .plan_make import diffusion_option
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
     from ...generate import Sampler
 
@@ -75,9 +74,8 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
     return ImageSource(config)
 
 
-def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
-    """Return the sampler that a plan records, with the recorded model, at `path`, on its device."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
+def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, PartialState]":
+    """Return the sampler that a plan records, with the recorded model, at `path`, on its device; and the processes."""
     from pydantic import ValidationError
 
     from ...generate import Sampler, SamplerConfig, load_diffusion
@@ -97,9 +95,8 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
         )
 
     say_if_emulated("the set's sampler.dtype", config.dtype == "bfloat16")
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
-
-    return Sampler(model, config, accelerator.device), accelerator
+    processes = join_launch()
+    return Sampler(model, config, str(processes.device)), processes
 
 
 def model_of(root: Path, given: str) -> str:
@@ -128,6 +125,7 @@ def model_of(root: Path, given: str) -> str:
 )
 def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
     """Add candidates to a sealed set, as a new layer; resumable, and the old bytes stay."""
+    read_launch()
     parsed_part = parse_part(part)
     layer, plan = extension_plan(root, candidates)
     if plan is None:
@@ -139,15 +137,15 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
     path = model_of(root, diffusion)
     base = read_plan(root)
     shards = ShardSet(root, None if base.shards.include_anchors else open_source(base, recipe_name))
-    sampler, accelerator = recorded_sampler(plan, path)
+    sampler, processes = recorded_sampler(plan, path)
     from ...generate import make_shards
 
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         start_layer(root, layer, plan)
 
-    accelerator.wait_for_everyone()
-    rank = accelerator.process_index
-    world_size = accelerator.num_processes
+    processes.wait_for_everyone()
+    rank = processes.process_index
+    world_size = processes.num_processes
 
     with ProgressReport("extend", "anchors") as report:
         set_id = make_shards(
@@ -175,6 +173,7 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
 @source_option
 def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None) -> None:
     """Put damaged files right; only bytes that the manifest records are accepted."""
+    read_launch()
     if url and diffusion:
         raise InputError("--from and --diffusion: give one of them")
 

@@ -1,12 +1,11 @@
 """`clsp shards plan` and `clsp shards make`."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ...core import InputError, computes_bf16, remove_temporaries
+from ...core import InputError, computes_bf16, join_launch, read_launch, remove_temporaries
 from ...shards import ImageSource, Plan, screened
 from ...shards.format.layout import PLAN
 from ...shards.format.plan import read_plan
@@ -141,12 +140,11 @@ def make(
     recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool
 ) -> None:
     """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
+    read_launch()
     recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
     path = diffusion_path(recipe, diffusion, out)
     anchors = ImageSource(recipe.anchors)
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
     from ...generate import Sampler, load_diffusion, make_shards
     from ...shards import write_plan
     from ...shards.format.plan import check_plan
@@ -157,22 +155,19 @@ def make(
         check_plan(out, _new_plan(recipe, anchors, model, out))
         return
 
-    hours = InitProcessGroupKwargs(
-        timeout=timedelta(hours=12)
-    )  # the first process reads the whole source for the plan
-    accelerator = Accelerator(kwargs_handlers=[hours])
-
-    if accelerator.is_main_process:
+    # The first process reads the whole source for the plan.
+    processes = join_launch()
+    if processes.is_main_process:
         write_plan(out, _new_plan(recipe, anchors, model, out))
         remove_temporaries(out)
 
-    accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
     anchors = screened(anchors, listing_path(out))
     config = resolved_sampler(recipe, out)
     say_if_emulated("sampler.dtype", config.dtype == "bfloat16")
-    sampler = Sampler(model, config, accelerator.device)
-    rank = accelerator.process_index
-    world_size = accelerator.num_processes
+    sampler = Sampler(model, config, str(processes.device))
+    rank = processes.process_index
+    world_size = processes.num_processes
 
     with ProgressReport("shards", "anchors") as report:
         set_id = make_shards(
