@@ -20,7 +20,7 @@ from .shards.plan_make import readable_anchors
 @check_option
 def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) -> None:
     """Train an unconditional DDPM on the anchors."""
-    read_launch()
+    read_launch()  # what is left over in the environment is refused before any work
     recipe = load_recipe(recipe_name, overrides)
     if recipe.diffusion.path:
         say(

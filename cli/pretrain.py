@@ -39,7 +39,7 @@ def pretrain(
     check: bool,
 ) -> None:
     """Pretrain a backbone on a shard set."""
-    read_launch()
+    read_launch()  # what is left over in the environment is refused before any work
     given = {"pretrain.method": method, "pretrain.seed": seed}
     recipe = load_recipe(
         recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None))

@@ -125,7 +125,7 @@ def model_of(root: Path, given: str) -> str:
 )
 def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
     """Add candidates to a sealed set, as a new layer; resumable, and the old bytes stay."""
-    read_launch()
+    read_launch()  # what is left over in the environment is refused before any work
     parsed_part = parse_part(part)
     layer, plan = extension_plan(root, candidates)
     if plan is None:
@@ -173,7 +173,7 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
 @source_option
 def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None) -> None:
     """Put damaged files right; only bytes that the manifest records are accepted."""
-    read_launch()
+    read_launch()  # what is left over in the environment is refused before any work
     if url and diffusion:
         raise InputError("--from and --diffusion: give one of them")
 

@@ -140,7 +140,7 @@ def make(
     recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool
 ) -> None:
     """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
-    read_launch()
+    read_launch()  # what is left over in the environment is refused before any work
     recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
     path = diffusion_path(recipe, diffusion, out)
