@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from clsp.core import computes_bf16
+from clsp.core import computes_bf16, make_accelerator
 from clsp.shards import ShardSet
 from clsp.train import PretrainConfig, Views, batch_order, build_method
 from clsp.train.build import build_optimizer, pair_loader, prepared_method
@@ -79,7 +78,7 @@ class Ours:
         AcceleratorState._reset_state(
             reset_partial_state=True
         )  # the precision belongs to the process
-        accelerator = Accelerator(mixed_precision=config.precision)
+        accelerator = make_accelerator(config.precision)
         shards = ShardSet(root)
         order = batch_order(shards, config)
         method = prepared_method(config, accelerator.device)

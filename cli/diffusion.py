@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from ..core import computes_bf16
+from ..core import computes_bf16, launched_rank, read_launch
 from ..shards import ImageSource
 from .options import check_option, out_option, recipe_options
-from .progress import ProgressReport, is_first_rank, say, say_if_emulated
+from .progress import ProgressReport, say, say_if_emulated
 from .recipe import load_recipe
 from .shards.plan_make import readable_anchors
 
@@ -20,6 +20,8 @@ from .shards.plan_make import readable_anchors
 @check_option
 def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) -> None:
     """Train an unconditional DDPM on the anchors."""
+    read_launch()  # what is left over in the environment is refused before any work
+
     # Recipe and anchors
     recipe = load_recipe(recipe_name, overrides)
     if recipe.diffusion.path:
@@ -50,7 +52,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
 
     # Train
     probe = None
-    if recipe.diffusion.probe_images and is_first_rank():
+    if recipe.diffusion.probe_images and launched_rank() == 0:
         from ..evaluate import frechet_probe, load_encoder
 
         probe = frechet_probe(

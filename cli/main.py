@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..core import DISK_FULL, InputError, StopRequested, WorkError
+from ..core import DISK_FULL, InputError, LaunchError, StopRequested, WorkError, launched_rank
 from .caches import prepare_caches
 from .streams import READER_GONE, drop_output, prepare_streams, reader_is_gone
 
@@ -171,7 +171,10 @@ def run(arguments: list[str]) -> int:
         foreseen = _foreseen(error)
         if foreseen is None:
             raise
-        return _say(*foreseen)
+        message, code = foreseen
+        if _is_first_to_know(error, code):
+            _say(message, code)
+        return code
     finally:
         signal.signal(signal.SIGTERM, previous)
         threading.excepthook = threading.__excepthook__
@@ -235,14 +238,20 @@ def _request_stop(signum: int, frame: object) -> None:
     raise StopRequested
 
 
-def _say(message: str, code: int) -> int:
-    """Write one line on standard error; bad input that every process finds is said by the first alone."""
-    if code != BAD_INPUT or int(os.environ.get("RANK", "0")) == 0 or _in_process_group():
-        who = ""
-        if code != STOPPED and _in_process_group():
-            who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: "
-        sys.stderr.write(f"clsp: {who}{' '.join(message.split())}\n")
-    return code
+def _is_first_to_know(error: BaseException, code: int) -> bool:
+    """Return False for bad input that every process of a launcher finds, in all of them but the first."""
+    if code != BAD_INPUT or isinstance(error, LaunchError) or _in_process_group():
+        return True
+    return launched_rank() == 0 or "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def _say(message: str, code: int) -> None:
+    """Write one line on standard error."""
+    who = ""
+    if code != STOPPED and _in_process_group():
+        distributed = sys.modules["torch"].distributed
+        who = f"process {distributed.get_rank()} of {distributed.get_world_size()}: "
+    sys.stderr.write(f"clsp: {who}{' '.join(message.split())}\n")
 
 
 def _in_process_group() -> bool:

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
+from ..core import launched_rank, read_launch
 from ..shards import ImageSource, ShardSet
 from .options import check_option, expand, out_option, recipe_options
 from .progress import (
     ProgressReport,
-    is_first_rank,
     say,
     say_if_emulated,
     say_if_too_few,
@@ -47,6 +47,8 @@ def pretrain(
     check: bool,
 ) -> None:
     """Pretrain a backbone on a shard set."""
+    read_launch()  # what is left over in the environment is refused before any work
+
     # Recipe
     given = {"pretrain.method": method, "pretrain.seed": seed}
     settings = [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -76,7 +78,9 @@ def pretrain(
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     recipe.save(out / "recipe.toml")
     probe = (
-        _knn_probe(recipe, shards.size) if recipe.pretrain.knn_epochs and is_first_rank() else None
+        _knn_probe(recipe, shards.size)
+        if recipe.pretrain.knn_epochs and launched_rank() == 0
+        else None
     )
 
     with ProgressReport(out.name, "epochs") as report:

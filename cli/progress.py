@@ -1,6 +1,5 @@
 """Progress: a bar with ETA on a terminal, plain lines in a log, nothing on other ranks than the first."""
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,21 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..core import computes_bf16
+from ..core import computes_bf16, launched_rank
 from ..shards import Manifest
 from ..shards.editing.extend import unfinished_layer
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
-def is_first_rank() -> bool:
-    """Return True in the process that talks to the user."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def say(message: str) -> None:
     """Print a line, once for all ranks; file names that are no text become so."""
-    if is_first_rank():
+    if launched_rank() == 0:
         print(message.encode(errors="replace").decode(), flush=True)
 
 
@@ -70,7 +64,7 @@ class ProgressReport:
 
     def __enter__(self) -> "ProgressReport":
         self._started = self._last = time.monotonic()
-        if sys.stderr.isatty() and is_first_rank():
+        if sys.stderr.isatty() and launched_rank() == 0:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -100,7 +94,7 @@ class ProgressReport:
             return
 
         now = time.monotonic()
-        if is_first_rank() and (done == total or now - self._last >= SECONDS_BETWEEN_LINES):
+        if launched_rank() == 0 and (done == total or now - self._last >= SECONDS_BETWEEN_LINES):
             self._last = now
             print(
                 f"{self.title}: {done}/{total} {self.unit}{self._eta(done, total, now)} {text}".rstrip(),

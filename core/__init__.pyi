@@ -17,6 +17,11 @@ from .json import canonical_json as canonical_json
 from .json import differences as differences
 from .json import first_fault as first_fault
 from .json import json_line as json_line
+from .launch import LaunchError as LaunchError
+from .launch import join_launch as join_launch
+from .launch import launched_rank as launched_rank
+from .launch import make_accelerator as make_accelerator
+from .launch import read_launch as read_launch
 from .paths import local_path as local_path
 from .report import Report as Report
 from .run_folder import holding as holding

@@ -5,14 +5,13 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from torch.nn import functional as F
@@ -25,6 +24,7 @@ from ..core import (
     canonical_json,
     holding,
     json_line,
+    make_accelerator,
     owner_of,
     replacing,
     saving,
@@ -79,8 +79,7 @@ def train_diffusion(
         return out
 
     # Processes; the others wait while the first one draws images
-    hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[hours])
+    accelerator = make_accelerator(config.precision)
     if config.batch_size % accelerator.num_processes:
         raise InputError(
             f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
@@ -111,10 +110,10 @@ def _train(training: "_Training", report: Report | None) -> None:
         _cut_log(out, first)
 
     # Steps
-    batches = image_batches(
+    reading = image_batches(
         anchors, config, first, accelerator.process_index, accelerator.num_processes
     )
-    with stop_deferred() as stop_requested:
+    with stop_deferred() as stop_requested, reading as batches:
         for step, x0 in enumerate(batches, start=first):
             training.step(x0.to(accelerator.device), step)
             metrics = training.look(step + 1)

@@ -1,32 +1,34 @@
 """The images of each training step of the diffusion model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import default_collate
 
-from ..core import leave_stopping_to_the_main_process, permutation
+from ..core import permutation
 from ..shards import ImageSource
+from ..shards.reading.worker_batches import worker_batches
 from .config import DiffusionConfig
 from .pixels import to_model_range
 
 
-class _Images(Dataset[torch.Tensor]):
+class _ImageReader:
+    """Reads the images of a batch."""
+
     def __init__(self, anchors: ImageSource):
         self.anchors = anchors
 
-    def __len__(self) -> int:
-        return len(self.anchors)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return to_model_range(self.anchors[index].image[None])[0]
+    def __call__(self, places: Sequence[int]) -> torch.Tensor:
+        images = [to_model_range(self.anchors[place].image[None])[0] for place in places]
+        return default_collate(images)
 
 
 class ImageOrder:
     """Gives the order of this rank's images in the steps `first` … `last - 1`: passes over shuffled images, end to end.
 
-    A batch sampler that makes one batch at a time and keeps one pass in memory.
+    It makes one batch at a time and keeps one pass in memory.
     """
 
     def __init__(
@@ -68,14 +70,7 @@ class ImageOrder:
 
 def image_batches(
     anchors: ImageSource, config: DiffusionConfig, first: int, rank: int, world_size: int
-) -> Iterator[torch.Tensor]:
-    """Yield this rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1`."""
+) -> AbstractContextManager[Iterator[torch.Tensor]]:
+    """Read this rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1` inside a block."""
     order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
-    return iter(
-        DataLoader(
-            _Images(anchors),
-            batch_sampler=order,
-            num_workers=config.workers,
-            worker_init_fn=leave_stopping_to_the_main_process,
-        )
-    )
+    return worker_batches(_ImageReader(anchors), order, config.workers)

@@ -28,6 +28,8 @@ class Running:
         environment: Mapping[str, str] | None = None,
     ):
         self._folder = Path(tempfile.mkdtemp(prefix="process-"))
+        for name in ("stdout", "stderr"):
+            (self._folder / name).touch()
         job = (function, arguments, dict(environment or os.environ), self._folder)
         self.process = PROCESSES.Process(target=_work, args=job)
         self.process.start()
@@ -48,10 +50,26 @@ class Running:
         if self.returncode is None:
             os.kill(self.pid, signum)
 
-    def wait(self) -> int | None:
-        """Wait for the end; returns the exit code."""
-        self.process.join()
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Wait for the end and return the exit code; a process that takes longer than `seconds` is killed."""
+        self.process.join(seconds)
+        if self.returncode is None:
+            self.process.kill()
+            raise TimeoutError(f"still works after {seconds} s: {self.stderr}")
         return self.returncode
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the process and those that it started, as far as they run."""
+        errors = str(self._folder / "stderr")
+        running = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if str((folder / "fd" / "2").readlink()) == errors:
+                    running.append(int(folder.name))
+            except OSError:  # it has ended, or belongs to somebody else
+                continue
+        return running
 
     @property
     def stdout(self) -> str:

@@ -2,16 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
-from ..core import StopRequested, WorkError, holding, stop_deferred, stream_seed
+from ..core import (
+    StopRequested,
+    WorkError,
+    holding,
+    make_accelerator,
+    stop_deferred,
+    stream_seed,
+)
 from ..shards import PairBatch, ShardSet
 from .build import batch_order, build_optimizer, pair_loader, prepared_method
 from .checkpoint import checkpoints
@@ -59,9 +65,9 @@ def pretrain(
         return out / BACKBONE
 
     # Processes
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        kwargs_handlers=_process_settings(),
+    accelerator = make_accelerator(
+        config.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=list(config.trackers) or None,
         project_dir=out,
     )
@@ -102,9 +108,10 @@ def _pretrain(
     trainer = Trainer(accelerator, method, model, optimizer, config, inputs, per_epoch)
     progress = Progress(accelerator, method, optimizer, config, loader, out)
 
+    first = progress.resume()
     model.train()
-    with stop_deferred() as stop_requested:
-        for step, batch in enumerate(loader, start=progress.resume()):
+    with stop_deferred() as stop_requested, loader.reading() as batches:
+        for step, batch in enumerate(batches, start=first):
             # Forward, backward, optimizer
             try:
                 losses = trainer.step(step, batch)
@@ -211,13 +218,6 @@ def total_loss(losses: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
     for name, value in losses.items():
         total = total + value * (weight if name == "synthetic" else 1.0)
     return total
-
-
-def _process_settings() -> list[Any]:
-    """Return accelerate's settings of several processes."""
-    # The others wait while the first one probes.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    return [DistributedDataParallelKwargs(broadcast_buffers=False), patience]
 
 
 def _not_finite(error: NotFiniteError, step: int, keys: list[str], out: Path) -> WorkError:

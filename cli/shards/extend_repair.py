@@ -1,12 +1,11 @@
 """`clsp shards extend` and `repair`: composed of what `shards` offers and `generate` makes."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...core import InputError
+from ...core import InputError, join_launch, read_launch
 from ...shards import Anchor, AnchorsConfig, ImageSource, Plan, ShardSet, read_manifest
 from ...shards.editing.extend import extension_plan, start_layer
 from ...shards.editing.repair import (
@@ -22,7 +21,7 @@ from ..options import parse_part, set_argument
 from ..progress import ProgressReport, say, say_if_emulated
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
     from ...generate import Sampler
 
@@ -80,9 +79,8 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
     return follow_plan(ImageSource(config), source)
 
 
-def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
-    """Return the sampler that a plan records, with the recorded model, at `path`, on its device."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
+def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, PartialState]":
+    """Return the sampler that a plan records, with the recorded model, at `path`, on its device; and the processes."""
     from pydantic import ValidationError
 
     from ...generate import Sampler, SamplerConfig, load_diffusion
@@ -106,9 +104,8 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, Accelerator]":
 
     # On its device
     say_if_emulated("the set's sampler.dtype", config.dtype == "bfloat16")
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
-
-    return Sampler(model, config, accelerator.device), accelerator
+    processes = join_launch()
+    return Sampler(model, config, str(processes.device)), processes
 
 
 def model_of(root: Path, given: str) -> str:
@@ -137,6 +134,8 @@ def model_of(root: Path, given: str) -> str:
 )
 def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
     """Add candidates to a sealed set, as a new layer; resumable, and the old bytes stay."""
+    read_launch()  # what is left over in the environment is refused before any work
+
     # The plan of the new layer
     parsed_part = parse_part(part)
     layer, plan = extension_plan(root, candidates)
@@ -150,16 +149,16 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
     path = model_of(root, diffusion)
     base = read_plan(root)
     shards = ShardSet(root, None if base.shards.include_anchors else open_source(base, recipe_name))
-    sampler, accelerator = recorded_sampler(plan, path)
+    sampler, processes = recorded_sampler(plan, path)
     from ...generate import make_shards
 
     # The layer
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         start_layer(root, layer, plan)
 
-    accelerator.wait_for_everyone()
-    rank = accelerator.process_index
-    world_size = accelerator.num_processes
+    processes.wait_for_everyone()
+    rank = processes.process_index
+    world_size = processes.num_processes
 
     with ProgressReport("extend", "anchors") as report:
         set_id = make_shards(
@@ -187,6 +186,7 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
 @source_option
 def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None) -> None:
     """Restore damaged files; only bytes that the manifest records are accepted."""
+    read_launch()  # what is left over in the environment is refused before any work
     if url and diffusion:
         raise InputError("--from and --diffusion are both given; give one of them")
 

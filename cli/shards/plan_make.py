@@ -1,12 +1,18 @@
 """`clsp shards plan` and `clsp shards make`."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ...core import InputError, computes_bf16, remove_temporaries
+from ...core import (
+    InputError,
+    computes_bf16,
+    join_launch,
+    launched_rank,
+    read_launch,
+    remove_temporaries,
+)
 from ...shards import ImageSource, Plan, screened
 from ...shards.format.layout import PLAN
 from ...shards.format.plan import follow_plan, read_plan
@@ -15,7 +21,7 @@ from ...shards.sources.left_out import write_left_out
 from ...shards.sources.survey import Depth
 from ..images import summary_of, warnings_of
 from ..options import PATH, check_option, out_option, parse_part, recipe_options
-from ..progress import ProgressReport, is_first_rank, say, say_if_emulated
+from ..progress import ProgressReport, say, say_if_emulated
 from ..recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -73,7 +79,7 @@ def readable_anchors(
         say(line)
 
     left_out = anchors.source.left_out
-    if out and left_out and is_first_rank():
+    if out and left_out and launched_rank() == 0:
         write_left_out(left_out_path(out), left_out, anchors.source.name)
 
     # The images themselves, each read once
@@ -191,13 +197,13 @@ def make(
     recipe_name: str, overrides: tuple[str, ...], out: Path, diffusion: str, part: str, check: bool
 ) -> None:
     """Make a shard set of anchors and synthetic positives; resumable and idempotent."""
+    read_launch()  # what is left over in the environment is refused before any work
+
     # Recipe, anchors and model
     recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
     path = diffusion_path(recipe, diffusion, out)
     anchors = ImageSource(recipe.anchors)
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
     from ...generate import Sampler, load_diffusion, make_shards
     from ...shards import write_plan
     from ...shards.format.plan import check_plan
@@ -209,21 +215,20 @@ def make(
         return
 
     # Plan; the others wait while the first process reads the whole source for it
-    hours = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(kwargs_handlers=[hours])
-    if accelerator.is_main_process:
+    processes = join_launch()
+    if processes.is_main_process:
         write_plan(out, _new_plan(recipe, anchors, model, out))
         remove_temporaries(out)
 
-    accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
 
     # Shards
     anchors = follow_plan(screened(anchors, listing_path(out)), read_plan(out).source)
     config = resolved_sampler(recipe, out)
     say_if_emulated("sampler.dtype", config.dtype == "bfloat16")
-    sampler = Sampler(model, config, accelerator.device)
-    rank = accelerator.process_index
-    world_size = accelerator.num_processes
+    sampler = Sampler(model, config, str(processes.device))
+    rank = processes.process_index
+    world_size = processes.num_processes
 
     with ProgressReport("shards", "anchors") as report:
         set_id = make_shards(

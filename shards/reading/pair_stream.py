@@ -141,7 +141,7 @@ class _PairReader:
             WorkError: the tar is missing, damaged or cut short.
         """
         name = shard_path(HERE, layer.number, shard).as_posix()
-        advice = f"run: clsp shards verify {self.shards.root}"
+        advice = f"run: clsp shards repair {self.shards.root}"
         found = 0
 
         try:
@@ -187,18 +187,15 @@ class _Decoder:
     """Decodes the two images of a sample."""
 
     def __init__(self, shards: ShardSet):
-        self.size = shards.size
-        self.root = shards.root
+        self.shards = shards
 
     def __call__(self, sample: Sample) -> Sample:
         images: dict[str, torch.Tensor] = {}
         for name, codec in zip(("anchor", "candidate"), sample.pop("codecs"), strict=True):
             try:
-                images[name] = decode_image(sample[name], codec, self.size)
+                images[name] = decode_image(sample[name], codec, self.shards.size)
             except (RuntimeError, WorkError) as error:
-                where = f"{self.root}: record {sample['__key__']}"
-                raise WorkError(
-                    f"{where} does not decode ({error}); run: clsp shards verify {self.root}"
-                ) from error
+                found = f"does not decode ({error})"
+                raise self.shards.damaged(sample["__key__"], found) from error
 
         return {**sample, **images}

@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode  # and registers the operators below
 
-from ...core import InputError, WorkError, differences, leave_stopping_to_the_main_process
+from ...core import InputError, WorkError, differences
 from ..format.codec import check_header
 from .candidates import CandidateChoice
 from .order import BatchOrder
 from .shard_set import LayerReader, ShardSet
+from .worker_batches import worker_batches
 
 DECODERS: dict[str, Any] = {
     "webp": torch.ops.image.decode_webp.default,
@@ -167,8 +169,8 @@ class PairDataset(Dataset[PairBatch]):
                 images.append(image.permute(1, 2, 0))  # as decoded, so stacking copies straight
         except (RuntimeError, WorkError) as error:
             _, position, _ = members[len(images)]
-            where = f"{self.shards.root}: record {self.shards.key(position)}"
-            raise WorkError(f"{where} does not decode ({error})") from error
+            key = self.shards.key(position)
+            raise self.shards.damaged(key, f"does not decode ({error})") from error
 
         return torch.stack(images).permute(0, 3, 1, 2)
 
@@ -211,16 +213,25 @@ class PairLoader:
         return self.last - self.batch
 
     def __iter__(self) -> Iterator[PairBatch]:
-        loader: DataLoader[PairBatch] = DataLoader(
-            self.dataset,
-            batch_sampler=_BatchSampler(self.order, self.batch, self.last),
-            collate_fn=_already_batched,
-            num_workers=self.workers,
-            worker_init_fn=leave_stopping_to_the_main_process,
-            pin_memory=torch.cuda.is_available(),
-        )
-        batches = iter(loader)
+        with self.reading() as batches:
+            yield from batches
 
+    @contextmanager
+    def reading(self) -> Iterator[Iterator[PairBatch]]:
+        """Read inside the block, whose value iterates over the batches; its workers have ended behind it.
+
+        Raises:
+            WorkError: a record is damaged, or a worker was killed.
+        """
+        with worker_batches(
+            self.dataset.__getitems__,
+            _Batches(self.order, self.batch, self.last),
+            self.workers,
+            pin_memory=torch.cuda.is_available(),
+        ) as batches:
+            yield self._counted(batches)
+
+    def _counted(self, batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -265,11 +276,7 @@ class PairLoader:
         self.batch = int(state["epoch"]) * self.order.batches_per_epoch + batch
 
 
-def _already_batched(batch: Any) -> PairBatch:
-    return batch
-
-
-class _BatchSampler:
+class _Batches:
     """Yields the batches of `order`, made one by one: an epoch of millions is never held as Python objects."""
 
     def __init__(self, order: BatchOrder, first: int, last: int):

@@ -274,16 +274,20 @@ class ShardSet:
             raise IndexError(position)
 
         shard, row = divmod(position, self._records)
-        rows, mapped = self._opened.get((layer.number, shard)) or self._open_shard(layer, shard)
+        opened = self._opened.get((layer.number, shard))
+        rows, mapped = opened or self._open_shard(layer, shard, position)
         size = rows.sizes_NM.item(row, member)
         start = rows.offsets_NM.item(row, member)
         content = mapped[start : start + size]
         if len(content) != size:
-            raise WorkError(
-                f"{self.root}: record {self.key(position)} is cut short; run: clsp shards verify {self.root}"
-            )
+            raise self.damaged(self.key(position), "is cut short")
 
         return content
+
+    def damaged(self, key: str, found: str) -> WorkError:
+        """Return the error of a damaged record: its key, what was found, and what mends it."""
+        advice = f"run: clsp shards repair {self.root}"
+        return WorkError(f"{self.root}: record {key} {found}; {advice}")
 
     def candidate_member(self, candidate: int) -> tuple[LayerReader, int]:
         """Return the layer that holds a candidate, and its place among the members of a record."""
@@ -323,18 +327,19 @@ class ShardSet:
         try:
             return decode(content, layer.plan.shards.codec, self.size)
         except WorkError as error:
-            raise WorkError(f"{self.root}: record {self.key(position)}: {error}") from error
+            raise self.damaged(self.key(position), f"does not decode ({error})") from error
 
-    def _open_shard(self, layer: LayerReader, shard: int) -> tuple[ShardRows, mmap.mmap]:
+    def _open_shard(
+        self, layer: LayerReader, shard: int, position: int
+    ) -> tuple[ShardRows, mmap.mmap]:
         name = shard_path(HERE, layer.number, shard).as_posix()
         try:
             with self.store.path(name).open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            path = self.root / name
-            raise WorkError(
-                f"{path} cannot be read ({error}); run: clsp shards verify {self.root}"
-            ) from error
+            why = error.strerror if isinstance(error, OSError) else error
+            found = f"is in {name}, which cannot be read ({why})"
+            raise self.damaged(self.key(position), found) from error
 
         if len(self._opened) >= OPEN_SHARDS:
             self._opened.pop(next(iter(self._opened)))

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from ...core import local_path
+from ...core.paths import FILE
 from .config import AnchorsConfig
 from .digits import DigitsSource
 from .errors import SourceError

@@ -206,3 +206,44 @@ def test_a_run_goes_on_reading_its_layers_when_the_set_has_grown(make_set, tmp_p
     assert weights(tmp_path / "run") == weights(tmp_path / "straight")
     with pytest.raises(InputError, match=r"another run \(data\.plan"):
         pretrain(ShardSet(other), config(), tmp_path / "run")
+
+
+def test_settings_in_the_environment_change_no_weights(
+    shards, tmp_path, monkeypatch, caplog, forget_precision
+):
+    chosen = config(epochs=1)
+    pretrain(shards, chosen, tmp_path / "plain")
+    asked = {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+    }
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    forget_precision()
+    caplog.clear()
+    pretrain(shards, chosen, tmp_path / "asked")
+    assert weights(tmp_path / "asked") == weights(tmp_path / "plain")
+    (line,) = [record.getMessage() for record in caplog.records if "ignored" in record.msg]
+    assert all(f"{name}={value}" in line for name, value in asked.items()), line
+
+
+def test_what_accelerate_launch_sets_by_itself_is_no_matter(
+    shards, tmp_path, monkeypatch, caplog, forget_precision
+):
+    defaults = {"MIXED_PRECISION": "no", "DYNAMO_BACKEND": "NO", "DYNAMO_MODE": "default"}
+    for name, value in {**defaults, "DYNAMO_USE_FULLGRAPH": "False"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    forget_precision()
+    pretrain(shards, config(epochs=1, precision="bf16"), tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    forget_precision()
+    pretrain(shards, config(epochs=1, precision="bf16"), tmp_path / "again")
+    assert not [record for record in caplog.records if "ignored" in record.msg]
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_other_engines_are_refused(shards, tmp_path, monkeypatch, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(InputError, match=f"ACCELERATE_USE_{engine}.*launch it without"):
+        pretrain(shards, config(epochs=1), tmp_path / "run")

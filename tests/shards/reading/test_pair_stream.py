@@ -100,12 +100,12 @@ def test_a_tar_that_was_cut_is_named(make_set, tmp_path, cut):
     content = tar.read_bytes()
     tar.chmod(0o644)
     tar.write_bytes(content[: len(content) // 512 * 512 * cut // 8])
-    with pytest.raises(WorkError, match=r"shard-000001.*clsp shards verify"):
+    with pytest.raises(WorkError, match=r"shard-000001.*clsp shards repair"):
         list(pair_stream(root))
 
 
 def test_a_missing_tar_is_named(make_set, tmp_path):
     root = make_set(tmp_path / "set")
     shard_path(root, 0, 2).unlink()
-    with pytest.raises(WorkError, match=r"shard-000002.tar cannot be read.*clsp shards verify"):
+    with pytest.raises(WorkError, match=r"shard-000002.tar cannot be read.*clsp shards repair"):
         list(pair_stream(root))
