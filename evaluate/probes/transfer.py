@@ -59,8 +59,8 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
             return ImageSource(anchors)
         except InputError as error:
             told = str(error)
-            if isinstance(error, SourceError) and error.key == "path":
-                told = f"transfer.sets.{name}.path: {error.reason}"
+            if isinstance(error, SourceError) and error.key in ("path", "label"):
+                told = f"transfer.sets.{name}.{error.key}: {error.reason}"
             raise InputError(
                 f"{told} (transfer set {name}, split {which!r} as its recipe says)"
             ) from error

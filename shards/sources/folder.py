@@ -19,6 +19,8 @@ from .layout import Arrangement, arrange, split_meant
 from .walk import FoundFile, FoundFiles, LeftOut, printable
 
 FILE_COLUMN = "file_name"
+COLUMN_OF_FOLDERS = "label"
+"""What `datasets` calls the classes that folders tell, so that one may ask for them."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ class FolderSource:
 
         # A table says more than folders do.
         tables = [_read_table(root, file.name, config) for file in found.tables]
-        if config.label and not tables:
+        if not tables and config.label not in ("", COLUMN_OF_FOLDERS):
             raise SourceError(
                 "label",
-                f"{config.path} has no table of metadata (metadata.csv, .jsonl or .parquet) with a column "
-                f"{config.label!r}; leave anchors.label empty to take folders for classes",
+                f"{config.path} has no column {config.label!r}: it has no table (metadata.csv, .jsonl or .parquet), "
+                f"and the classes of its folders are called {COLUMN_OF_FOLDERS!r}; leave anchors.label empty for these",
             )
         told = self._read_classes(tables, config)
 
