@@ -56,6 +56,17 @@ def grey(images_NHWC: np.ndarray) -> np.ndarray:
     return images_NHWC.mean(-1).reshape(len(images_NHWC), -1) / 255
 
 
+def sample(make: Sampler, images_NHWC: np.ndarray, keys: list[str], candidates: int) -> np.ndarray:
+    """Return the candidates of the images with these keys, `(N·K, H, W, C)`."""
+    micro_batch = make.config.micro_batch
+    parts = []
+    for start in range(0, len(keys), micro_batch):
+        end = min(start + micro_batch, len(keys))
+        parts.append(make(images_NHWC[start:end], keys[start:end], candidates))
+
+    return np.concatenate(parts).reshape(-1, *images_NHWC.shape[1:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -84,16 +95,11 @@ def main() -> None:
     labels = np.repeat(labels_N[: arguments.anchors], arguments.candidates)
 
     def measure(name: str, config: SamplerConfig) -> None:
-        make = Sampler(model, config)
-        parts = []
-        for start in range(0, len(keys), config.micro_batch):
-            batch = slice(start, start + config.micro_batch)
-            parts.append(make(images_NHWC[: len(keys)][batch], keys[batch], arguments.candidates))
-
-        made_NHWC = np.concatenate(parts).reshape(-1, *images_NHWC.shape[1:])
-
-        agreement = 100 * (judge.predict(grey(made_NHWC)) == labels).mean()
-        coloured = 100 * (np.ptp(made_NHWC.astype(int), axis=-1) > COLOURED).mean()
+        made_NHWC = sample(Sampler(model, config), images_NHWC, keys, arguments.candidates)
+        judged = judge.predict(grey(made_NHWC))
+        agreement = 100 * (judged == labels).mean()
+        spread = np.ptp(made_NHWC.astype(int), axis=-1)
+        coloured = 100 * (spread > COLOURED).mean()
         print(f"| {name} | {agreement:.1f} | {coloured:.1f} |", flush=True)
 
     print("| sampler | label agreement, % | coloured pixels, % |\n|---|---|---|")

@@ -17,7 +17,7 @@ CODECS = ("webp", "png", "raw")
 
 
 def decoders(codec: str) -> dict[str, Callable[[bytes], Any]]:
-    """Decoders at hand from bytes to an image, by name."""
+    """Return the decoders at hand from bytes to an image, by name."""
     if codec == "raw":
         return {
             "NumPy": lambda content: np.frombuffer(content, np.uint8).reshape(SIZE, SIZE, 3).copy()
@@ -56,7 +56,7 @@ def encoder(codec: str) -> Callable[[np.ndarray], bytes]:
 
 
 def measure_codecs(images_NHWC: np.ndarray, rounds: int) -> dict[str, dict[str, Any]]:
-    """Bytes and rates of each codec; all encoders and decoders take turns in every round."""
+    """Measure bytes and rates of each codec; all encoders and decoders take turns in every round."""
     images = list(images_NHWC[:1024])
     contents = {codec: [encoder(codec)(image) for image in images] for codec in CODECS}
     encoding: dict[str, list[float]] = {codec: [] for codec in CODECS}
@@ -83,13 +83,19 @@ def measure_codecs(images_NHWC: np.ndarray, rounds: int) -> dict[str, dict[str, 
 
 
 def tar_bytes(contents: list[bytes]) -> float:
-    """Bytes of a record of such images and its JSON in a tar."""
-    facts = (
-        len(json.dumps(dict.fromkeys(("anchor", *map(str, range(CANDIDATES))), "0" * 32), indent=2))
-        + 200
-    )
-    member = statistics.mean(512 + -(-len(content) // 512) * 512 for content in contents)
-    return (1 + CANDIDATES) * member + 512 + -(-facts // 512) * 512
+    """Return the bytes of a record of such images and its JSON in a tar."""
+    # The JSON: a digest per image, and other facts
+    names = ("anchor", *map(str, range(CANDIDATES)))
+    digests = dict.fromkeys(names, "0" * 32)
+    facts = member_bytes(len(json.dumps(digests, indent=2)) + 200)
+
+    images = statistics.mean(member_bytes(len(content)) for content in contents)
+    return (1 + CANDIDATES) * images + facts
+
+
+def member_bytes(size: int) -> int:
+    """Return the bytes of a member of that size in a tar: a header, and content in blocks of 512."""
+    return 512 + -(-size // 512) * 512
 
 
 def bytes_of(image_HWC: np.ndarray) -> bytes:
@@ -99,7 +105,9 @@ def bytes_of(image_HWC: np.ndarray) -> bytes:
 def print_codecs(found: dict[str, dict[str, Any]]) -> None:
     print("\ncodec  bytes/image  tar bytes/record  encode/s  decode/s")
     for codec, row in found.items():
-        rates = ", ".join(f"{name} {value:,.0f}" for name, value in row["decode_per_s"].items())
+        size = row["bytes"]
         tar = row["tar_bytes_per_record"]
         encoding = row["encode_per_s"]
-        print(f"{codec:5}  {row['bytes']:11,.0f}  {tar:16,.0f}  {encoding:8,.0f}  {rates}")
+        decoding = row["decode_per_s"].items()
+        rates = ", ".join(f"{name} {value:,.0f}" for name, value in decoding)
+        print(f"{codec:5}  {size:11,.0f}  {tar:16,.0f}  {encoding:8,.0f}  {rates}")

@@ -61,7 +61,7 @@ def build_model(config: DiffusionConfig | None = None) -> DiffusionModel:
 
 
 def sides(compiled: bool) -> dict[str, dict[str, Any]]:
-    """The settings that are compared: the paper's, each change alone, all of them together."""
+    """Return the settings that are compared: the paper's, each change alone, all of them together."""
     found = {"paper": {}, "shared anchor": SHARED, "solver": SOLVER}
     together = {**SHARED, **SOLVER}
     if computes_bf16():
@@ -78,7 +78,7 @@ def sides(compiled: bool) -> dict[str, dict[str, Any]]:
 def measure_factors(
     images_BHWC: np.ndarray, options: argparse.Namespace, device: str
 ) -> dict[str, Any]:
-    """Images per second of every side."""
+    """Measure the images per second of every side."""
     keys = [f"train_{n:08d}" for n in range(len(images_BHWC))]
     rates = {}
     runs = {}
@@ -105,7 +105,7 @@ def measure_factors(
 
 
 def measure_overhead(images: str, options: argparse.Namespace, device: str) -> dict[str, float]:
-    """Percent of `make_shards`' time that is not a U-Net pass, with so few steps that it is overestimated."""
+    """Measure the percent of `make_shards`' time outside of U-Net passes; with so few steps it is overestimated."""
     settings = {
         **PAPER,
         **SHARED,
@@ -139,7 +139,7 @@ def measure_overhead(images: str, options: argparse.Namespace, device: str) -> d
 
 
 def measure_matrix_share(rate: float, config: SamplerConfig, device: str) -> dict[str, float]:
-    """Arithmetic of the fast setting against that of a large matrix product of the same dtype."""
+    """Compare the arithmetic of the fast setting with that of a large matrix product of the same dtype."""
     model = build_model()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.unet(torch.zeros(1, 3, SIZE, SIZE), 500)
@@ -154,7 +154,7 @@ def measure_matrix_share(rate: float, config: SamplerConfig, device: str) -> dic
 
 
 def measure_memory(images: str) -> dict[str, float]:
-    """Peak megabytes of a process that makes sets of 1 000 and of 8 000 anchors with a tiny U-Net."""
+    """Measure the peak megabytes of a process that makes sets of 1 000 and of 8 000 anchors with a tiny U-Net."""
     found = {}
     for count in (1000, 8000):
         command = [sys.executable, __file__, "--images", images, "--peak-of", str(count)]
@@ -165,24 +165,32 @@ def measure_memory(images: str) -> dict[str, float]:
 
 
 def print_peak(images: str, count: int) -> None:
-    model = build_model(DiffusionConfig(channels=(32, 32), attention=(False, False), blocks=1))
+    # Random weights make flat images now and then; their size in memory is that of any others.
+    network = DiffusionConfig(channels=(32, 32), attention=(False, False), blocks=1)
+    model = build_model(network)
     anchors = ImageSource(AnchorsConfig(path=images, limit=count, size=SIZE))
     sampler = Sampler(model, SamplerConfig(steps=1, eta=0, micro_batch=64))
-    # Random weights make flat images now and then; their size in memory is that of any others.
-    plan = make_plan(anchors, model, sampler.config, ShardsConfig(candidates=1, records=250))
+    shards = ShardsConfig(candidates=1, records=250)
+    plan = make_plan(anchors, model, sampler.config, shards)
+
     with tempfile.TemporaryDirectory() as folder:
-        write_plan(Path(folder) / "set", plan)
-        make_shards(Path(folder) / "set", plan, anchors, sampler)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        root = Path(folder) / "set"
+        write_plan(root, plan)
+        make_shards(root, plan, anchors, sampler)
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(usage.ru_maxrss / 1024)
 
 
 def print_factors(rates: dict[str, list[float]], bf16: bool) -> None:
     print("images per second, calculated for all steps; ratio to the paper's setting")
+    targets = {
+        "shared anchor": TARGETS["shared"],
+        "all": TARGETS["all, bf16" if bf16 else "all"],
+    }
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates["paper"], strict=True))
-        target = TARGETS.get(
-            {"shared anchor": "shared", "all": "all, bf16" if bf16 else "all"}.get(name, "")
-        )
+        target = targets.get(name)
         reached = f", target {target}: {verdict(ratio >= target)}" if target else ""
         print(f"  {name:14} {statistics.median(values):8.4f}/s   {ratio:5.2f} x{reached}")
 

@@ -30,7 +30,7 @@ SIZE, CANDIDATES, BATCH, SEED = 32, 8, 256, 0
 
 
 def load_images(path: str | None, count: int) -> np.ndarray:
-    """`(count, 32, 32, 3)` uint8: the first images at `path`, or smooth random ones."""
+    """Return `(count, 32, 32, 3)` uint8: the first images at `path`, or smooth random ones."""
     if path:
         anchors = ImageSource(AnchorsConfig(path=path, limit=count, size=SIZE))
         return np.stack([anchor.image for anchor in anchors])
@@ -64,7 +64,7 @@ def make_plan(count: int, records: int, codec: Any = "webp") -> Plan:
 
 
 def make_record(images_NHWC: np.ndarray, index: int) -> Record:
-    """Anchor `index`, and K other images in the place of its candidates."""
+    """Return anchor `index`, and K other images in the place of its candidates."""
     image = images_NHWC[index % len(images_NHWC)]
     others = images_NHWC[(index + 1 + 37 * np.arange(CANDIDATES)) % len(images_NHWC)]
     return Record(
@@ -86,7 +86,7 @@ def verdict(reached: bool) -> str:
 
 
 class EncodedImages(Dataset[Any]):
-    """Images as a folder holds them: decoded and transformed one at a time, as torchvision's data sets do."""
+    """Gives images as a folder holds them: decoded and transformed one at a time, as torchvision's data sets do."""
 
     def __init__(self, contents: Sequence[bytes], transform: Callable[[Image.Image], Any]):
         self.contents = contents
@@ -106,7 +106,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes, what it leaves to a GPU included."""
+    """Return how long it takes, what it leaves to a GPU included."""
     started = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -115,7 +115,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def matrix_rate(dtype: torch.dtype, device: str) -> float:
-    """Arithmetic per second (FLOP/s) of a large matrix product: what a network can reach at most."""
+    """Measure the arithmetic per second (FLOP/s) of a large matrix product: what a network can reach at most."""
     side = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / statistics.median(seconds(lambda: a @ b) for _ in range(10))

@@ -41,7 +41,7 @@ print(json.dumps({"open_s": opened - start, "first_batch_s": done - opened, "imp
 
 
 def write_large_index(root: Path, plan: Plan) -> None:
-    """An index of the real schema: the rows of one real shard with other keys, indices and shard numbers."""
+    """Write an index of the real schema: the rows of one real shard with other keys, indices and shard numbers."""
     schema = index_schema(len(plan.image_fields))
     first = pa.Table.from_pylist(read_tar_rows(shard_path(root, 0, 0), plan, 0), schema)
     with pq.ParquetWriter(
@@ -66,22 +66,25 @@ def write_large_index(root: Path, plan: Plan) -> None:
 
 
 def make_large_set(root: Path, plan: Plan, images_NHWC: np.ndarray) -> Path:
-    """A set whose manifest and index are complete and whose tars are there for the first window of shards alone."""
+    """Make a set whose manifest and index are complete, with the tars of the first window of shards alone."""
+    # A real shard
     records = (make_record(images_NHWC, index) for index in plan.shard_range(0))
     write_plan(root, plan)
     write_shard(root, plan, 0, 0, records, dict)
     write_large_index(root, plan)
-    sizes = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
-    touched = EpochOrder(sizes, plan.digest, SEED, 0).positions(0, BATCH) // plan.shards.records
 
+    # Its copies, in the place of the others that the first batch reads
+    sizes = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
+    order = EpochOrder(sizes, plan.digest, SEED, 0)
+    touched = order.positions(0, BATCH) // plan.shards.records
     for shard in sorted(set(touched.tolist()) - {0}):
         shutil.copyfile(shard_path(root, 0, 0), shard_path(root, 0, shard))
 
-    sizes_of = {path: path.stat().st_size for path in (index_path(root, 0), root / "plan.json")}
+    # The seal
     tar = shard_path(root, 0, 0).stat().st_size
     commit = commit_path(root, 0, 0).stat().st_size
+    sizes_of = {path: path.stat().st_size for path in (index_path(root, 0), root / "plan.json")}
     files = {}
-
     for path in layer_files(root, 0, plan.shard_count):
         size = sizes_of.get(path, tar if path.suffix == ".tar" else commit)
         files[relative(root, path)] = FileEntry(bytes=size, sha256="0" * 64)

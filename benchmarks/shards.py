@@ -60,7 +60,7 @@ def pick_decoded(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def documented(root: Path, batches: int, workers: int) -> Iterator[Any]:
-    """As webdataset's documentation writes it: shuffle, decode, pick, batch."""
+    """Build what webdataset's documentation shows: shuffle, decode, pick, batch."""
     urls = sorted(map(str, root.glob("layer-000/*.tar")))
     dataset = (
         wds.WebDataset(urls, shardshuffle=len(urls), seed=SEED)
@@ -80,7 +80,7 @@ class Picker:
         self.wanted = ""
 
     def __call__(self, name: str) -> bool:
-        """True for the members that are wanted."""
+        """Return True for the members that are wanted."""
         key, ending = name.split(".", 1)
         if key != self.key:
             self.key = key
@@ -101,7 +101,7 @@ def decode_picked(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def leanest(root: Path, batches: int, workers: int) -> Iterator[Any]:
-    """The least work that webdataset allows: other members are not even extracted, and its decoders not used."""
+    """Build the least that webdataset allows: other members are not even extracted, and its decoders not used."""
     urls = sorted(map(str, root.glob("layer-000/*.tar")))
     stages = [
         wds.ResampledShards(urls, seed=SEED),
@@ -121,7 +121,7 @@ READERS = {"ours": (ours, 48), "documented": (documented, 6), "leanest": (leanes
 def read_rate(
     reader: Callable[..., Iterator[Any]], root: Path, batches: int, workers: int
 ) -> float:
-    """Pairs per second of a pipeline that has warmed up."""
+    """Measure the pairs per second of a pipeline that has warmed up."""
     loader = reader(root, WARM + batches, workers)
     for _ in range(WARM):
         next(loader)
@@ -148,7 +148,7 @@ def contents_of(root: Path, count: int) -> list[tuple[torch.Tensor, torch.Tensor
 
 
 def decode_alone(pairs: list[tuple[torch.Tensor, torch.Tensor]], passes: int = 3) -> float:
-    """Pairs per second of the decoder alone, from memory."""
+    """Measure the pairs per second of the decoder alone, from memory."""
     decoder = torch.ops.image.decode_webp.default
     start = time.perf_counter()
     for _ in range(passes):
@@ -166,7 +166,7 @@ def _decode_in_step(pairs: Any, barrier: Any, results: Any) -> None:
 
 
 def decode_alone_by(processes: int, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """The same with several processes at once, summed."""
+    """Measure the same with several processes at once, and sum it up."""
     if processes == 0:
         return decode_alone(pairs)
 
@@ -201,7 +201,7 @@ def measure_reading(root: Path, rounds: int, workers: int) -> dict[str, list[flo
 def measure_writing(
     folder: Path, images_NHWC: np.ndarray, rounds: int, count: int = 512
 ) -> dict[str, list[float]]:
-    """Images per second: `write_shard`, and `encode` alone over the same images."""
+    """Measure the images per second of `write_shard`, and of `encode` alone over the same images."""
     plan = make_plan(count, count)
     records = [make_record(images_NHWC, index) for index in range(count)]
     images = [
@@ -227,7 +227,7 @@ def measure_writing(
 
 
 def ratios(found: dict[str, list[float]], own: str) -> dict[str, float]:
-    """The median over the rounds of our rate over each other one."""
+    """Return the median over the rounds of our rate over each other one."""
     return {
         name: statistics.median(a / b for a, b in zip(found[own], values, strict=True))
         for name, values in found.items()
@@ -238,10 +238,15 @@ def ratios(found: dict[str, list[float]], own: str) -> dict[str, float]:
 def print_rates(title: str, found: dict[str, list[float]], own: str) -> None:
     print(f"\n{title}")
     for name, values in found.items():
-        line = f"  {name:14} {statistics.median(values):9,.0f}/s  ({min(values):,.0f} … {max(values):,.0f})"
+        median = statistics.median(values)
+        line = f"  {name:14} {median:9,.0f}/s  ({min(values):,.0f} … {max(values):,.0f})"
+
         if name != own:
             ratio = ratios(found, own)[name]
-            line += f"   {own} / {name} = {ratio:.2f}, target {TARGETS[name]}: {verdict(ratio >= TARGETS[name])}"
+            target = TARGETS[name]
+            reached = verdict(ratio >= target)
+            line += f"   {own} / {name} = {ratio:.2f}, target {target}: {reached}"
+
         print(line, flush=True)
 
 

@@ -17,7 +17,7 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 @dataclass
 class Figures:
-    """Counts over all files."""
+    """Holds counts over all files."""
 
     modules: int = 0
     short_modules: int = 0

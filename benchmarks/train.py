@@ -73,7 +73,7 @@ def usual_transform() -> Any:
 
 
 class Ours:
-    """Steps as `clsp pretrain` does them, on a shard set."""
+    """Does steps as `clsp pretrain` does them, on a shard set."""
 
     def __init__(self, root: Path, config: PretrainConfig):
         AcceleratorState._reset_state(
@@ -100,7 +100,7 @@ class Ours:
 
 
 class Usual:
-    """The same model and loss, views made by PIL in workers."""
+    """Does steps of the same model and loss, views made by PIL in workers."""
 
     def __init__(self, images: np.ndarray, config: PretrainConfig, precision: str):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,15 +128,19 @@ class Usual:
     def __call__(self) -> None:
         views = [view.to(self.device) for view in next(self.batches)]
         third = views[2] if len(views) == 3 else None
+        labels = torch.zeros(self.batch)
+
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            losses = self.method(views[:2], third, None, torch.zeros(self.batch))
+            losses = self.method(views[:2], third, None, labels)
+
         self.optimizer.zero_grad()
-        sum(losses.values()).backward()  # type: ignore[union-attr]
+        loss: Any = sum(losses.values())
+        loss.backward()
         self.optimizer.step()
 
 
 class Lightly(Usual):
-    """`lightly`'s transform, head and loss on the same backbone, as its SimCLR example has them."""
+    """Does steps of `lightly`'s transform, head and loss on the same backbone, as its SimCLR example has them."""
 
     def __init__(self, images: np.ndarray, config: PretrainConfig, precision: str):
         from lightly.loss import NTXentLoss
@@ -167,7 +171,7 @@ class Lightly(Usual):
 def measure_steps(
     images: np.ndarray, root: Path, options: argparse.Namespace, precision: str
 ) -> dict[str, Any]:
-    """Images per second of every side; one precision for all of them."""
+    """Measure the images per second of every side; one precision for all of them."""
     three, two = (config_of(options, source, precision) for source in ("shards", "none"))
     sides: dict[str, Any] = {"ours": Ours(root, three), "usual": Usual(images, three, precision)}
     sides |= {"ours, 2 views": Ours(root, two)}
@@ -199,19 +203,27 @@ def measure_steps(
 
 
 def measure_matrix_share(config: PretrainConfig, rates: list[float]) -> dict[str, float]:
-    """Images per second if the backbone's passes ran like a large matrix product, and ours as a share of that."""
+    """Return the images per second if the backbone ran like a large matrix product, and ours as a share of that."""
+    # The arithmetic of an image
+    images = 2
     method = build_method(config)
-    views = [torch.zeros(2, 3, SIZE, SIZE) for _ in range(3)]
+    views = [torch.zeros(images, 3, SIZE, SIZE) for _ in range(3)]
+    labels = torch.zeros(images)
     with FlopCounterMode(display=False) as counter:
-        sum(method(views[:2], views[2], None, torch.zeros(2)).values()).backward()  # type: ignore[union-attr]
+        losses = method(views[:2], views[2], None, labels)
+        loss: Any = sum(losses.values())
+        loss.backward()
+    per_image = counter.get_total_flops() / images
+
+    # The rate of a matrix product
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    limit = matrix_rate(dtype, device) / (counter.get_total_flops() / 2)
+    limit = matrix_rate(dtype, device) / per_image
     return {"limit": limit, "percent": 100 * statistics.median(rates) / limit}
 
 
 def measure_augmentation(images: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    """Views per second on one thread."""
+    """Measure the views per second on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     views = Views(PretrainConfig(), SIZE, torch.device("cpu"))

@@ -20,6 +20,7 @@ from .shards.plan_make import readable_anchors
 @check_option
 def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) -> None:
     """Train an unconditional DDPM on the anchors."""
+    # Recipe and anchors
     recipe = load_recipe(recipe_name, overrides)
     if recipe.diffusion.path:
         say(
@@ -28,19 +29,17 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         return
 
     anchors = readable_anchors(ImageSource(recipe.anchors), out)
-    from ..generate import (
-        begun_precision,
-        build_unet,
-        check_out,
-        train_diffusion,
-    )  # torch, after what needs none
+    # Torch, after what needs none
+    from ..generate import begun_precision, build_unet, check_out, train_diffusion
 
+    # Precision: of the training that was begun, else the device's
     begun = begun_precision(out)
     config = recipe.diffusion.decided(begun == "bf16" if begun else computes_bf16())
     recipe = recipe.model_copy(update={"diffusion": config})
     say_if_emulated("diffusion.precision", config.precision == "bf16")
-    finished = check_out(anchors, recipe.diffusion, out)
 
+    # Check
+    finished = check_out(anchors, recipe.diffusion, out)
     if check:
         build_unet(recipe.diffusion, anchors.size)
         return
@@ -49,6 +48,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         say(f"diffusion model: {out} (already trained)")
         return
 
+    # Train
     probe = None
     if recipe.diffusion.probe_images and is_first_rank():
         from ..evaluate import frechet_probe, load_encoder

@@ -57,7 +57,7 @@ def images(
 
     # Look at its images.
     with ProgressReport("looking at the images", "images") as report:
-        findings = anchors.look(decode, report)
+        findings = anchors.look("pixels" if decode else "header", report)
 
     _print_table(findings)
     for line in warnings_of(anchors):
@@ -123,7 +123,7 @@ def warnings_of(anchors: ImageSource) -> list[str]:
         )
 
     unfit = anchors.why_unfit()
-    if unfit and not findings.is_decoded:
+    if unfit and findings.depth != "pixels":
         number = findings.wide + findings.deep_colour
         lines.append(f"  note: {_count(number, 'image')} may need a setting: {unfit}")
 
@@ -211,6 +211,8 @@ def _print_table(findings: Findings) -> None:
             told += f" and {len(sizes) - SHOWN} more sizes, {sides}"
         table.add_row(title, told)
 
-    looked = "decoded" if findings.is_decoded else "headers only"
+    looked = {"header": "by their headers", "bytes": "by their headers", "pixels": "all decoded"}[
+        findings.depth
+    ]
     table.add_row("damaged", f"{len(findings.unreadable)} ({looked})")
     Console().print(table)

@@ -81,7 +81,7 @@ COMMANDS: dict[str, Any] = {
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, so that `--help` imports nothing heavy."""
+    """Imports its commands when they are called, so that `--help` imports nothing heavy."""
 
     def __init__(self, table: dict[str, Any], **options: Any):
         super().__init__(help=table.get("", ""), **options)

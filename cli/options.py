@@ -30,7 +30,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "recipe_name",
             required=True,
             metavar="NAME|FILE",
-            help="A shipped recipe or a file.",
+            help="Name of a shipped recipe, or path of a recipe file.",
         ),
     ):
         command = option(command)

@@ -25,8 +25,10 @@ from .recipe import Recipe, load_recipe
 @out_option(
     "Folder of the run; {name} and {seed} are filled in. A run that was interrupted goes on from it."
 )
-@click.option("--method", default=None, help="Instead of the recipe's pretrain.method.")
-@click.option("--seed", default=None, type=int, help="Instead of the recipe's pretrain.seed.")
+@click.option("--method", default=None, help="Use this method, not the recipe's (pretrain.method).")
+@click.option(
+    "--seed", default=None, type=int, help="Use this seed, not the recipe's (pretrain.seed)."
+)
 @check_option
 def pretrain(
     recipe_name: str,
@@ -38,22 +40,23 @@ def pretrain(
     check: bool,
 ) -> None:
     """Pretrain a backbone on a shard set."""
+    # Recipe
     given = {"pretrain.method": method, "pretrain.seed": seed}
-    recipe = load_recipe(
-        recipe_name, (*overrides, *(f"{k}={v}" for k, v in given.items() if v is not None))
-    )
+    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
+    recipe = load_recipe(recipe_name, (*overrides, *settings))
     out = expand(out, recipe)
     from ..train import batch_order, build_method, check_run, layers_used, pair_loader, pretrain
 
+    # Shard set, with the layers that the run began with
     shards = ShardSet(root, layers=layers_used(out))
-
     if not shards.plan.shards.include_anchors:
         shards = ShardSet(root, ImageSource(recipe.anchors), layers_used(out))
 
     say_unfinished(shards.root, shards.manifest)
+
+    # Check
     pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
     finished = check_run(shards, recipe.pretrain, out)
-
     if check:
         build_method(recipe.pretrain)
         return
@@ -62,6 +65,7 @@ def pretrain(
         say(f"backbone: {out / 'backbone'} (already trained)")
         return
 
+    # Train
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     recipe.save(out / "recipe.toml")
     probe = (
@@ -78,8 +82,11 @@ def _knn_probe(recipe: Recipe, size: int) -> Any:
     """Make the probe of a backbone in training: kNN with the recipe's first k, on a copy: `{"knn": percent}`."""
     from ..evaluate import Encoder, check_labels, evaluate_knn, extract, labelled_sets
 
+    # Images
     train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, size)
     classes = check_labels(train_images.labels(), test_images.labels(), complete=False)
+
+    # What makes an encoder of a backbone, and the first k
     config = {
         "mean": recipe.pretrain.mean,
         "std": recipe.pretrain.std,

@@ -19,7 +19,7 @@ checkpoint_option = click.option(
     "--checkpoint",
     required=True,
     type=PATH,
-    help="A run of clsp pretrain, or a timm model's folder; {name}, {seed} work.",
+    help="A run of clsp pretrain, or the folder of a timm model; {name} and {seed} are filled in.",
 )
 
 
@@ -28,16 +28,16 @@ checkpoint_option = click.option(
 )
 @recipe_options
 @checkpoint_option
-@out_option("Folder for linear.json or, from the protocol sweep, sweep.json.")
+@out_option("Folder for linear.json or, with the protocol sweep, sweep.json.")
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
-    help="Instead of the recipe's linear_eval.protocol.",
+    help="Use this protocol, not the recipe's (linear_eval.protocol).",
 )
 def linear_eval(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, protocol: str | None
 ) -> None:
-    """Run the linear evaluation of a pretrained backbone (the paper's, or a sweep chosen on a part of train)."""
+    """Evaluate a pretrained backbone with a linear classifier: the paper's, or a sweep chosen on a part of train."""
     if protocol:
         overrides = (*overrides, f"linear_eval.protocol={protocol}")
 
@@ -52,12 +52,12 @@ def linear_eval(
 @click.option(
     "--replica",
     is_flag=True,
-    help="Also the best k on the test images, which the paper's authors report.",
+    help="Also report the best k on the test images, as the paper's authors do.",
 )
 def knn(
     recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, replica: bool
 ) -> None:
-    """Run the k-nearest-neighbour evaluation of a pretrained backbone; also map the test images' features."""
+    """Evaluate a pretrained backbone by its nearest neighbours; also map the test images' features."""
     recipe = load_recipe(recipe_name, overrides)
     _evaluate(recipe, find_probe("knn"), checkpoint, out, replica=replica)
 
@@ -117,7 +117,7 @@ def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> "Enco
     "Folder for transfer.json; sets that it holds for this checkpoint are not evaluated again."
 )
 def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
-    """Measure the transfer of a pretrained backbone to other data sets: logistic regression on frozen features."""
+    """Evaluate a pretrained backbone on other data sets: logistic regression on frozen features."""
     from ..evaluate import (
         checkpoint_digest,
         finished_sets,
@@ -145,11 +145,13 @@ def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out
 
     def save(sets: dict[str, Figures]) -> None:
         facts: dict[str, Any] = {"sets": sets, "precision": encoder.precision}
-        write_result(out, probe.task, summary(sets), checkpoint, content, seed, **facts)
+        figures = summary(sets)
+        write_result(out, probe.task, figures, checkpoint, content, seed, **facts)
+
         newest = list(sets)[-1]
-        value = sets[newest]
-        accuracy = value[value["metric"]]
-        say(f"{newest}: {value['metric']} {accuracy:.2f} %, l2 {value['chosen']['l2']:.2g}")
+        metric = sets[newest]["metric"]
+        l2 = sets[newest]["chosen"]["l2"]
+        say(f"{newest}: {metric} {figures[newest]:.2f} %, l2 {l2:.2g}")
 
     sets = run_transfer(encoder, config, found, save)
     if not set(sets) - set(found):

@@ -45,7 +45,7 @@ def say_unfinished(root: Path, manifest: Manifest) -> None:
 
 
 class ProgressReport:
-    """A context manager; call it with (done, total, metrics).
+    """Shows how far a piece of work is: a context manager to call with (done, total, metrics).
 
     Args:
         title: what is being done.

@@ -18,7 +18,7 @@ from ..train import METHODS, PretrainConfig
 
 
 class ReproduceConfig(Section):
-    """The runs that `clsp reproduce` compares."""
+    """Names the runs that `clsp reproduce` compares."""
 
     runs: tuple[str, ...] = Field(
         default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1
@@ -28,7 +28,7 @@ class ReproduceConfig(Section):
 
 
 class Recipe(Section):
-    """A whole recipe; each section's model lives in the package that uses it."""
+    """Holds a whole recipe; each section's model lives in the package that uses it."""
 
     anchors: AnchorsConfig = AnchorsConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -65,16 +65,18 @@ def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> 
     Raises:
         InputError: no such recipe, not TOML, an unknown key (naming the nearest one) or a value out of range.
     """
+    # The file and one of its profiles
     values = _read(name)
     profiles = values.pop("profiles", {})
     overrides = list(overrides)
     _check_tables(name, {"profiles": profiles})
-
     if profile and profile not in profiles:
         there = f"profiles {', '.join(profiles)}" if profiles else "no profiles"
         raise InputError(f"--profile {profile}: recipe {name} has {there}")
 
     _merge(values, profiles.get(profile, {}))
+
+    # The settings per method, and the method that is chosen
     per_method = values.pop("methods", {})
     _check_tables(name, {**values, "methods": per_method})
     _check_methods(name, per_method)
@@ -86,6 +88,7 @@ def load_recipe(name: str, overrides: Iterable[str] = (), profile: str = "") -> 
     for override in overrides:
         _apply(chosen, override)
 
+    # The method's settings, and over them the overrides
     _merge(values, {"pretrain": per_method.get(str(chosen["pretrain"]["method"]), {})})
     for override in overrides:
         _apply(values, override)
@@ -153,7 +156,7 @@ def _check_methods(name: str, per_method: dict[str, Any]) -> None:
     for method in per_method:
         if method not in METHODS:
             raise InputError(
-                f"recipe {name}: [methods.{method}] is of no method; there are {', '.join(METHODS)}"
+                f"recipe {name}: [methods.{method}] names no method; there are {', '.join(METHODS)}"
             )
 
 
@@ -174,11 +177,9 @@ def _first_fault(error: ValidationError) -> str:
         return f"unknown key {where}; the nearest is {nearest[0]}"
 
     message = fault["msg"].removeprefix("Value error, ")
-    return (
-        f"{where} = {fault['input']!r}: {message}"
-        if fault["type"] != "value_error"
-        else f"{where}: {message}"
-    )
+    if fault["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where} = {fault['input']!r}: {message}"
 
 
 def _known_keys(model: type[Section], prefix: str = "") -> list[str]:

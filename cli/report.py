@@ -15,10 +15,10 @@ from .progress import say
 @click.option(
     "--baseline",
     metavar="NAME",
-    help="Run name that differences are to; default: the first without a +.",
+    help="Run name to take differences to; default: the first without a +.",
 )
 def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
-    """Bring runs to a table: mean ± std over seeds per run name, paired differences, published figures."""
+    """Compare runs: mean ± std over seeds per run name, paired differences, published figures."""
     from ..core import write_file
     from ..evaluate import (
         DIFFERENCES,
@@ -30,9 +30,12 @@ def compare(folders: tuple[Path, ...], out: Path, baseline: str | None) -> None:
         write_comparison,
     )
 
+    # The files
     comparison = compare_runs(folders, baseline, out)
     write_comparison(comparison, out)
     write_file(out / "curves.png", training_curves(folders, "png"))
+
+    # The tables
     _print_table("accuracy in percent, mean ± std over seeds", *table_rows(comparison))
 
     if comparison.differences:

@@ -25,9 +25,10 @@ class BarlowTwins(Method):
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Return `invariance` and `redundancy`, which are added up."""
-        one, other = (((y - y.mean(0)) / (y.std(0) + 1e-6)).float() for y in y_BD)
-        correlation_DD = one.T @ other / len(one)
+        one, other = ((y - y.mean(0)) / (y.std(0) + 1e-6) for y in y_BD)
+        correlation_DD = one.float().T @ other.float() / len(one)
         diagonal = correlation_DD.diagonal()
+        # Σ_i (1 - C_ii)² + λ·Σ_i Σ_(j≠i) C_ij²
         invariance = (diagonal - 1).square().sum()
         redundancy = correlation_DD.square().sum() - diagonal.square().sum()
         return {"invariance": invariance, "redundancy": REDUNDANCY * redundancy}

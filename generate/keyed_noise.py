@@ -89,21 +89,22 @@ def keyed_normal(
     Value n of an anchor comes from word n mod 4 of the block with counter (n div 4, timestep, candidate, stream).
     """
     count = math.prod(shape)
+    blocks = -(-count // 4)
     device = keys_B2.device
 
     def constant(value: int) -> torch.Tensor:
         return torch.full((1, 1), value, dtype=torch.int64, device=device)
 
     # Four uniform words per block
-    blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device)
-    counter = [blocks[None], constant(timestep), constant(candidate), constant(int(stream))]
+    numbers = torch.arange(blocks, dtype=torch.int64, device=device)[None]
+    counter = [numbers, constant(timestep), constant(candidate), constant(int(stream))]
     word0, word1, word2, word3 = philox(counter, keys_B2.split(1, dim=1))
 
     # Four normal values of them
     normals = [*_box_muller(word0, word1), *_box_muller(word2, word3)]
-    values_BN = torch.stack(normals, dim=-1).flatten(1)
+    values_BN = torch.stack(normals, dim=-1).flatten(1)[:, :count]
 
-    return values_BN[:, :count].float().reshape(-1, *shape)
+    return values_BN.float().reshape(-1, *shape)
 
 
 def _box_muller(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

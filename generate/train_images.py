@@ -24,7 +24,7 @@ class _Images(Dataset[torch.Tensor]):
 
 
 class ImageOrder:
-    """The order of this rank's images in the steps `first` … `last - 1`: passes over shuffled images, end to end.
+    """Gives the order of this rank's images in the steps `first` … `last - 1`: passes over shuffled images, end to end.
 
     A batch sampler that makes one batch at a time and keeps one pass in memory.
     """

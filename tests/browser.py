@@ -55,7 +55,7 @@ def _running(browser: str, profile: Path):
 
 
 class Page:
-    """What a page did while it loaded: `errors`, `requests`, values of expressions, pictures of it."""
+    """Tells what a page did while it loaded: `errors`, `requests`, values of expressions, pictures of it."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse):
         self.socket, self.number = socket, 0

@@ -54,12 +54,12 @@ class Running:
 
     @property
     def stdout(self) -> str:
-        """What it printed so far."""
+        """Return what it printed so far."""
         return (self._folder / "stdout").read_text()
 
     @property
     def stderr(self) -> str:
-        """What it said on standard error so far."""
+        """Return what it said on standard error so far."""
         return (self._folder / "stderr").read_text()
 
 

@@ -45,6 +45,7 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
     Raises:
         InputError: the set lacks the candidates, labels or scores that the method and its settings need.
     """
+    # What the method needs of the set
     needs_candidates = config.extra in ("shards", "inflation")
     synthetic = config.synthetic
     if needs_candidates and shards.candidates == 0:
@@ -56,6 +57,7 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
             f"pretrain.method = {config.method} needs labels, and {shards.root} has anchors without one"
         )
 
+    # Which candidate is drawn
     choice = None
     if needs_candidates and synthetic.scores:
         rule = (synthetic.scores, synthetic.measure, synthetic.minimum, synthetic.weighted)

@@ -18,14 +18,21 @@ def save_checkpoint(
     out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
 ) -> None:
     """Write everything that a run needs to go on after `state["step"]` steps; the last `keep` files stay."""
+    # Weights
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
+
+    # Moments of the optimizer
+    moments = optimizer.state_dict()["state"]
+    for index, values in moments.items():
         for name, value in values.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
 
-    content = safetensors.torch.save(tensors, metadata={"state": json.dumps(state)})
-    write_file(out / FOLDER / f"step-{state['step']:09d}.safetensors", content)
+    # The new file in, the oldest out
+    metadata = {"state": json.dumps(state)}
+    content = safetensors.torch.save(tensors, metadata)
+    path = out / FOLDER / f"step-{state['step']:09d}.safetensors"
+    write_file(path, content)
     for old in checkpoints(out)[:-keep]:
         old.unlink(missing_ok=True)
 
@@ -43,6 +50,7 @@ def load_checkpoint(
     Raises:
         InputError: the file is damaged or of another model.
     """
+    # Weights
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
@@ -58,6 +66,7 @@ def load_checkpoint(
             f"{path} does not fit this run ({error}); remove it to go on from an earlier one"
         ) from error
 
+    # Moments of the optimizer
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -29,7 +29,7 @@ default_cfgs = generate_default_cfgs(
 
 
 class CifarResNet(ResNet):
-    """A ResNet whose first convolution is 3x3, stride 1, padding 1, without max-pool."""
+    """Builds a ResNet whose first convolution is 3x3, stride 1, padding 1, without max-pool."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

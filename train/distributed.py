@@ -19,6 +19,7 @@ def gather(x: torch.Tensor) -> torch.Tensor:
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return x
+
     x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(world_size)]
     distributed.all_gather(parts, x)
@@ -49,6 +50,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        # The sum over ranks, of which each keeps its own part
         gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(gradient)
         return gradient.split(ctx.own)[distributed.get_rank()]

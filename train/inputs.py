@@ -13,7 +13,7 @@ from .views import Views
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The arguments of a method's forward pass, on its device.
+    """Holds the arguments of a method's forward pass, on its device.
 
     Args:
         views: the ordinary views, normalised images `(B, 3, H, W)` each.

@@ -60,12 +60,17 @@ def nt_xent(
     all_z2_ND = z2_BD if all_z2_ND is None else all_z2_ND
     local = len(z1_BD)
     everyone = len(all_z1_ND)
+
+    # s_ij / τ of both views' queries to all 2N embeddings
     logits = torch.cat([z1_BD, z2_BD]) @ torch.cat([all_z1_ND, all_z2_ND]).T / temperature
+
+    # k ≠ i: an embedding is no negative of itself
     own = torch.arange(local, device=z1_BD.device) + rank * local
     itself = torch.cat([own, own + everyone])
-    positive = torch.cat([own + everyone, own])
     logits = logits.scatter(1, itself[:, None], float("-inf"))
 
+    # -log softmax at the other view of the same image
+    positive = torch.cat([own + everyone, own])
     return F.cross_entropy(logits, positive)
 
 
@@ -90,6 +95,7 @@ def info_nce(
 
     Keys and queue are constants.
     """
+    # q·k₊ / τ first, then q·k_i / τ of the queue
     positive_B1 = (q_BD * k_BD).sum(dim=1, keepdim=True)
     logits = torch.cat([positive_B1, q_BD @ queue_QD.T], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(q_BD), dtype=torch.long, device=q_BD.device))
@@ -126,9 +132,14 @@ def supervised_contrastive(
         places_B: where the local ones are among them.
         labels_N: the classes of all.
     """
+    # z_i·z_a / τ for a ≠ i
     logits = (z_BD @ all_z_ND.T / temperature).scatter(1, places_B[:, None], float("-inf"))
+
+    # P(i), the others of the same class
     positives = labels_N[places_B][:, None] == labels_N[None]
     positives = positives.scatter(1, places_B[:, None], False)
+
+    # The mean over P(i) of log softmax
     log_probabilities = logits.log_softmax(dim=1)
     sums_B = log_probabilities.masked_fill(~positives, 0.0).sum(dim=1)
 
@@ -149,7 +160,10 @@ def redundancy(keys_ND: Sequence[torch.Tensor], y_ND: Sequence[torch.Tensor]) ->
     on = []
     off = []
     for key, y in zip(keys_ND, reversed(y_ND), strict=True):
+        # Cross-correlation of the features of one view with those of the other
         correlation = F.normalize(key, dim=0).T @ F.normalize(y, dim=0)
+
+        # What the diagonal lacks to 1, and what the rest is from 0
         diagonal = correlation.diagonal()
         others = len(correlation) * (len(correlation) - 1)
         on.append((diagonal - 1).square().mean())

@@ -30,7 +30,7 @@ Probe = Callable[[nn.Module], dict[str, float]]
 
 
 class NotFiniteError(Exception):
-    """A loss that is not finite; the argument is its value."""
+    """Tells of a loss that is not finite; the argument is its value."""
 
 
 def pretrain(

@@ -23,7 +23,7 @@ def build_augmentation(config: AugmentConfig, size: int, batched: bool = False) 
     Args:
         batched: crop all images in one operation, for GPUs: the same boxes, sampled up to half a pixel away.
     """
-    jitter: Any = (config.brightness, config.contrast, config.saturation, config.hue)
+    # Crop
     how: Any = (
         {"cropping_mode": "resample"}
         if batched
@@ -33,12 +33,15 @@ def build_augmentation(config: AugmentConfig, size: int, batched: bool = False) 
         K.RandomResizedCrop((size, size), scale=(config.crop_scale, 1.0), p=1.0, **how)
     ]
 
+    # Colour
+    jitter: Any = (config.brightness, config.contrast, config.saturation, config.hue)
     if any(jitter):
         steps.append(K.ColorJitter(*jitter, p=config.jitter_probability))
 
     if config.grey_probability:
         steps.append(K.RandomGrayscale(p=config.grey_probability))
 
+    # Blur, solarise, flip
     if config.blur_probability:
         kernel = max(3, size // 10 // 2 * 2 + 1)
         steps.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=config.blur_probability))
@@ -82,6 +85,8 @@ class Views:
         torch.manual_seed(stream_seed(self.seed, step, rank, "view", view))
         images = images_BCHW.to(self.device, non_blocking=True).float() / 255
         chunk = CHUNK if self.device.type == "cpu" else len(images)
+
         with torch.no_grad():
-            augmented = torch.cat([self.augmentation(part) for part in images.split(chunk)])
+            parts = [self.augmentation(part) for part in images.split(chunk)]
+            augmented = torch.cat(parts)
             return (augmented - self.mean) / self.std

@@ -23,24 +23,24 @@ STATE = "reproduce.json"
 @click.option(
     "--profile",
     default="",
-    help="A budget that the recipe names: minutes, hour, paper. Default: as it stands.",
+    help="A budget that the recipe names: minutes, hour, paper; default: the recipe as it stands.",
 )
 @click.option(
     "--max-minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Then stop, to be started again.",
+    help="Stop after so many minutes; the same command goes on from there.",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(1),
-    help="Seeds per run name, instead of the recipe's reproduce.seeds.",
+    help="Run so many seeds per run name, not as many as the recipe says (reproduce.seeds).",
 )
 @click.option(
     "--jobs",
     default=2,
     show_default=True,
     type=click.IntRange(1),
-    help="Stages that run at a time.",
+    help="Stages to run at a time.",
 )
 @click.pass_obj
 def reproduce(
@@ -92,6 +92,7 @@ def _check_methods(recipes: dict[Path, Recipe]) -> None:
 
 def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
     """Write down what the folder holds, or check that it holds just that."""
+    # Another version's work
     state = {"clsp": version("clsp")}
     found = owner_of(out, STATE, "work of clsp reproduce")
     if found is not None and json.loads(found) != state:
@@ -99,19 +100,19 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
             f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {state['clsp']}; choose another --out"
         )
 
+    # Another recipe's; runs and seeds may join it
     for path, recipe in recipes.items():
         begun = load_recipe(str(path)) if path.exists() else None
-        if begun and begun != recipe.model_copy(
-            update={"reproduce": begun.reproduce}
-        ):  # runs and seeds may join it
+        if begun and begun != recipe.model_copy(update={"reproduce": begun.reproduce}):
             raise InputError(
                 f"{out} holds the work of another recipe ({path}); choose another --out"
             )
 
+    # A data set that is missing is found before anything is written
     anchors = next(iter(recipes.values())).anchors
-    ImageSource(anchors)  # a missing data set is found here, before anything is written
-    write_file(out / STATE, json.dumps(state).encode())
+    ImageSource(anchors)
 
+    write_file(out / STATE, json.dumps(state).encode())
     for path, recipe in recipes.items():
         recipe.save(path)
 

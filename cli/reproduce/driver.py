@@ -58,9 +58,8 @@ class Driver:
         self.started = time.monotonic() if started is None else started
         self.finished: set[str] = set()
 
-        for stage in (
-            stages
-        ):  # in the order of their dependencies: what follows a changed stage is done again
+        # In the order of their dependencies: what follows a changed stage is done again
+        for stage in stages:
             if set(stage.after) <= self.finished and self._recorded(stage).get("finished"):
                 self.finished.add(stage.name)
 
@@ -84,6 +83,7 @@ class Driver:
                 found = f"another clsp reproduce works in {self.out}"
                 raise InputError(f"{found}; wait for it, or choose another --out") from error
 
+            # Start what is ready, finish what has ended, stop when the time is over
             before = (0, 0) if self.seconds is None else self._reached()
             try:
                 while len(self.finished) < len(self.stages):
@@ -194,25 +194,28 @@ def run_stage(arguments: Sequence[str], log: Path, threads: int, temporary: str)
     Args:
         temporary: the folder for temporary files, of this process and of those that it starts.
     """
+    # Where its files and its output go
     os.environ["TMPDIR"] = tempfile.tempdir = temporary
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # until `run` has its own
+    # Stop on request, until `run` has its own way
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    driver = multiprocessing.parent_process()
 
-    if driver is None or not driver.is_alive():  # it was stopped while this process was being made
+    # The driver may have been stopped while this process was being made
+    driver = multiprocessing.parent_process()
+    if driver is None or not driver.is_alive():
         sys.exit(STOPPED)
 
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # for DataLoader workers: the default, not the driver's
+    # Start the workers of DataLoader in the default way, not in the driver's
+    multiprocessing.set_start_method(None, force=True)
     import threadpoolctl
     import torch
 
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the stage starts
+    # Threads, of this process and of those that it starts
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     threadpoolctl.threadpool_limits(threads, "blas")
     sys.exit(run(list(arguments)))

@@ -14,7 +14,7 @@ Kind = Literal["diffusion", "shards", "pretrain", "linear-eval", "knn", "other"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A command line of `clsp` that starts when the stages named in `after` are finished."""
+    """Holds a command line of `clsp` that starts when the stages named in `after` are finished."""
 
     name: str
     arguments: tuple[str, ...]

@@ -24,16 +24,16 @@ EXAMPLE = "Example: clsp shards compare runs/paper/shards runs/fast/shards --enc
     "encoder_name",
     required=True,
     metavar="DIR|TIMM-NAME",
-    help="A run, or any timm model.",
+    help="A run of clsp pretrain, or any timm model.",
 )
 @click.option(
     "--resamples",
     default=1000,
     show_default=True,
     type=click.IntRange(100),
-    help="Of the bootstrap.",
+    help="Resamples of the bootstrap.",
 )
-@click.option("--out", type=PATH, help="File for the figures (JSON).")
+@click.option("--out", type=PATH, help="JSON file for the figures.")
 def compare(
     reference: Path, other: Path, encoder_name: str, resamples: int, out: Path | None
 ) -> int:
@@ -79,10 +79,12 @@ def compare(
 
 def _line(name: str, row: "MeasureRow") -> str:
     low, high = row.interval
-    percent = " %" if name == "frechet distance" else ""
-    figures = f"{row.reference:11.4g} {row.other:11.4g} {row.difference:+11.4f}   [{low:+.4f}, {high:+.4f}]"
+    unit = " %" if name == "frechet distance" else ""
+    values = f"{row.reference:11.4g} {row.other:11.4g} {row.difference:+11.4f}"
+    interval = f"[{low:+.4f}, {high:+.4f}]{unit}"
+    line = f"{name:20} {values}   {interval}"
     if row.margin is None:
-        return f"{name:20} {figures}{percent}"
+        return line
 
     verdict = "within" if row.within else "NOT within"
-    return f"{name:20} {figures}{percent}, margin {row.margin:+g}: {verdict}"
+    return f"{line}, margin {row.margin:+g}: {verdict}"

@@ -42,7 +42,7 @@ source_option = click.option(
 
 
 class SetAnchors:
-    """The anchors of a set by position, from the set itself or, where it has none, from its source."""
+    """Gives the anchors of a set by position, from the set itself or, where it has none, from its source."""
 
     def __init__(self, shards: ShardSet):
         self.shards = shards
@@ -52,7 +52,7 @@ class SetAnchors:
 
 
 class SourceAnchors:
-    """The anchors of a set whose own cannot be trusted, from its source, by the indices of its index."""
+    """Gives the anchors of a set whose own cannot be trusted: from its source, by the indices of its index."""
 
     def __init__(self, shards: ShardSet, anchors: ImageSource):
         self.shards = shards

@@ -22,7 +22,7 @@ from ..progress import ProgressReport, say, say_unfinished
 def import_npy(
     path: Path, recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool
 ) -> None:
-    """Make a shard set of candidates made elsewhere: (N, K, H, W, 3) uint8 in the order of the recipe's anchors."""
+    """Import candidates made elsewhere as a shard set: (N, K, H, W, 3) uint8 in the order of the recipe's anchors."""
     from ...shards.editing.import_npy import import_npy, import_plan, open_npy
     from ..recipe import load_recipe
 
@@ -48,22 +48,21 @@ def import_npy(
     "--npy",
     type=PATH,
     default=None,
-    help="The candidates as one array (N, K, H, W, 3) uint8: a new file.",
+    help="New file for the candidates as one array (N, K, H, W, 3) uint8.",
 )
 @click.option(
     "--folder",
     type=PATH,
     default=None,
-    help="An image folder for datasets' imagefolder: a new folder.",
+    help="New folder of images, laid out for the imagefolder of `datasets`.",
 )
 def export(root: Path, npy: Path | None, folder: Path | None) -> None:
     """Write a set as one array or as a folder of images."""
     from ...shards.editing.export import export_folder, export_npy
 
     if (npy is None) == (folder is None):
-        raise InputError(
-            f"{'both' if npy else 'neither'} of --npy and --folder given; expected exactly one"
-        )
+        given = "both" if npy else "neither"
+        raise InputError(f"{given} of --npy and --folder given; expected exactly one")
 
     shards = ShardSet(root)
     with ProgressReport("export", "anchors") as report:

@@ -18,7 +18,7 @@ workers_option = click.option(
     default=8,
     show_default=True,
     type=click.IntRange(1, 64),
-    help="Files on their way at once.",
+    help="Files to copy at a time.",
 )
 
 
@@ -28,7 +28,7 @@ workers_option = click.option(
 @expect_option
 @workers_option
 def push(source: Path, destination: str, expect: str | None, workers: int) -> None:
-    """Copy a sealed set to a URL or folder; run again, it goes on."""
+    """Copy a sealed set to a URL or folder; a copy that was interrupted goes on when it is run again."""
     with ProgressReport("push", "files") as report:
         set_id = push_set(source, destination, report, workers, expect=expect)
     say_unfinished(source, read_manifest(source))
@@ -41,7 +41,7 @@ def push(source: Path, destination: str, expect: str | None, workers: int) -> No
 @expect_option
 @workers_option
 def pull(source: str, destination: Path, expect: str | None, workers: int) -> None:
-    """Copy a sealed set from a URL or folder; run again, it goes on."""
+    """Copy a sealed set from a URL or folder; a copy that was interrupted goes on when it is run again."""
     with ProgressReport("pull", "files") as report:
         set_id = pull_set(source, destination, expect, report, workers)
     say(f"{destination} holds the set, set ID {set_id}")

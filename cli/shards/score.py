@@ -27,18 +27,20 @@ if TYPE_CHECKING:
     "encoder_name",
     required=True,
     metavar="DIR|TIMM-NAME",
-    help="A run, or any timm model.",
+    help="A run of clsp pretrain, or any timm model.",
 )
-@click.option("--name", required=True, help="Of the scores: they become scores/NAME.parquet.")
+@click.option("--name", required=True, help="Name of the scores, which become scores/NAME.parquet.")
 @click.option(
     "--recipe",
     "recipe_name",
     metavar="NAME|FILE",
-    help="Gives the test images to look for, the augmentations to compare with and, for a set without anchors, them.",
+    help="Recipe of the test images to look for, the augmentations to compare with and the anchors that a set lacks.",
 )
 @set_option
 @click.option(
-    "--out", type=PATH, help="File for the measures of the whole set; default: beside it."
+    "--out",
+    type=PATH,
+    help="File for the measures of the whole set; default: SET-quality-NAME.json.",
 )
 def score(
     root: Path,

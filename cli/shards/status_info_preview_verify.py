@@ -28,7 +28,8 @@ from ..progress import ProgressReport, say, say_unfinished
 @click.command(epilog="Example: clsp shards status runs/digits/shards")
 @set_argument
 def status(root: Path) -> None:
-    """Say how far a set is; works while it is being made."""
+    """Show how much of a set is made, and how fast; works while it is being made."""
+    # Layer by layer
     sealed = len(read_manifest(root).layers) if is_sealed(root) else 0
     layer = 0
     while layer == 0 or plan_path(root, layer).exists():
@@ -46,6 +47,7 @@ def status(root: Path) -> None:
 
         layer += 1
 
+    # Failures that the log tells of
     failures = [event for event in read_log(root) if event.get("event") == "failed"]
     if failures:
         say(
@@ -66,7 +68,7 @@ def _say_pace(pace: Pace | None) -> None:
 @click.command(epilog="Example: clsp shards info runs/digits/shards")
 @set_argument
 def info(root: Path) -> None:
-    """Say what a set is: ID, source, model, sampler."""
+    """Describe a set: ID, source, model, sampler."""
     manifest = read_manifest(root)
     plan = read_plan(root)
     source = plan.source
@@ -108,12 +110,13 @@ def _layer(plan: Plan) -> str:
 @click.option(
     "--rows", default=16, show_default=True, type=click.IntRange(1), help="Anchors to show."
 )
-@click.option("--seed", default=0, show_default=True, help="Which anchors are drawn.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the choice of anchors.")
 @click.option(
     "--recipe",
     "recipe_name",
     default=None,
-    help="Where the anchors come from, for a set without them.",
+    metavar="NAME|FILE",
+    help="Recipe that says where the anchors come from, for a set without them.",
 )
 def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None) -> None:
     """Draw a contact sheet: anchors (left) beside their candidates; below, a histogram of every score."""
@@ -126,15 +129,16 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
 
         anchors = ImageSource(load_recipe(recipe_name).anchors)
 
+    # Anchors beside their candidates
     out.parent.mkdir(parents=True, exist_ok=True)
     shards = ShardSet(root, anchors)
     sheet = contact_sheet(shards, rows, seed)
-    names = [Path(name).stem for name in shards.manifest.files if name.startswith("scores/")]
 
+    # Histograms of the scores below
+    names = [Path(name).stem for name in shards.manifest.files if name.startswith("scores/")]
     if names:
-        sheet = with_histograms(
-            sheet, {name: read_scores(scores_path(root, name), len(shards)) for name in names}
-        )
+        scores = {name: read_scores(scores_path(root, name), len(shards)) for name in names}
+        sheet = with_histograms(sheet, scores)
 
     sheet.save(out)
     say(f"contact sheet: {out}")
@@ -145,7 +149,7 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
 @click.option("--deep", is_flag=True, help="Also check every byte, every image and the index.")
 @click.option("--expect", default=None, metavar="ID", help="The set ID that the seal must have.")
 def verify(root: Path, deep: bool, expect: str | None) -> int:
-    """Check a set against its seal; exit 1 and a line for each bad file."""
+    """Check a set against its seal: a line for each bad file, and exit code 1 if there is any."""
     with ProgressReport("verify", "files") as report:
         faults = verify_set(root, deep, expect, report)
 

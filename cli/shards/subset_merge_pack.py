@@ -21,7 +21,7 @@ new_set = out_option("Folder of the new set; the same command goes on where it s
     "--fraction",
     default=None,
     type=click.FloatRange(0, 1, min_open=True),
-    help="A random part, nested.",
+    help="A random share of the anchors; smaller shares are parts of larger ones.",
 )
 @click.option(
     "--range", "index_range", default=None, metavar="A:B", help="Anchors with source index A … B-1."
@@ -30,8 +30,10 @@ new_set = out_option("Folder of the new set; the same command goes on where it s
 def subset(root: Path, fraction: float | None, index_range: str | None, out: Path) -> None:
     """Make a new set with some of the anchors and all their candidates."""
     if (fraction is None) == (index_range is None):
-        raise InputError("give either --fraction F or --range A:B")
+        given = "neither" if fraction is None else "both"
+        raise InputError(f"{given} of --fraction F and --range A:B given; expected exactly one")
 
+    # Choose the anchors
     parent = ShardSet(root)
     if fraction is not None:
         positions = fraction_positions(parent, fraction)
@@ -45,6 +47,7 @@ def subset(root: Path, fraction: float | None, index_range: str | None, out: Pat
         positions = range_positions(parent, int(first), int(stop))
         settings = {"range": [int(first), int(stop)]}
 
+    # Make the set
     with ProgressReport("subset", "anchors") as report:
         set_id = subset_set(parent, out, positions, settings, report)
 
@@ -57,8 +60,8 @@ def subset(root: Path, fraction: float | None, index_range: str | None, out: Pat
 @click.argument("other", metavar="B", type=PATH)
 @new_set
 def merge(one: Path, other: Path, out: Path) -> None:
-    """Make one set of two: more candidates for the same anchors, or disjoint anchors of one source."""
-    parents = ShardSet(one), ShardSet(other)
+    """Merge two sets into one: more candidates for the same anchors, or disjoint anchors of one source."""
+    parents = (ShardSet(one), ShardSet(other))
     with ProgressReport("merge", "anchors") as report:
         set_id = merge_sets(*parents, out, report)
     for parent in parents:

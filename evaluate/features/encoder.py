@@ -42,10 +42,17 @@ class Encoder:
         self.precision: Precision = precision
         self.size = int(config["input_size"][-1])
         self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
-        joined: Any = _joined(model.eval().to(self.device))  # tracing keeps the device that it sees
+
+        # The model, on its device before it is traced: tracing keeps the device that it sees
+        model = model.eval().to(self.device)
+        joined: Any = _joined(model)
         self._model = joined.to(memory_format=torch.channels_last)
-        self._mean = torch.tensor(config["mean"], device=self.device)[:, None, None]
-        self._std = torch.tensor(config["std"], device=self.device)[:, None, None]
+
+        # Normalisation
+        mean_C = torch.tensor(config["mean"], device=self.device)
+        std_C = torch.tensor(config["std"], device=self.device)
+        self._mean = mean_C[:, None, None]
+        self._std = std_C[:, None, None]
 
     @torch.inference_mode()
     def __call__(self, images_BHWC: np.ndarray | torch.Tensor, flips: bool = False) -> torch.Tensor:
@@ -54,15 +61,19 @@ class Encoder:
         Args:
             flips: of their mirror images instead.
         """
+        # Resize
         images = torch.as_tensor(images_BHWC).to(self.device).permute(0, 3, 1, 2).float() / 255
         if images.shape[-2:] != (self.size, self.size):
             images = functional.interpolate(
                 images, (self.size, self.size), mode="bicubic", antialias=True
             ).clamp(0, 1)
 
+        # Normalise, mirror
         batch = (images - self._mean) / self._std
         if flips:
             batch = batch.flip(-1)
+
+        # Embed
         batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return embed(self._model, batch).cpu()

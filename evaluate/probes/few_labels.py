@@ -34,17 +34,20 @@ def evaluate_few_labels(
     Raises:
         InputError: a class has fewer images than an amount asks for.
     """
+    # Check that every class has so many
     smallest = int(np.bincount(train.labels_N.numpy()).min())
     if max(amounts) > smallest:
         found = f"{max(amounts):g} per class, and a class has {smallest} training images"
         raise InputError(f"linear_eval.labels asks for {found}; ask for fewer")
 
+    # Standardise by all of train
     scaled = standardised(train)
     train = scaled.features
     test_MF = scaled.apply(test.plain_NF)
+
+    # Fit to every draw, and test
     result: Figures = {}
     deviations = {}
-
     for amount in amounts:
         accuracies = []
         for draw in range(draws):

@@ -110,13 +110,15 @@ class _Problem:
         """
         from scipy.optimize import minimize
 
-        scale = np.append(scale_F, 1.0)[:, None]  # the bias in its own row
+        # Weights and bias as one matrix, the bias in its last row, in units of `scale`
+        scale = np.append(scale_F, 1.0)[:, None]
         start = np.vstack([weights_FC, bias_C]) / scale
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             loss, gradient = self.loss(flat.reshape(start.shape) * scale, l2)
             return loss, (gradient * scale).ravel()
 
+        # Minimise, from where the last l2 ended
         options = {
             "maxiter": iterations,
             "maxfun": 2 * iterations,

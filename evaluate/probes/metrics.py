@@ -17,10 +17,15 @@ def accuracy_with_interval(name: str, hits_M: np.ndarray) -> Figures:
     """Return `{name, name_interval}` in percent; the interval is Wilson's at 95 %, over the test images."""
     count = len(hits_M)
     share = float(np.mean(hits_M))
+
+    # (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
     width = 1 + Z_95**2 / count
     centre = (share + Z_95**2 / (2 * count)) / width
-    half = Z_95 / width * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
-    return {name: 100 * share, f"{name}_interval": [100 * (centre - half), 100 * (centre + half)]}
+    variance = share * (1 - share) / count + Z_95**2 / (4 * count**2)
+    half = Z_95 / width * math.sqrt(variance)
+    interval = [100 * (centre - half), 100 * (centre + half)]
+
+    return {name: 100 * share, f"{name}_interval": interval}
 
 
 def mean_per_class(hits_M: np.ndarray, labels_M: np.ndarray) -> Figures:
@@ -28,15 +33,17 @@ def mean_per_class(hits_M: np.ndarray, labels_M: np.ndarray) -> Figures:
 
     The interval is the normal one at 95 %, from the binomial variance of every class's accuracy.
     """
+    # The classes that occur
     counts_C = np.bincount(labels_M)
     hits_C = np.bincount(labels_M, weights=hits_M)
     occurs_C = counts_C > 0
     counts_C = counts_C[occurs_C]
     hits_C = hits_C[occurs_C]
 
+    # Their mean, and its interval: a class without a miss is not certain
     shares_C = hits_C / counts_C
     mean = float(shares_C.mean())
-    smoothed_C = (hits_C + 1) / (counts_C + 2)  # a class without a miss is not certain
+    smoothed_C = (hits_C + 1) / (counts_C + 2)
     variance = float(np.sum(smoothed_C * (1 - smoothed_C) / counts_C))
     half = Z_95 * math.sqrt(variance) / len(counts_C)
     interval = [100 * max(0.0, mean - half), 100 * min(1.0, mean + half)]

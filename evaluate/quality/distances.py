@@ -66,10 +66,13 @@ def frechet_of(
     # tr (Σ1 Σ2)^½ is the sum of the roots of the eigenvalues of Σ1^½ Σ2 Σ1^½, which is symmetric
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    middle = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0).sqrt().sum()
+    product = root @ other_covariance @ root
+    roots = torch.linalg.eigvalsh(product).clamp_min(0).sqrt()
 
+    # |μ1-μ2|² + tr(Σ1 + Σ2) - 2 tr (Σ1 Σ2)^½
+    between_means = (mean - other_mean).square().sum()
     traces = covariance.trace() + other_covariance.trace()
-    return float((mean - other_mean).square().sum() + traces - 2 * middle)
+    return float(between_means + traces - 2 * roots.sum())
 
 
 def kernel_distance(

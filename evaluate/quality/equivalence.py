@@ -170,7 +170,7 @@ def _check_same_anchors(reference: ShardSet, other: ShardSet) -> None:
         reference.source_indices(), other.source_indices()
     ):
         raise InputError(
-            f"{reference.root} and {other.root} have other anchors; expected two sets of the same ones"
+            f"{reference.root} and {other.root} have different anchors; expected two sets of the same anchors"
         )
 
     if reference.candidates != other.candidates or reference.candidates == 0:
@@ -194,6 +194,7 @@ def _measure(
     shards: ShardSet, encoder: Encoder, anchors: _Anchors, advance: Callable[[int], object]
 ) -> _Measured:
     """Extract the features of a set's candidates and measure them."""
+    # Features
     candidates = shards.candidates
     width = anchors.features_NF.shape[1]
     parts = []
@@ -202,6 +203,7 @@ def _measure(
         parts.append(part)
         advance(start + len(part))
 
+    # Hardness and diversity
     features_NKF = torch.cat(parts)
     unit_NKF = functional.normalize(features_NKF, dim=2)
     unit_NF = functional.normalize(anchors.features_NF, dim=1)
@@ -210,6 +212,7 @@ def _measure(
     if candidates > 1:
         found[DIVERSITY] = diversity(unit_NKF).mean(1)
 
+    # Agreement with the labels, where there are any
     if anchors.probe is not None and anchors.labels_N is not None:
         logits = anchors.probe.logits(features_NKF.flatten(0, 1))
         chosen_NK = logits.argmax(1).view(-1, candidates)
@@ -244,20 +247,25 @@ def _frechet_row(
     device: torch.device,
 ) -> MeasureRow:
     """Compare the Fréchet distances; differences are in percent of the reference's."""
-    real = real_NF[:, None].double().to(device)
+    real_N1F = real_NF[:, None].double().to(device)
     one_NKF = reference.features_NKF.double().to(device)
     two_NKF = other.features_NKF.double().to(device)
 
     def distances(weights_N: np.ndarray) -> tuple[float, float]:
-        moments = _weighted(real, weights_N)
-        one = frechet_of(moments, _weighted(one_NKF, weights_N))
-        two = frechet_of(moments, _weighted(two_NKF, weights_N))
+        real = _weighted(real_N1F, weights_N)
+        one = frechet_of(real, _weighted(one_NKF, weights_N))
+        two = frechet_of(real, _weighted(two_NKF, weights_N))
         return one, two
 
-    one, two = distances(np.ones(len(real_NF)))
-    drawn_R2 = np.array([distances(weights_N) for weights_N in weights_RN])
+    # Of all anchors
+    all_alike_N = np.ones(len(real_NF))
+    one, two = distances(all_alike_N)
     difference = 100 * (two - one) / one
-    drawn_R = 100 * (drawn_R2[:, 1] - drawn_R2[:, 0]) / one
+
+    # Of the resampled ones
+    drawn_R2 = np.array([distances(weights_N) for weights_N in weights_RN])
+    differences_R = drawn_R2[:, 1] - drawn_R2[:, 0]
+    drawn_R = 100 * differences_R / one
 
     return _row(one, two, difference, drawn_R, FRECHET_MARGIN)
 

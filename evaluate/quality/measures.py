@@ -205,6 +205,7 @@ def _measure_batch(
     features_NKF: torch.Tensor, start: int, real_features: _RealFeatures
 ) -> _Measured:
     """Measure the candidates of the anchors from number `start` on."""
+    # Cosines to the own anchor, and between the candidates
     count, candidates, _ = features_NKF.shape
     rows = slice(start, start + count)
     unit_NKF = functional.normalize(features_NKF, dim=2)
@@ -214,10 +215,12 @@ def _measure_batch(
     if candidates > 1:
         scores["diversity"] = diversity(unit_NKF)
 
+    # What a probe makes of them
     if real_features.probe is not None and real_features.labels_N is not None:
         chances_NKC = real_features.probe.logits(features_NKF).softmax(dim=2)
         scores |= _label_scores(chances_NKC, real_features.labels_N[rows])
 
+    # The nearest images that they were not made for
     own = torch.arange(start, start + count).repeat_interleave(candidates)
     scores["nearest_train"], nearest["nearest_train"] = _nearest(
         unit_NKF, real_features.searched_NF, own
@@ -285,13 +288,17 @@ def _distances(
     real_NF: torch.Tensor, made: Moments, some_real_NF: torch.Tensor, some_made_MF: torch.Tensor
 ) -> dict[str, Any]:
     """Return the measures of how far the candidates are from the anchors; those of pairs are of some of either."""
+    # Of all images
     real = Moments(real_NF.shape[1])
     real.add(real_NF)
+    frechet = frechet_distance(real, made)
+
+    # Of pairs
     distance, deviation = kernel_distance(some_real_NF, some_made_MF)
     precision, recall = precision_recall(some_real_NF, some_made_MF)
 
     return {
-        "frechet_distance": frechet_distance(real, made),
+        "frechet_distance": frechet,
         "kernel_distance": distance,
         "kernel_distance_std": deviation,
         "precision": precision,
@@ -320,7 +327,8 @@ def _augmented_cosines(
 ) -> np.ndarray:
     """Return the cosine of each of these anchors to an ordinary augmented view of it."""
     # The views come without normalisation, for the encoder has its own
-    plain = pretrain.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    unnormalised = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    plain = pretrain.model_copy(update=unnormalised)
     views = Views(plain, shards.size, torch.device("cpu"))
     cosines = []
 
@@ -328,8 +336,12 @@ def _augmented_cosines(
         chosen = positions[start : start + encoder.batch]
         images_BHWC = np.stack([shards.anchor(position) for position in chosen])
         images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2)
-        view_BCHW = (views(images_BCHW, 1, number, 0).clamp(0, 1) * 255).round().to(torch.uint8)
-        features_BF = encoder(view_BCHW.permute(0, 2, 3, 1))
+
+        # A view of each, in uint8 like the candidates
+        view_BCHW = views(images_BCHW, 1, number, 0).clamp(0, 1)
+        view_BHWC = (view_BCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+        features_BF = encoder(view_BHWC)
         cosines.append(functional.cosine_similarity(features_BF, real_NF[chosen]))
 
     return torch.cat(cosines).numpy()
@@ -345,15 +357,19 @@ def _suspicious(
     shards: ShardSet, measured: _Measured, test: ImageSource | None
 ) -> dict[str, list[SuspiciousPair]]:
     """List the candidates nearest to another training image and to a test image, the nearest first."""
+    # Where either measure finds the key of a nearest image
     keys: dict[str, Callable[[int], str]] = {"nearest_train": shards.key}
     if test is not None:
         keys["nearest_test"] = test.key
 
     lists = {}
     for measure, key_of in keys.items():
+        # The candidates in the order of their cosines
         cosines_NK = measured.scores[measure]
         nearest_NK = measured.nearest[measure]
         order = np.argsort(-cosines_NK, axis=None, kind="stable")[:SHOWN]
+
+        # What is known of each
         lists[measure] = []
         for flat in order:
             position, candidate = divmod(int(flat), cosines_NK.shape[1])

@@ -42,6 +42,7 @@ def run_name(folder: Path) -> str:
 
 def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
     """Draw the runs' losses (and kNN accuracy, where it was measured meanwhile) over the epochs: a colour per name."""
+    # The runs, and what their logs hold
     runs = [(run_name(folder), read_log(folder)) for folder in folders]
     names = list(dict.fromkeys(name for name, _ in runs))
 
@@ -52,6 +53,7 @@ def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
     measures = sorted(logged - NO_LOSSES)
 
     with _panels(len(measures)) as (figure, panels):
+        # A panel per measure, a line per run
         lines: dict[str, Any] = {}
         for axes, measure in zip(panels, measures, strict=False):
             for name, rows in runs:
@@ -66,6 +68,7 @@ def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
             axes.set(title=measure, xlabel="epoch")
             axes.locator_params(axis="x", integer=True)
 
+        # One legend for all panels
         figure.legend(
             list(lines.values()),
             list(lines),
@@ -118,6 +121,7 @@ def _panels(count: int, size: tuple[float, float] = PANEL):
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    # Everything that has the colour of the text
     inked = (
         "text.color",
         "axes.edgecolor",
@@ -127,6 +131,8 @@ def _panels(count: int, size: tuple[float, float] = PANEL):
         "grid.color",
     )
     style: Any = dict.fromkeys(inked, INK)
+
+    # The same bytes every day, no frames
     style |= {
         "svg.fonttype": "none",
         "svg.hashsalt": "clsp",
@@ -135,6 +141,8 @@ def _panels(count: int, size: tuple[float, float] = PANEL):
         "axes.facecolor": "none",
         "legend.frameon": False,
     }
+
+    # The figure
     count = max(1, count)
     rows = -(-count // PER_ROW)
     columns = min(PER_ROW, count)

@@ -301,10 +301,12 @@ def _summary_row(name: str, runs: Sequence[_Run]) -> SummaryRow:
     metrics = {}
     for metric in _metrics_of(run.metrics for run in runs):
         values = [run.metrics[metric] for run in runs if metric in run.metrics]
+        mean = statistics.fmean(values)
         std = statistics.stdev(values) if len(values) > 1 else None
-        metrics[metric] = Mean(mean=statistics.fmean(values), std=std, n=len(values))
+        metrics[metric] = Mean(mean=mean, std=std, n=len(values))
 
-    return SummaryRow(name=name, seeds=sorted(run.seed for run in runs), metrics=metrics)
+    seeds = sorted(run.seed for run in runs)
+    return SummaryRow(name=name, seeds=seeds, metrics=metrics)
 
 
 def _metrics_of(runs: Iterable[dict[str, int | float]]) -> list[str]:
@@ -360,10 +362,12 @@ def _control_pairs(names: Iterable[str], base: str) -> list[tuple[str, str]]:
 
 def _paired(runs: Sequence[_Run], others: Sequence[_Run]) -> dict[str, Difference]:
     """Return per metric the mean difference over the seeds that both have, with its intervals."""
+    # Runs of the same seed
     of_seed = {run.seed: run.metrics for run in others}
     pairs = [(run.metrics, of_seed[run.seed]) for run in runs if run.seed in of_seed]
-    found = {}
 
+    # The metrics that both of a pair have
+    found = {}
     for metric in _metrics_of(own for own, _ in pairs):
         values = []
         for own, other in pairs:

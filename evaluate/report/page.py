@@ -149,12 +149,14 @@ def _read_comparison(path: Path) -> Comparison:
 
 def _set_pictures(shards: ShardSet) -> list[_Picture]:
     """Draw contact sheets and histograms of the scores; no pictures of anchors from a set without them."""
+    # Candidates beside their anchors
     pictures = []
     if shards.plan.shards.include_anchors:
         sheet = contact_sheet(shards, SHEET_ROWS)
         note = "Left of the gap the anchor, right of it the synthetic positives."
         pictures.append(_image("Anchors and their candidates", note, sheet))
 
+    # The scores, by every name
     for name in _score_names(shards):
         scores = read_scores(scores_path(shards.root, name), len(shards))
         quality = _read_quality(shards, name)

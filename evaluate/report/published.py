@@ -89,10 +89,12 @@ def published_rows(results: Sequence[RunResult]) -> list[PublishedRow]:
     Args:
         results: one of every run; the first run of a name stands for it.
     """
+    # The first run of every name
     by_name: dict[str, RunResult] = {}
     for result in reversed(results):
         by_name[result.name] = result
 
+    # Its published figures
     rows = []
     for result in reversed(by_name.values()):
         figures = _figures(result)

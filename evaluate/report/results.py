@@ -114,7 +114,10 @@ def write_result(
         seed: of the evaluation.
         facts: further entries of the file.
     """
+    # The run that made the checkpoint, where it is one
     run = json.loads((checkpoint / RUN).read_text()) if (checkpoint / RUN).exists() else {}
+
+    # The result, with everything that it depends on
     content = RunResult(
         task=task,
         result=dict(result),
@@ -159,5 +162,5 @@ def _read_result(path: Path) -> RunResult:
         ) from error
     except ValueError as error:
         raise InputError(
-            f"{path.parent}: a result file is not JSON ({error}); run the evaluation again"
+            f"{path} is no result, for it is not JSON ({error}); run the evaluation again"
         ) from error

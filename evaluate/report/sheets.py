@@ -20,19 +20,26 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 def pair_sheet(pairs: Sequence[Pair]) -> Image.Image:
     """Draw pairs of images side by side, eight to a row, small ones enlarged."""
+    # The side of an image, and the place that a pair takes with its gaps
     size = pairs[0][0].shape[0]
     scale = max(1, TARGET // size)
     side = size * scale
+    height = side + 2 * GAP
+    width = 2 * side + 3 * GAP
+
+    # An empty sheet
     rows = -(-len(pairs) // PER_ROW)
     columns = min(PER_ROW, len(pairs))
-    sheet = np.full((rows * (side + 2 * GAP), columns * (2 * side + 3 * GAP), 3), 255, np.uint8)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
 
+    # The pairs, row by row
     for number, pair in enumerate(pairs):
         row, column = divmod(number, PER_ROW)
-        top = row * (side + 2 * GAP)
-        left = column * (2 * side + 3 * GAP)
-        both = np.concatenate(pair, axis=1).repeat(scale, axis=0).repeat(scale, axis=1)
-        sheet[top : top + side, left : left + 2 * side] = both
+        top = row * height
+        left = column * width
+        both = np.concatenate(pair, axis=1)
+        enlarged = both.repeat(scale, axis=0).repeat(scale, axis=1)
+        sheet[top : top + side, left : left + 2 * side] = enlarged
 
     return Image.fromarray(sheet)
 

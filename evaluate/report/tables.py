@@ -118,6 +118,7 @@ def csv_table(comparison: Comparison) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
 
+    # Runs and their means
     for run in comparison.runs:
         for metric, value in run.metrics.items():
             writer.writerow(["run", run.name, run.seed, metric, value, "", "", "", 1])
@@ -126,6 +127,7 @@ def csv_table(comparison: Comparison) -> str:
         for metric, mean in row.metrics.items():
             writer.writerow(["mean", row.name, "", metric, mean.mean, mean.std, "", "", mean.n])
 
+    # Differences
     for row in comparison.differences:
         name = f"{row.name} - {row.baseline}"
         for metric, difference in row.metrics.items():
@@ -134,6 +136,7 @@ def csv_table(comparison: Comparison) -> str:
                 ["difference", name, "", metric, difference.mean, "", low, high, difference.n]
             )
 
+    # Published figures
     for row in comparison.published:
         for metric, value in row.metrics.items():
             writer.writerow(["published", row.name, "", metric, value, "", "", "", 1])

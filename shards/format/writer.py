@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from ...core import canonical_json, pixel_digest, replacing
+from ...core import WorkError, canonical_json, pixel_digest, replacing
 from ..sources.images import Anchor
 from .codec import encode
 from .commits import CommitRecord, read_commit, write_commit
@@ -118,11 +118,13 @@ class RecordTar:
         self._tar.close()
         positions = self.plan.shard_range(self.shard)
         is_complete = len(self._indices) == len(positions)
-        # The source indices of a selection are known to the anchors alone.
-        in_order = self.plan.selection is not None or self._indices == list(positions)
-        if not is_complete or not in_order:
+        # The source indices of a selection are known to the anchors alone; they ascend in any case.
+        is_selection = self.plan.selection is not None
+        expected = sorted(set(self._indices)) if is_selection else list(positions)
+        if not is_complete or self._indices != expected:
             raise ValueError(
-                f"shard {self.shard}: wrote anchors {self._indices[:3]}…, the plan has {positions}"
+                f"shard {self.shard}: wrote anchors {self._indices[:3]}… ({len(self._indices)} records), the plan has "
+                f"{positions} ({len(positions)} records)"
             )
 
         return self._tar
@@ -187,19 +189,27 @@ class ShardWriter:
     def commit(self, made: Mapping[str, Any]) -> CommitRecord:
         """Give the tar its name, then write its commit record and return it.
 
-        A record that another writer has committed meanwhile stays as it is: its bytes are the same.
+        A shard that another writer has committed meanwhile stays as it is, if its bytes are the same.
 
         Args:
             made: the facts of the run, kept in the record.
 
         Raises:
             ValueError: the records are not exactly the shard's anchors in order. Nothing is committed.
+            WorkError: the shard is committed already, with other bytes. These stay.
         """
         written = self._tar.finish()
+
+        # Equal plans give equal bytes; what is committed is never replaced by others.
+        existing = read_commit(self.root, self.plan, self.layer, self.shard)
+        if existing is not None and existing.sha256 != written.sha256:
+            raise WorkError(
+                f"{shard_path(self.root, self.layer, self.shard)} is committed with other bytes (sha256 "
+                f"{existing.sha256[:16]}…, these records give {written.sha256[:16]}…); it stays as it is"
+            )
+
         self._open.close()
         self._is_committed = True
-
-        existing = read_commit(self.root, self.plan, self.layer, self.shard)
         if existing is not None:
             return existing
 

@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,23 +89,23 @@ def opens_heif() -> bool:
     return True
 
 
-def read_header(content: bytes) -> Header:
-    """Return what the header of an encoded image says; no pixel is decoded.
+def read_header(image: bytes | Path) -> Header:
+    """Return what the header of an image says; of a file, only that is read.
 
     Raises:
         Exception: Pillow's, of many kinds: this is no image.
     """
-    with _opened(content) as image:
+    with _opened(image) as opened:
         return Header(
-            format=image.format or "",
-            mode=image.mode,
-            width=image.width,
-            height=image.height,
-            bits=_bits(image),
-            channels=len(image.getbands()),
-            has_alpha=_has_alpha(image),
-            is_animated=getattr(image, "is_animated", False),
-            has_broken_exif=_has_broken_exif(image),
+            format=opened.format or "",
+            mode=opened.mode,
+            width=opened.width,
+            height=opened.height,
+            bits=_bits(opened),
+            channels=len(opened.getbands()),
+            has_alpha=_has_alpha(opened),
+            is_animated=getattr(opened, "is_animated", False),
+            has_broken_exif=_has_broken_exif(opened),
         )
 
 
@@ -193,9 +194,9 @@ def resized(image: np.ndarray, size: int, how: str) -> np.ndarray:
     return np.asarray(ImageOps.fit(pil, (size, size), resampling))
 
 
-def _opened(content: bytes) -> Image.Image:
+def _opened(image: bytes | Path) -> Image.Image:
     opens_heif()
-    return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -62,6 +62,9 @@ class DigitsSource:
         """Return the digit, 0…9."""
         return int(self._labels[index])
 
+    def path(self, index: int) -> None:
+        """Return None: an image is no file of its own."""
+
     def describe(self, index: int) -> str:
         """Return the place of an image among the digits of its split."""
         return f"digit {index}"

@@ -111,7 +111,7 @@ class FolderSource:
 
     def content(self, index: int) -> bytes:
         """Return the encoded bytes of an image."""
-        return (self.root / self.names[index]).read_bytes()
+        return self.path(index).read_bytes()
 
     def label(self, index: int) -> int | None:
         """Return the class number, or None without one."""
@@ -120,6 +120,10 @@ class FolderSource:
     def describe(self, index: int) -> str:
         """Return the path of an image below the folder."""
         return printable(self.names[index])
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self.root / self.names[index]
 
     def _read_classes(self, tables: Sequence[Table], config: AnchorsConfig) -> ToldClasses | None:
         """Return the classes that tables tell, numbered over all splits, so that a number means the same in each."""

@@ -72,6 +72,9 @@ class HFSource:
         """Return the class number, or None without one."""
         return None if self._labels is None else self._labels[index]
 
+    def path(self, index: int) -> None:
+        """Return None: an image is no file of its own."""
+
     def describe(self, index: int) -> str:
         """Return the row and, where the data set tells it, the file name of an image."""
         cell = self._cell(index)

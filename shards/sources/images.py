@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -24,7 +25,7 @@ from .decoding import (
 )
 from .errors import SourceError
 from .opening import Source, open_source
-from .survey import Findings, Look, Survey, identity, measure_bits
+from .survey import Depth, Findings, Look, Survey, identity, measure_bits
 
 
 class UnreadableAnchorError(InputError):
@@ -169,35 +170,37 @@ class ImageSource(Sequence[Anchor]):
     @property
     def digest(self) -> str:
         """Return the 128-bit BLAKE2b over the identities of all anchors, in order; computed when first asked for."""
-        return self.findings.digest
+        return (self.known_findings or self.look()).digest
 
     @property
     def known_findings(self) -> Findings | None:
-        """Return what an earlier look found, None before the first."""
-        return self._findings
+        """Return what an earlier look at all bytes found, None before the first."""
+        return self._findings if self._findings and self._findings.digest else None
 
     @property
     def findings(self) -> Findings:
         """Return what the images are, by their headers; every image is read when this is first asked for."""
         return self._findings or self.look()
 
-    def look(self, decode: bool = False, report: Report | None = None) -> Findings:
-        """Read every image of the source once, many at a time: for the digest, for what the headers say.
+    def look(self, depth: Depth = "bytes", report: Report | None = None) -> Findings:
+        """Look at every image of the source once, many at a time: for what the headers say, for the digest.
 
         Args:
-            decode: decode them too, to find those that do not.
+            depth: `header` reads no more than that and leaves the digest empty; `pixels` decodes too, to find images
+                that do not.
             report: called with (images looked at, images).
 
         Raises:
             UnreadableAnchorError: an image is gone or empty, and `anchors.on_error` is `fail`.
         """
-        findings = Survey(self._look_at, self.source_count, decode).run(report)
+        findings = Survey(self._look_at, self.source_count, depth).run(report)
         had_bits = self.pixels.bits
         self.use_known_findings(findings)
 
         # Which colour of 16 bits is of use depends on what was measured just now.
-        if decode and findings.deep_colour and self.pixels.bits not in (had_bits, 16):
-            return self.look(decode, report)
+        is_new = self.pixels.bits not in (had_bits, 16)
+        if depth == "pixels" and findings.deep_colour and is_new:
+            return self.look(depth, report)
         return findings
 
     def use_known_findings(self, findings: Findings) -> None:
@@ -311,8 +314,12 @@ class ImageSource(Sequence[Anchor]):
                 bits = measure_bits(self.source.content, self.source_count)
                 self.pixels = self.pixels._replace(bits=bits)
 
-    def _look_at(self, index: int, decode: bool) -> Look:
-        """Read an image; tell its identity, its header, and why it is of no use."""
+    def _look_at(self, index: int, depth: Depth) -> Look:
+        """Tell what an image's header says, its identity, and why it is of no use."""
+        path = self.source.path(index)
+        if depth == "header" and path is not None:
+            return self._look_at_header(index, path)
+
         try:
             content = self._content(index)
         except UnreadableAnchorError as error:
@@ -325,7 +332,7 @@ class ImageSource(Sequence[Anchor]):
 
         try:
             header = read_header(content)
-            if decode:
+            if depth == "pixels":
                 # Measured from what is read here; reading all images for it now would be twice the work.
                 decode_rgb(content, self.pixels._replace(bits=self.pixels.bits or 16))
         except Exception as error:  # Pillow raises many kinds on damaged bytes
@@ -333,6 +340,15 @@ class ImageSource(Sequence[Anchor]):
 
         largest = largest_value(content) if header.bits == 16 else None
         return Look(identity(content), header, None, largest)
+
+    def _look_at_header(self, index: int, path: Path) -> Look:
+        try:
+            header = read_header(path)
+            largest = largest_value(path.read_bytes()) if header.bits == 16 else None
+        except Exception as error:  # Pillow's, of many kinds, or the system's
+            return Look(None, None, str(self._undecodable(index, error)))
+
+        return Look(None, header, None, largest)
 
     def _undecodable(self, index: int, error: Exception) -> UnreadableAnchorError:
         if isinstance(error, NeedsSettingError):

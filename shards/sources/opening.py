@@ -49,6 +49,10 @@ class Source(Protocol):
         """Return the file or the row that an image is in."""
         ...
 
+    def path(self, index: int) -> Path | None:
+        """Return the file of an image, None where it is part of a larger one."""
+        ...
+
 
 def open_source(config: AnchorsConfig) -> Source:
     """Open a recipe's source: what is on this machine under its path, else a data set of the hub.

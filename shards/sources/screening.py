@@ -26,7 +26,7 @@ def screened(
 
     skipped = _listed(anchors, listing)
     if skipped is None:
-        skipped = anchors.look(decode=True, report=report).unreadable
+        skipped = anchors.look("pixels", report).unreadable
         if listing:
             rows = []
             for index, why in skipped.items():

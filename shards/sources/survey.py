@@ -1,11 +1,11 @@
-"""Look at every image of a source once: its identity, what its header says, and whether it decodes."""
+"""Look at every image of a source once: what its header says, its identity, and whether it decodes."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict
 from ...core import Report, pixel_digest
 from .decoding import Header, bits_in_use, is_deep_colour, largest_value
 
-CHUNK = 4096
+Depth = Literal["header", "bytes", "pixels"]
+"""How much of an image is looked at: its header, all of its bytes, or these decoded."""
+
+CHUNK = 64
+"""Images that a thread looks at in one go."""
+
+THREADS = 16
+"""More than cores: on a network's disk a thread mostly waits."""
+
 MOST_SIZES = 1000
 """Different sizes that are counted one by one."""
 
@@ -22,7 +30,8 @@ MOST_SIZES = 1000
 class Look:
     """Holds what a look at one image told."""
 
-    identity: str
+    identity: str | None
+    """None where the header alone was read."""
     header: Header | None
     """None for pixels that are no file, and for what is no image."""
     fault: str | None
@@ -43,9 +52,10 @@ class Findings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str
+    """Empty where the headers alone were read."""
     count: int
-    is_decoded: bool
-    """False: by their headers alone, so an image may still turn out not to decode."""
+    depth: Depth
+    """How much of every image was looked at; one that was not decoded may still turn out to be damaged."""
     formats: dict[str, int]
     modes: dict[str, int]
     bits: dict[int, int]
@@ -76,10 +86,10 @@ class Findings(BaseModel):
 class Survey:
     """Looks at images by threads, since reading and decoding release Python's lock, and adds up what they tell."""
 
-    def __init__(self, look: Callable[[int, bool], Look], count: int, decode: bool):
+    def __init__(self, look: Callable[[int, Depth], Look], count: int, depth: Depth):
         self._look = look
         self._count = count
-        self._decode = decode
+        self._depth: Depth = depth
         self._digest = hashlib.blake2b(digest_size=16)
         self._formats: Counter[str] = Counter()
         self._modes: Counter[str] = Counter()
@@ -98,20 +108,19 @@ class Survey:
 
     def run(self, report: Report | None = None) -> Findings:
         """Look at all images, in order, and return what was found."""
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for start in range(0, self._count, CHUNK):
-                indices = range(start, min(start + CHUNK, self._count))
-                looks = threads.map(lambda index: self._look(index, self._decode), indices)
-                for index, look in zip(indices, looks, strict=True):
+        starts = range(0, self._count, CHUNK)
+        with ThreadPoolExecutor(THREADS) as threads:
+            for start, looks in zip(starts, threads.map(self._look_at_chunk, starts), strict=True):
+                for index, look in enumerate(looks, start):
                     self._add(index, look)
 
                 if report:
-                    report(indices.stop, self._count)
+                    report(start + len(looks), self._count)
 
         return Findings(
-            digest=self._digest.hexdigest(),
+            digest="" if self._depth == "header" else self._digest.hexdigest(),
             count=self._count,
-            is_decoded=self._decode,
+            depth=self._depth,
             formats=_by_count(self._formats),
             modes=_by_count(self._modes),
             bits=dict(self._bits.most_common()),
@@ -128,8 +137,13 @@ class Survey:
             unreadable=self._unreadable,
         )
 
+    def _look_at_chunk(self, start: int) -> list[Look]:
+        stop = min(start + CHUNK, self._count)
+        return [self._look(index, self._depth) for index in range(start, stop)]
+
     def _add(self, index: int, look: Look) -> None:
-        self._digest.update(bytes.fromhex(look.identity))
+        if look.identity is not None:
+            self._digest.update(bytes.fromhex(look.identity))
         if look.fault:
             self._unreadable[index] = look.fault
             return
@@ -176,7 +190,7 @@ def measure_bits(content: Callable[[int], bytes | np.ndarray], count: int) -> in
             return 0
         return (largest_value(encoded) or 0) if isinstance(encoded, bytes) else 0
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         return bits_in_use(max(threads.map(largest_of, range(count)), default=0))
 
 

@@ -73,7 +73,7 @@ def root(scored_set, tmp_path):
 
 
 def attempt(read):
-    """What `read` gives, or None where it refuses."""
+    """Return what `read` gives, or None where it refuses."""
     try:
         return read()
     except REFUSED as error:
@@ -81,8 +81,8 @@ def attempt(read):
         return None
 
 
-def read_everything(root, plan):
-    """Every reader on every file; the set's manifest agrees with the files where it can be read at all."""
+def check_every_reader(root, plan):
+    """Run every reader on every file; the set's manifest agrees with the files where it can be read at all."""
     OUTSIDE.clear()
     WATCHED[:] = [os.path.realpath(root)]
     try:
@@ -181,7 +181,7 @@ def test_arbitrary_bytes(root, name, content):
         (root / name).write_bytes(content)
         if name != "manifest.json":
             agree(root, name)
-        read_everything(root, plan)
+        check_every_reader(root, plan)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -193,7 +193,7 @@ def test_mutated_bytes(root, name, mutate):
         (root / name).write_bytes(mutate((root / name).read_bytes()))
         if name != "manifest.json":
             agree(root, name)
-        read_everything(root, plan)
+        check_every_reader(root, plan)
 
 
 LEAVES = st.one_of(
@@ -276,7 +276,7 @@ def test_mutated_json(root, name, data):
         (root / name).write_text(json.dumps(value))
         if name != "manifest.json":
             agree(root, name)
-        read_everything(root, plan)
+        check_every_reader(root, plan)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json", COMMIT])
@@ -295,7 +295,7 @@ def test_json_that_cannot_be_written_again(root, name, value):
     if name != COMMIT:
         with pytest.raises(InputError):
             (read_manifest if name == "manifest.json" else read_plan)(root)
-    read_everything(root, plan)
+    check_every_reader(root, plan)
 
 
 @pytest.mark.parametrize(

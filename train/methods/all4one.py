@@ -60,16 +60,22 @@ class All4One(Method):
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Return `neighbour`, `centroid` and `redundancy`, each with its weight in it."""
+        # The nearest neighbours of the momentum encoder's embeddings
         keys = [F.normalize(key, dim=1) for key in self.passed(self.keys, views)]
         neighbours = [nearest(key, self.queue.embeddings_QD, NEIGHBOURS) for key in keys]
         predictions = self.passed(self.predictor, y_BD)
+
+        # Their centroids
         centroids = [self._centroid(near) for near in neighbours]
+
         # The shift: the view's own prediction takes the first place and the furthest neighbour falls out.
         own = self.passed(self.centroid_predictor, y_BD)
         shifted = [
             self._centroid(torch.cat([p[:, None], near[:, :-1]], 1))
             for p, near in zip(own, neighbours, strict=True)
         ]
+
+        # σ·neighbour + κ·centroid + η·redundancy (equation 9)
         everyone = [gather_with_gradient(y) for y in y_BD]
         losses = {
             "neighbour": self._both(

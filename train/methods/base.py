@@ -75,8 +75,11 @@ class Method(nn.Module, abc.ABC):
             weights_B: a weight per sample in the synthetic term.
             labels_B: classes, -1 where there are none.
         """
+        # The method's own
         y = self._project(list(views), third)
         losses = self.base_loss(y[: self.views], views, labels_B)
+
+        # The synthetic term
         if third is not None:
             z1 = F.normalize(y[0], dim=1)
             z3 = F.normalize(y[self.views], dim=1)
@@ -91,13 +94,17 @@ class Method(nn.Module, abc.ABC):
         return [module(part) for part in parts]
 
     def _project(self, views: list[torch.Tensor], third: torch.Tensor | None) -> list[torch.Tensor]:
-        real = self.config.synthetic.source == "augmentation"
+        # One pass over all views
         if self.config.batch_norm == "joint":
             return self.passed(self._embed, views if third is None else [*views, third])
+
+        # A pass each, running statistics from real views only
+        real = self.config.synthetic.source == "augmentation"
         y = self.passed(self._embed, views)
         if third is not None:
             with contextlib.nullcontext() if real else running_statistics_kept(self):
                 y.append(self._embed(third))
+
         return y
 
     def _embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:

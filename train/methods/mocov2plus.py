@@ -40,11 +40,15 @@ class MoCoV2Plus(Method):
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Return `contrastive`: the mean of both directions."""
-        queries = [F.normalize(y, dim=1) for y in y_BD]
-        keys = [F.normalize(key, dim=1) for key in self.passed(self.keys, views)]
+        q1, q2 = (F.normalize(y, dim=1) for y in y_BD)
+        k1, k2 = (F.normalize(key, dim=1) for key in self.passed(self.keys, views))
+
+        # Each view's query against the other's key and queue
         temperature = self.config.temperature
-        first = info_nce(queries[0], keys[1], self.queue2.embeddings_QD, temperature)
-        second = info_nce(queries[1], keys[0], self.queue1.embeddings_QD, temperature)
-        self.queue1.add(keys[0])
-        self.queue2.add(keys[1])
+        first = info_nce(q1, k2, self.queue2.embeddings_QD, temperature)
+        second = info_nce(q2, k1, self.queue1.embeddings_QD, temperature)
+
+        # The keys are the next step's negatives
+        self.queue1.add(k1)
+        self.queue2.add(k2)
         return {"contrastive": (first + second) / 2}

@@ -20,7 +20,10 @@ def key_momentum(step: int, steps: int, config: PretrainConfig) -> float:
 
 
 class MomentumCopy(nn.Module):
-    """Copies of modules that follow them: `θ_k ← m·θ_k + (1-m)·θ_q`. No gradient; batch norms are in train mode."""
+    """Copies modules and lets the copies follow them, `θ_k ← m·θ_k + (1-m)·θ_q`, without gradient.
+
+    Batch norms are in train mode.
+    """
 
     def __init__(self, *modules: nn.Module):
         super().__init__()
@@ -42,7 +45,7 @@ class MomentumCopy(nn.Module):
 
 
 class Queue(nn.Module):
-    """The last `queue_size` embeddings of all ranks, `(Q, D)` of unit length, the same on every rank.
+    """Keeps the last `queue_size` embeddings of all ranks, `(Q, D)` of unit length, the same on every rank.
 
     Raises:
         InputError: the size is no multiple of the global batch.
@@ -69,6 +72,7 @@ class Queue(nn.Module):
         """Put the global batch in the place of the oldest entries."""
         everyone = gather(z_BD.detach()).to(self.embeddings_QD.dtype)
         start = int(self.place)
+
         # Another tensor, since the loss of this step still refers to the old one.
         self.embeddings_QD = self.embeddings_QD.clone()
         self.embeddings_QD[start : start + len(everyone)] = everyone

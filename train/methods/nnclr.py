@@ -38,13 +38,17 @@ class NNCLR(Method):
         """Return `contrastive`: the mean of both directions (equation 3, with the predictor's outputs gathered)."""
         z1, z2 = (F.normalize(y.detach(), dim=1) for y in y_BD)
         p1, p2 = (F.normalize(p, dim=1) for p in self.passed(self.predictor, y_BD))
+
+        # NN(z, Q)
         queue = self.queue.embeddings_QD
+        neighbour1 = nearest(z1, queue, 1)[:, 0]
+        neighbour2 = nearest(z2, queue, 1)[:, 0]
+
+        # Both directions
         temperature = self.config.temperature
-        (rank, _) = rank_and_world_size()
-        first = cross_view(nearest(z1, queue, 1)[:, 0], gather_with_gradient(p2), temperature, rank)
-        second = cross_view(
-            nearest(z2, queue, 1)[:, 0], gather_with_gradient(p1), temperature, rank
-        )
+        rank, _ = rank_and_world_size()
+        first = cross_view(neighbour1, gather_with_gradient(p2), temperature, rank)
+        second = cross_view(neighbour2, gather_with_gradient(p1), temperature, rank)
         self.queue.add(z1)
 
         return {"contrastive": (first + second) / 2}

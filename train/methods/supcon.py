@@ -30,12 +30,16 @@ class SupCon(Method):
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Return `contrastive`: the loss with the sum outside of the logarithm (equation 2)."""
+        # Both views of all ranks
         z1, z2 = (F.normalize(y, dim=1) for y in y_BD)
         everyone = torch.cat([gather_with_gradient(z1), gather_with_gradient(z2)])
         labels = gather(labels_B).repeat(2)
+
+        # The local ones among them
         rank, _ = rank_and_world_size()
         own = torch.arange(len(z1), device=z1.device) + rank * len(z1)
         places = torch.cat([own, own + len(everyone) // 2])
+
         loss = supervised_contrastive(
             torch.cat([z1, z2]), everyone, places, labels, self.config.temperature
         )

@@ -42,7 +42,10 @@ def test_import_status_and_info(clsp, tmp_path):
 
 def test_wrong_usage_is_one_line(clsp, shard_set, tmp_path):
     cases = [
-        (("subset", shard_set, "--out", tmp_path / "x"), "--fraction F or --range A:B"),
+        (
+            ("subset", shard_set, "--out", tmp_path / "x"),
+            "neither of --fraction F and --range A:B given",
+        ),
         (("subset", shard_set, "--range", "5:5", "--out", tmp_path / "x"), "expected A:B"),
         (("subset", shard_set, "--range", "90:95", "--out", tmp_path / "x"), "is empty"),
         (("merge", shard_set, shard_set, "--out", tmp_path / "x"), "use clsp shards extend"),

@@ -35,7 +35,7 @@ def test_a_result_is_written_as_it_was_read(content):
 
 
 def test_whole_numbers_stay_whole(tmp_path):
-    """Which a column of floats would not leave them."""
+    """Keep the type of a figure, which a column of floats would not."""
     (tmp_path / "linear.json").write_text(json.dumps(OLD))
     (found,) = compare_runs([tmp_path]).model_dump()["runs"]
     assert json.dumps(found["metrics"]) == '{"linear.top1": 90}'
@@ -44,7 +44,7 @@ def test_whole_numbers_stay_whole(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "a result file is not JSON"),
+        ("{", r"linear\.json is no result, for it is not JSON"),
         ('{"task": "linear"}', r"linear\.json is no result \(result: Field required\)"),
     ],
 )

@@ -53,7 +53,7 @@ def copy(rich_set, tmp_path):
 
 
 def places(path):
-    """Where to damage a file: at its ends, somewhere, and in a tar at a member's boundary, header and data."""
+    """Choose where to damage a file: at its ends, somewhere, and in a tar at a member's boundary, header and data."""
     content = path.read_bytes()
     found = [0, len(content) - 1, random.randrange(len(content))]
     if path.suffix == ".tar":

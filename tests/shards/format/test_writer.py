@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from clsp.core import WorkError
 from clsp.shards import (
     DiffusionPlan,
     Plan,
@@ -91,6 +92,20 @@ def test_missing_records_are_not_committed(digits, empty_set):
     with pytest.raises(ValueError, match="wrote anchors"):
         write_shard(root, plan, 0, 0, records(digits, range(15)), dict)
     assert read_commit(root, plan, 0, 0) is None
+
+
+def test_what_is_committed_is_never_replaced_by_other_bytes(digits, empty_set):
+    root, plan = empty_set
+    commit = write_shard(root, plan, 0, 0, records(digits, range(16)), dict)
+    content = shard_path(root, 0, 0).read_bytes()
+
+    white = np.full((3, 8, 8, 3), 255, np.uint8)
+    others = [Record(digits[index], white) for index in range(16)]
+    with pytest.raises(WorkError, match="committed with other bytes"):
+        write_shard(root, plan, 0, 0, others, dict)
+
+    assert shard_path(root, 0, 0).read_bytes() == content
+    assert read_commit(root, plan, 0, 0) == commit
 
 
 def test_a_shard_without_a_fitting_commit_record_does_not_exist(digits, empty_set):
