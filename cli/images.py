@@ -211,6 +211,6 @@ def _print_table(findings: Findings) -> None:
             told += f" and {len(sizes) - SHOWN} more sizes, {sides}"
         table.add_row(title, told)
 
-    looked = "decoded" if findings.depth == "pixels" else "headers only"
+    looked = "all decoded" if findings.depth == "pixels" else "by their headers"
     table.add_row("damaged", f"{len(findings.unreadable)} ({looked})")
     Console().print(table)

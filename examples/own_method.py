@@ -25,20 +25,13 @@ class BarlowTwins(Method):
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Return `invariance` and `redundancy`, which are added up."""
-        # C, the correlation of the features of one view with those of the other
-        one_BD, other_BD = (standardised(y) for y in y_BD)
-        correlation_DD = one_BD.T @ other_BD / len(one_BD)
-        diagonal_D = correlation_DD.diagonal()
-
+        one, other = ((y - y.mean(0)) / (y.std(0) + 1e-6) for y in y_BD)
+        correlation_DD = one.float().T @ other.float() / len(one)
+        diagonal = correlation_DD.diagonal()
         # Σ_i (1 - C_ii)² + λ·Σ_i Σ_(j≠i) C_ij²
-        invariance = (diagonal_D - 1).square().sum()
-        redundancy = correlation_DD.square().sum() - diagonal_D.square().sum()
+        invariance = (diagonal - 1).square().sum()
+        redundancy = correlation_DD.square().sum() - diagonal.square().sum()
         return {"invariance": invariance, "redundancy": REDUNDANCY * redundancy}
-
-
-def standardised(y_BD: torch.Tensor) -> torch.Tensor:
-    """Return features with mean 0 and deviation 1 over the batch, in float32."""
-    return ((y_BD - y_BD.mean(0)) / (y_BD.std(0) + 1e-6)).float()
 
 
 parser = argparse.ArgumentParser(description="Pretrain by Barlow Twins with synthetic positives.")

@@ -32,7 +32,8 @@ class AnchorsConfig(Section):
     """What the folders of images are: `classes`, `splits` (whose folders are classes) or `flat` (neither); `auto` goes
     by their names."""
     label: str = ""
-    """The column of the classes; empty: `label` or a usual variant, else the first column of class labels."""
+    """The column of the classes, in a data set or in a folder's table; empty: one with a usual name, such as `label`.
+    Where folders tell the classes, `label` stands for these."""
     limit: int = Field(default=0, ge=0)
     """Use the first `limit` images only; 0 uses all."""
     size: int = Field(default=0, ge=0)
@@ -47,7 +48,8 @@ class AnchorsConfig(Section):
     """The values that become black and white, for images of floats or of more than 8 bits; needed for floats and 32-bit
     integers."""
     on_error: Literal["fail", "skip"] = "fail"
-    """An anchor that does not decode ends the work when it is reached, or is found beforehand, listed and left out."""
+    """`fail`: an image that does not decode ends the work, and so does more than 1 % of files that may be images and
+    are not taken. `skip`: images that do not decode are found beforehand, listed and left out."""
 
     @field_validator("background")
     @classmethod

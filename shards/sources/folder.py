@@ -19,10 +19,9 @@ from .layout import Arrangement, arrange, split_meant
 from .names import source_name
 from .walk import FoundFile, FoundFiles, LeftOut, printable
 
-FOLDERS_COLUMN = "label"
-"""What `datasets` calls the classes that folders tell; recipes may name it."""
-
 FILE_COLUMN = "file_name"
+COLUMN_OF_FOLDERS = "label"
+"""What `datasets` calls the classes that folders tell, so that one may ask for them."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,12 @@ class FolderSource:
 
         # A table says more than folders do.
         tables = [_read_table(root, file.name, config) for file in found.tables]
-        if config.label not in ("", FOLDERS_COLUMN) and not tables:
+        if not tables and config.label not in ("", COLUMN_OF_FOLDERS):
             raise SourceError(
                 "label",
-                f"{config.path} has no column {config.label!r} of class numbers or names: it has no table of metadata "
-                "(metadata.csv, .jsonl or .parquet); leave anchors.label empty to take folders for classes",
+                f"{config.path} has no column {config.label!r} of class numbers or names: it has no table "
+                f"(metadata.csv, .jsonl or .parquet), and its folders' classes are called {COLUMN_OF_FOLDERS!r}; leave anchors.label "
+                "empty for these",
             )
         told = self._read_classes(tables, config)
 

@@ -205,7 +205,8 @@ class ImageSource(Sequence[Anchor]):
         self.use_known_findings(findings)
 
         # Which colour of 16 bits is of use depends on what was measured just now.
-        if depth == "pixels" and findings.deep_colour and self.pixels.bits not in (had_bits, 16):
+        is_new = self.pixels.bits not in (had_bits, 16)
+        if depth == "pixels" and findings.deep_colour and is_new:
             return self.look(depth, report)
 
         return findings
@@ -351,10 +352,10 @@ class ImageSource(Sequence[Anchor]):
     def _look_at_header(self, index: int, path: Path) -> Look:
         try:
             header = read_header(path)
+            largest = largest_value(path.read_bytes()) if header.bits == 16 else None
         except Exception as error:  # Pillow's, of many kinds, or the system's
             return Look(None, None, str(self._undecodable(index, error)))
 
-        largest = largest_value(path.read_bytes()) if header.bits == 16 else None
         return Look(None, header, None, largest)
 
     def _undecodable(self, index: int, error: Exception) -> UnreadableAnchorError:

@@ -165,7 +165,7 @@ def _sort_file(root: Path, name: str, about: os.stat_result, found: FoundFiles) 
     if not stat.S_ISREG(about.st_mode):
         found.left_out.append(LeftOut(name, "no regular file", False))
     elif suffix in HEIF_SUFFIXES and not opens_heif():
-        reason = "HEIC needs: pip install 'clsp[heif]'"
+        reason = "HEIC, which pip install 'clsp[heif]' makes readable"
         found.left_out.append(LeftOut(name, reason, True))
     elif suffix in IMAGE_SUFFIXES:
         found.images.append(file)

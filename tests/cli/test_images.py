@@ -33,7 +33,7 @@ def test_what_is_there(clsp, photos):
     assert "left out: 1 no image (.txt), such as cats/00.txt" in told
     assert re.search(r"mode +RGB 9, RGBA 1", told) and re.search(r"size +8x8 10", told)
     assert "1 image with alpha, which lets a white background through" in told
-    assert re.search(r"damaged +0 \(headers only\)", told)
+    assert re.search(r"damaged +0 \(by their headers\)", told)
 
 
 def test_splits_with_their_classes(clsp, tmp_path):
@@ -79,7 +79,7 @@ def test_damaged_images_are_named_and_an_exit_code(clsp, photos):
     assert clsp("images", photos).returncode == 0  # its header is whole
     found = clsp("images", photos, "--decode")
     assert found.returncode == 1 and "damaged: anchor train_00000001" in found.stdout
-    assert "cats/01.png" in found.stdout and re.search(r"damaged +1 \(decoded\)", found.stdout)
+    assert "cats/01.png" in found.stdout and re.search(r"damaged +1 \(all decoded\)", found.stdout)
 
 
 def test_pixels_that_are_not_plain(clsp, tmp_path):

@@ -7,6 +7,8 @@ from clsp.evaluate.config import LinearEvalConfig
 from clsp.shards import AnchorsConfig, ImageSource
 from clsp.train import PretrainConfig, build_backbone
 from clsp.train.backbone import save_backbone
+from pictures import colours, parquet, put
+from PIL import Image
 
 
 def test_features_are_the_backbones_in_eval_mode_on_normalised_images(tmp_path, digits):
@@ -45,6 +47,29 @@ def test_one_file_has_no_test_split(tmp_path):
     (tmp_path / "train.parquet").touch()
     with pytest.raises(InputError, match=r"linear_eval\.test_path"):
         labelled_sets(AnchorsConfig(path=str(tmp_path / "train.parquet")), LinearEvalConfig(), 8)
+
+
+def test_classes_are_numbered_alike_by_their_names(tmp_path):
+    """Also where a split lacks one, for who evaluates without all of them."""
+    for split, words in (("train", ["a", "b", "c"]), ("test", ["c", "a"])):
+        parquet(tmp_path / f"{split}.parquet", colours(len(words)), label=words)
+    anchors = AnchorsConfig(path=str(tmp_path))
+    train, test = labelled_sets(anchors, LinearEvalConfig(), 8)
+    assert (train.labels().tolist(), test.labels().tolist()) == ([0, 1, 2], [2, 0])
+
+    parquet(tmp_path / "test.parquet", colours(1), label=["d"])
+    with pytest.raises(InputError, match="class 'd', which is not among a, b, c"):
+        labelled_sets(anchors, LinearEvalConfig(), 8)
+
+
+def test_test_images_of_16_bits_are_scaled_as_the_training_images(tmp_path):
+    """Darker ones would be brightened otherwise."""
+    for split, largest in (("train", 4095), ("test", 1000)):
+        for number in range(2):
+            grey = Image.fromarray(np.full((8, 8), largest, np.uint16))
+            put(tmp_path / split / f"{number}.png", grey)
+    train, test = labelled_sets(AnchorsConfig(path=str(tmp_path)), LinearEvalConfig(), 8)
+    assert train[0].image.max() == 255 and test[0].image.max() == 1000 >> 4
 
 
 @pytest.mark.parametrize(

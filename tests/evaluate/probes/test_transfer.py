@@ -146,7 +146,7 @@ def test_the_choice_and_the_refit_are_scikit_learns(checkpoint, tmp_path):
         (
             {"train": 5, "test": 2},
             ["sets.mine.label=colour"],
-            "no column 'colour' of class numbers",
+            "no column 'colour'",
         ),
         ({"train": 5, "test": 2}, ["only=['other']"], "only names 'other'"),
         (

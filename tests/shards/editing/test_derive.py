@@ -19,6 +19,7 @@ from clsp.shards import (
     write_plan,
 )
 from clsp.shards.editing.derive import fraction_positions, range_positions
+from pictures import many, opened
 
 
 def tars(root, layer="layer-000"):
@@ -98,6 +99,34 @@ def test_another_teams_candidates_become_a_layer(shard_set, other_team, tmp_path
         merge_sets(one, other, tmp_path / "both") == set_id
         and contents(tmp_path / "both") == before
     )
+
+
+def test_a_set_that_names_its_classes_merges_with_one_of_an_earlier_version(
+    model, tmp_path, other_team
+):
+    """Which numbered them alike and kept no names; other pixels or other labels do not fit."""
+    for name in ("cats", "dogs"):
+        many(tmp_path / "images" / name, 2)
+    anchors = opened(tmp_path / "images")
+
+    def made(name: str, seed: int, **source) -> ShardSet:
+        config = SamplerConfig(steps=1, micro_batch=4, seed=seed)
+        plan = make_plan(anchors, model, config, ShardsConfig(candidates=1, records=4))
+        plan = plan.revised(source=plan.source.model_copy(update=source))
+        write_plan(tmp_path / name, plan)
+        make_shards(tmp_path / name, plan, anchors, Sampler(model, config))
+        return ShardSet(tmp_path / name)
+
+    new = made("new", 0)
+    old = made("old", 1, classes=None)
+    assert new.plan.source.classes == ["cats", "dogs"]
+    merge_sets(new, old, tmp_path / "both")
+    assert ShardSet(tmp_path / "both").candidates == 2
+
+    for name, source in (("alpha", {"background": "#ffffff"}), ("words", {"label_rule": "other"})):
+        other = made(name, 2, **source)
+        with pytest.raises(InputError, match=f"source.{next(iter(source))}"):
+            merge_sets(new, other, tmp_path / "no")
 
 
 def test_packing_a_merge_gives_one_layer(shard_set, other_team, tmp_path):

@@ -43,6 +43,7 @@ def test_what_does_not_decode_is_left_out_and_the_rest_keeps_its_keys(folder, tm
     listed = json.loads((tmp_path / "skipped.json").read_text())["skipped"]
     assert [row["index"] for row in listed] == list(DAMAGED)
     assert all(row["key"] in row["reason"] for row in listed)
+    assert all(f"train/{row['index']:02d}.png" in row["reason"] for row in listed)
 
 
 def test_a_listing_is_used_only_while_it_is_true(folder, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def test_counts_by_headers(mixed):
     assert (findings.smallest_side, findings.largest_side) == (8, 16)
     assert (findings.alpha, findings.animated, findings.largest_16_bit) == (1, 1, 4095)
     assert findings.bits_in_use == 12 and findings.wide == findings.deep_colour == 0
-    assert set(findings.unreadable) == {7, 8} and findings.depth != "pixels"
+    assert set(findings.unreadable) == {7, 8} and findings.depth == "bytes"
 
 
 def test_the_digest_is_over_the_files_in_their_order(mixed):
@@ -134,3 +134,26 @@ def test_deep_colour_of_few_bits_is_skipped_where_that_is_asked_for(tmp_path):
     (root / "z.png").write_bytes(deep_png(np.full((8, 8, 3), 1023, np.uint16)))
     rest = screened(opened(root, on_error="skip"))
     assert len(rest) == 2 and "10 bits" in rest.findings.unreadable[2]
+
+
+def test_headers_alone_tell_all_but_the_digest(mixed, monkeypatch):
+    read = opened(mixed, size=8, on_error="skip").look("bytes")
+    images = opened(mixed, size=8, on_error="skip")
+    told = images.look("header")
+    assert told.digest == "" and images.known_findings is None and images.pixels.bits == 12
+    differing = {"digest", "depth", "unreadable"}
+    assert told.model_dump(exclude=differing) == read.model_dump(exclude=differing)
+    assert set(told.unreadable) == set(read.unreadable)
+    assert images.digest == read.digest
+
+
+def test_many_images_are_told_in_their_order(tmp_path):
+    root = many(tmp_path / "images", 200)
+    paths = sorted(root.iterdir())
+    for number in (63, 64, 130):
+        paths[number].write_bytes(b"no image")
+    images = opened(root, on_error="skip")
+    done = []
+    findings = images.look("header", lambda looked, count: done.append((looked, count)))
+    assert list(findings.unreadable) == [63, 64, 130] and findings.formats == {"PNG": 197}
+    assert done[-1] == (200, 200) and [looked for looked, _ in done] == sorted(dict(done))
