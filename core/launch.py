@@ -49,7 +49,17 @@ log = logging.getLogger(__name__)
 
 
 class LaunchError(InputError):
-    """Reports an environment that does not say how the process was launched, or says what is not so."""
+    """Reports an environment that does not say how the process was launched, or says what is not so.
+
+    >>> os.environ["RANK"] = "first"
+    >>> try:
+    ...     read_launch()
+    ... except LaunchError as error:
+    ...     print(str(error).split(";")[0])
+    ... finally:
+    ...     del os.environ["RANK"]
+    RANK=first in the environment is no number
+    """
 
 
 @dataclass(frozen=True)
