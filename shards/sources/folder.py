@@ -69,9 +69,9 @@ class FolderSource:
         if not tables and config.label not in ("", COLUMN_OF_FOLDERS):
             raise SourceError(
                 "label",
-                f"{config.path} has no column {config.label!r} of class numbers or names: it has no table (metadata.csv, "
-                f".jsonl, .parquet), and its folders' classes are called {COLUMN_OF_FOLDERS!r}; leave anchors.label "
-                "empty for these",
+                f"{config.path} has no column {config.label!r} of class numbers or names: it has no table "
+                "(metadata.csv, .jsonl or .parquet), and its folders' classes are called "
+                f"{COLUMN_OF_FOLDERS!r}; leave anchors.label empty for these",
             )
         told = self._read_classes(tables, config)
 
