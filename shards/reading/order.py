@@ -101,7 +101,7 @@ class BatchOrder:
         object.__setattr__(self, "_samples", sum(self.shard_sizes))
         if not 1 <= self.batch_size <= self._samples:
             raise InputError(
-                f"batch_size is {self.batch_size}, expected 1 to the {self._samples} anchors of the set"
+                f"batch_size is {self.batch_size}, the set has {self._samples} anchors; lower it"
             )
         if self.batch_size % self.world_size:
             raise InputError(
