@@ -135,6 +135,8 @@ def main() -> int:
                 again, how = attempt(shards, told, Path(folder) / f"{name}-told", images_BHWC)
                 if again == "trains":
                     verdict, detail = "trains with img_size", how
+                elif again == "FAULT":
+                    verdict, detail = "FAULT", f"with img_size: {how}"
 
             counts[verdict] += 1
             print(f"{verdict}: {family}: {name}: {' '.join(detail.split())}", flush=True)

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import io
 import os
 import re
 import secrets
@@ -38,18 +37,32 @@ def make_directory(directory: Path) -> None:
         sync_directory(directory.parent)
 
 
-class _NotingFile(io.FileIO):
+class _NotingFile:
     """A file that remembers why it could not be written: libraries answer that with errors of their own."""
 
-    fault: OSError | None = None
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.fault: OSError | None = None
 
-    def write(self, content: Any, /) -> int:
+    def write(self, content: Any) -> int:
         """Write bytes."""
         try:
-            return super().write(content)
+            return self._file.write(content)
         except OSError as error:
             self.fault = error
             raise
+
+    def sync(self) -> None:
+        """Make the bytes durable; a disk that is full may say so only here."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self.fault = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 @contextlib.contextmanager
@@ -64,30 +77,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     make_directory(path.parent)
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
-    raw = _NotingFile(temporary, "x")
+    noting: Any = None
 
     try:
-        with io.BufferedWriter(raw) as file:
-            yield file
-            file.flush()
-            _sync(raw)
+        with temporary.open("xb") as file:
+            noting = _NotingFile(file)
+            yield noting
+            noting.sync()
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if raw.fault is not None and isinstance(error, Exception):
-            raise OSError(raw.fault.errno, raw.fault.strerror, str(path)) from error
+        fault = noting.fault if noting else None
+        if fault is not None and isinstance(error, Exception):
+            raise OSError(fault.errno, fault.strerror, str(path)) from error
         raise
 
     sync_directory(path.parent)
-
-
-def _sync(file: _NotingFile) -> None:
-    """Make a file's bytes durable; a disk that is full may say so only here."""
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        file.fault = error
-        raise
 
 
 @contextlib.contextmanager

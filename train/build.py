@@ -9,6 +9,7 @@ from torch import nn
 from ..core import InputError
 from ..shards import BatchOrder, PairDataset, PairLoader, ShardSet
 from ..shards.reading.candidates import choice_by_scores
+from .backbone import as_channels_last
 from .config import PretrainConfig
 from .methods import Method, build_method, method_class
 
@@ -71,7 +72,7 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
 
 def prepared_method(config: PretrainConfig, device: torch.device) -> Method:
     """Return the recipe's method on its device, channels-last, with synchronised norms and compiled if asked for."""
-    method: Any = build_method(config).to(device).to(memory_format=torch.channels_last)
+    method: Any = as_channels_last(build_method(config).to(device))
     if config.sync_batch_norm:
         if device.type == "cpu":
             raise InputError(

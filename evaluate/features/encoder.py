@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ...core import InputError, local_path
 from ...train import embed, load_backbone
+from ...train.backbone import as_channels_last
 from ..config import Precision
 from .checkpoint import backbone_folder, checkpoint_digest
 
@@ -45,8 +46,7 @@ class Encoder:
 
         # The model, on its device before it is traced: tracing keeps the device that it sees
         model = model.eval().to(self.device)
-        joined: Any = _joined(model)
-        self._model = joined.to(memory_format=torch.channels_last)
+        self._model = as_channels_last(_joined(model))
 
         # Normalisation
         mean_C = torch.tensor(config["mean"], device=self.device)
