@@ -13,7 +13,7 @@ from ..shards.reading.contact_sheet import image_sheet
 from ..shards.sources.folder import FolderSource
 from ..shards.sources.left_out import write_left_out
 from ..shards.sources.survey import Findings
-from ..shards.sources.walk import count_by_reason
+from ..shards.sources.walk import reasons_of
 from .options import PATH, set_option
 from .progress import ProgressReport, say
 
@@ -81,7 +81,7 @@ def _anchors(source: str, recipe_name: str | None, overrides: tuple[str, ...]) -
     """Return the recipe's section with SOURCE for its path; one of its own where no recipe is named."""
     from .recipe import load_recipe
 
-    config = load_recipe(recipe_name or "digits", overrides).anchors
+    config = load_recipe(recipe_name, overrides).anchors
     # A contact sheet has a size in any case.
     return config.model_copy(update={"path": source, "size": config.size or 64})
 
@@ -98,9 +98,7 @@ def summary_of(anchors: ImageSource) -> list[str]:
         lines += _folders(source)
     lines.append(f"  {_classes(anchors)}")
 
-    for reason, files in count_by_reason(source.left_out).items():
-        lines.append(f"  left out: {len(files)} {reason}, such as {files[0].name}")
-
+    lines += [f"  left out: {reason}" for reason in reasons_of(source.left_out)]
     return lines + [f"  note: {note}" for note in source.notes]
 
 

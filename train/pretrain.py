@@ -25,7 +25,7 @@ from .config import PretrainConfig
 from .inputs import InputMaker
 from .methods import Method
 from .progress import Progress
-from .run import BACKBONE, check_run, claim_folder, export_backbone
+from .run import BACKBONE, check_folder, check_run, claim_folder, export_backbone
 from .schedule import learning_rate, synthetic_weight
 from .views import Views
 
@@ -73,7 +73,7 @@ def pretrain(
     )
     on_any_rank = partial(_on_any_rank, accelerator)
     with holding(out, accelerator.is_main_process, on_any_rank):
-        if check_run(shards, config, out):  # another process may have finished it since
+        if check_folder(shards, config, out):  # another process may have finished it since
             return out / BACKBONE
         return _pretrain(accelerator, shards, config, out, report, probe)
 

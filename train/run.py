@@ -27,9 +27,21 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
             begin does not take the set's images.
     """
     _check_trackers(config)
+    finished = check_folder(shards, config, out)
+    if not (out / RUN).exists():
+        check_backbone(config, shards.size)
+
+    return finished
+
+
+def check_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
+    """Return as `check_run` does, without trying the backbone.
+
+    Raises:
+        InputError: the folder holds another run (naming what differs) or something else.
+    """
     content = owner_of(out, RUN, "run of clsp pretrain")
     if content is None:
-        check_backbone(config, shards.size)
         return False
 
     found = json.loads(content)

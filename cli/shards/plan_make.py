@@ -52,14 +52,13 @@ def diffusion_path(recipe: Recipe, given: str, out: Path | None) -> str:
     return path
 
 
-def listing_path(out: Path) -> Path:
-    """Return the list of the anchors that do not decode, beside a set or a model."""
-    return out.absolute().with_name(f"{out.absolute().name}.skipped.json")
+def beside(out: Path, what: str) -> Path:
+    """Return the file beside a set or a model that says something of its anchors.
 
-
-def left_out_path(out: Path) -> Path:
-    """Return the list of the files of a folder that are not taken, beside a set or a model."""
-    return out.absolute().with_name(f"{out.absolute().name}.left_out.json")
+    Args:
+        what: `skipped`, those that do not decode; `left_out`, files that are not taken; `source`, what the source is.
+    """
+    return out.absolute().with_name(f"{out.absolute().name}.{what}.json")
 
 
 def readable_anchors(
@@ -80,14 +79,13 @@ def readable_anchors(
 
     left_out = anchors.source.left_out
     if out and left_out and launched_rank() == 0:
-        write_left_out(left_out_path(out), left_out, anchors.source.name)
+        write_left_out(beside(out, "left_out"), left_out, anchors.source.name)
 
     # The images themselves, each read once
     with ProgressReport("looking at the anchors", "anchors") as report:
-        readable = screened(anchors, listing_path(out) if out else None, report)
+        readable = screened(anchors, beside(out, "skipped") if out else None, report)
         if out:
-            known = out.absolute().with_name(f"{out.absolute().name}.source.json")
-            remember_digest(readable, known, report)
+            remember_digest(readable, beside(out, "source"), report)
         elif readable.known_findings is None:
             readable.look(depth, report)
         faults = list(readable.findings.unreadable.values())
@@ -104,7 +102,7 @@ def readable_anchors(
 
     skipped = len(anchors) - len(readable)
     if skipped:
-        listed = f", listed in {listing_path(out)}" if out else ""
+        listed = f", listed in {beside(out, 'skipped')}" if out else ""
         say(f"skipped {skipped} of {len(anchors)} anchors that do not decode{listed}")
     return readable
 
@@ -223,7 +221,7 @@ def make(
     processes.wait_for_everyone()
 
     # Shards
-    anchors = follow_plan(screened(anchors, listing_path(out)), read_plan(out).source)
+    anchors = follow_plan(screened(anchors, beside(out, "skipped")), read_plan(out).source)
     config = resolved_sampler(recipe, out)
     say_if_emulated("sampler.dtype", config.dtype == "bfloat16")
     sampler = Sampler(model, config, str(processes.device))

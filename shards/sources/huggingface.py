@@ -150,9 +150,7 @@ def open_file(path: Path, config: AnchorsConfig) -> HFSource:
     dataset = _load(
         config, lambda: datasets.load_dataset(builder, data_files=files, split=config.split), [path]
     )
-    about = path.stat()
-    file = FoundFile(str(path), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-    return HFSource(dataset, config, [file])
+    return HFSource(dataset, config, [FoundFile.of(str(path), path.stat())])
 
 
 def open_data_files(root: Path, config: AnchorsConfig, files: Sequence[FoundFile]) -> HFSource:

@@ -1,6 +1,7 @@
 """Tell which folder names are splits and which are classes, and which images belong to the split asked for."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -180,20 +181,18 @@ def _guess(
 def _class_prefixes(names: Sequence[str], prefixes: dict[str, str]) -> dict[str, str]:
     """Return where the folders of classes begin in each split: below `train/`, or `train/train/` if that holds all."""
     below = {}
+    folders = {}
     for split, prefix in prefixes.items():
         below[split] = [name for name in names if name.startswith(prefix)]
+        folders[split] = {_first_folder(name, prefix) for name in below[split]}
+
+    # In how many splits a folder's name occurs
+    splits_with = Counter(folder for found in folders.values() for folder in found)
 
     deeper = {}
     for split, prefix in prefixes.items():
-        folders = {_first_folder(name, prefix) for name in below[split]}
-        others = {
-            _first_folder(name, prefixes[other])
-            for other in prefixes
-            if other != split
-            for name in below[other]
-        }
-        only = next(iter(folders))
-        is_shared = len(folders) == 1 and only and only not in others
+        only = next(iter(folders[split]))
+        is_shared = len(folders[split]) == 1 and only and splits_with[only] == 1
         holds_folders = is_shared and all(
             _first_folder(name, f"{prefix}{only}/") for name in below[split]
         )

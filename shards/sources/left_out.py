@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...core import write_file
 from .errors import SourceError
-from .walk import LeftOut, count_by_reason
+from .walk import LeftOut, count_by_reason, reasons_of
 
 MOST = 0.01
 """Share of the files that may be images and are left out; above, a command stops."""
@@ -24,14 +24,11 @@ def check_left_out(left_out: Sequence[LeftOut], taken: int, path: str, on_error:
     if on_error == "skip" or is_little:
         return
 
-    reasons = []
-    for reason, files in count_by_reason(missed).items():
-        reasons.append(f"{len(files)} {reason}, such as {files[0].name}")
-
+    found = f"{len(missed)} of {taken + len(missed)} images would be left out"
     raise SourceError(
         "path",
-        f"{path}: {len(missed)} of {taken + len(missed)} images would be left out ({'; '.join(reasons)}), expected "
-        "at most 1 %; mend them, or set anchors.on_error=skip to go on without them (clsp images --left-out lists all)",
+        f"{path}: {found} ({'; '.join(reasons_of(missed))}), expected at most 1 %; mend them, or set "
+        "anchors.on_error=skip to go on without them (clsp images --left-out lists all)",
     )
 
 

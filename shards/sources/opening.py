@@ -13,7 +13,7 @@ from .errors import SourceError
 from .folder import FolderSource
 from .huggingface import is_saved, open_data_files, open_file, open_hub, open_saved
 from .left_out import check_left_out
-from .walk import FoundFiles, LeftOut, count_by_reason, find_files
+from .walk import FoundFiles, LeftOut, find_files, reasons_of
 
 FEW_PICTURES = 10
 """Fewer images beside data files are pictures of a description."""
@@ -142,7 +142,4 @@ def _what_is_there(found: FoundFiles) -> str:
     if not found.left_out:
         return "it is empty"
 
-    counts = []
-    for reason, files in count_by_reason(found.left_out).items():
-        counts.append(f"{len(files)} {reason}, such as {files[0].name}")
-    return f"it holds {'; '.join(counts[:3])}"
+    return f"it holds {'; '.join(reasons_of(found.left_out)[:3])}"

@@ -47,6 +47,11 @@ class FoundFile(NamedTuple):
     modified_ns: int
     changed_ns: int
 
+    @classmethod
+    def of(cls, name: str, about: os.stat_result) -> "FoundFile":
+        """Describe a file by what the system says of it."""
+        return cls(name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -159,7 +164,7 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[FoundFiles, list[_Folder]
 
 def _sort_file(root: Path, name: str, about: os.stat_result, found: FoundFiles) -> None:
     """Put a file where it belongs: by its ending or, where that says nothing, by its first bytes."""
-    file = FoundFile(name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    file = FoundFile.of(name, about)
     suffix = _suffix(name)
 
     if not stat.S_ISREG(about.st_mode):
@@ -194,6 +199,15 @@ def _begins_like_an_image(path: Path) -> bool:
 def printable(name: str) -> str:
     """Return a file's name for people and for JSON: bytes that are no UTF-8 become question marks."""
     return name.encode(errors="replace").decode()
+
+
+def reasons_of(left_out: Iterable[LeftOut]) -> list[str]:
+    """Return texts such as `3 dangling link, such as cats/1.png`, the most frequent reason first."""
+    told = []
+    for reason, files in count_by_reason(left_out).items():
+        told.append(f"{len(files)} {reason}, such as {files[0].name}")
+
+    return told
 
 
 def count_by_reason(left_out: Iterable[LeftOut]) -> dict[str, list[LeftOut]]:
