@@ -1,6 +1,7 @@
 """`clsp diffusion train`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,8 +9,13 @@ from ..core import computes_bf16, launched_rank, read_launch
 from ..shards import ImageSource
 from .options import check_option, out_option, recipe_options
 from .progress import ProgressReport, say, say_if_emulated
-from .recipe import load_recipe
+from .recipe import Recipe, load_recipe
 from .shards.plan_make import readable_anchors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..generate import ClusterEncoder
 
 
 @click.command(epilog="Example: clsp diffusion train --recipe digits --out runs/digits/diffusion")
@@ -19,7 +25,7 @@ from .shards.plan_make import readable_anchors
 )
 @check_option
 def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) -> None:
-    """Train an unconditional DDPM on the anchors."""
+    """Train a DDPM on the anchors: unconditional, or with pseudo-classes (diffusion.condition=clusters)."""
     read_launch()  # what is left over in the environment is refused before any work
 
     # Recipe and anchors
@@ -41,7 +47,8 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     say_if_emulated("diffusion.precision", config.precision == "bf16")
 
     # Check
-    finished = check_out(anchors, recipe.diffusion, out)
+    encoder = _cluster_encoder(recipe) if config.condition == "clusters" else None
+    finished = check_out(anchors, recipe.diffusion, out, encoder.digest if encoder else "")
     if check:
         build_unet(recipe.diffusion, anchors.size)
         return
@@ -61,6 +68,21 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
 
     recipe.save(out / "recipe.toml")
     with ProgressReport("diffusion", "steps") as report:
-        train_diffusion(anchors, recipe.diffusion, out, report, probe, recipe.sampler.clip)
+        train_diffusion(anchors, config, out, report, probe, recipe.sampler.clip, encoder)
 
     say(f"diffusion model: {out}")
+
+
+def _cluster_encoder(recipe: Recipe) -> "ClusterEncoder":
+    """Return whose features are clustered, with the way to have them."""
+    from ..evaluate import embed_images, encoder_digest, load_encoder
+    from ..generate import ClusterEncoder
+
+    name = recipe.diffusion.cluster_encoder
+
+    def extract(anchors: ImageSource) -> "np.ndarray":
+        encoder = load_encoder(name)
+        with ProgressReport("features to cluster", "anchors") as report:
+            return embed_images(encoder, anchors, report).numpy()
+
+    return ClusterEncoder(name, encoder_digest(name), extract)

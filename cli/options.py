@@ -67,8 +67,8 @@ encoder_option = click.option(
     "--encoder",
     "encoder_name",
     required=True,
-    metavar="DIR|TIMM-NAME",
-    help="A run, or any timm model.",
+    metavar="DIR|TIMM-NAME|unet:DIR",
+    help="A run, any timm model, or unet:DIR[@BLOCK:TIMESTEP], the features of a diffusion model.",
 )
 
 

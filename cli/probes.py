@@ -1,10 +1,12 @@
 """Evaluate pretrained backbones: `clsp linear-eval`, `clsp knn` and `clsp transfer`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..evaluate.features.checkpoint import is_unet_name
 from ..evaluate.probes.registry import (
     PROBES,
     FewLabels,
@@ -26,7 +28,8 @@ checkpoint_option = click.option(
     "--checkpoint",
     required=True,
     type=PATH,
-    help="A run of clsp pretrain, or the folder of a timm model; {name} and {seed} are filled in.",
+    help="A run of clsp pretrain, the folder of a timm model, or unet:DIR, a diffusion model's features: "
+    "unet:DIR@BLOCK:TIMESTEP or, chosen on a part of train, unet:DIR@chosen; {name} and {seed} are filled in.",
 )
 
 
@@ -83,6 +86,8 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     # Open the images, and check their labels before any work
     config = recipe.linear_eval
     say_if_emulated("linear_eval.precision", config.precision == "bf16")
+    chosen = chosen_checkpoint(checkpoint, recipe)
+    checkpoint = chosen.checkpoint
     encoder = load_checkpoint(checkpoint, config.precision)
     train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
     train_labels_N = train_images.labels()
@@ -104,9 +109,8 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     section = getattr(recipe, probe.section)
     result = probe.run(train, test, classes, section, seed, **options)
     content = recipe.model_dump(mode="json")
-    path = write_result(
-        out, probe.task, result, checkpoint, content, seed, precision=encoder.precision
-    )
+    facts = {"precision": encoder.precision, **chosen.facts}
+    path = write_result(out, probe.task, result, checkpoint, content, seed, **facts)
 
     say(f"{checkpoint.name}: {probe.task} {', '.join(_figures(result))} % ({path})")
 
@@ -128,10 +132,42 @@ def _figures(result: Figures) -> list[str]:
 
 
 def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> "Encoder":
-    """Load the encoder in a folder; unlike `--encoder` a checkpoint is never a name on the hub."""
+    """Load the encoder in a folder, or a U-Net's features; unlike `--encoder` it is never one of timm's names."""
     from ..evaluate import backbone_folder, load_encoder
 
-    return load_encoder(backbone_folder(checkpoint), precision)
+    name = str(checkpoint)
+    return load_encoder(name if is_unet_name(name) else backbone_folder(checkpoint), precision)
+
+
+@dataclass(frozen=True)
+class ChosenCheckpoint:
+    """Holds the checkpoint to evaluate, and what a result says of how it was chosen."""
+
+    checkpoint: Path
+    facts: dict[str, Any]
+
+
+def chosen_checkpoint(checkpoint: Path, recipe: Recipe) -> ChosenCheckpoint:
+    """Return the checkpoint; of `unet:DIR@chosen` the block and timestep that a part of the recipe's train chooses."""
+    if not is_unet_name(str(checkpoint)):
+        return ChosenCheckpoint(checkpoint, {})
+
+    from ..evaluate import choose_unet_features, labelled_sets, parse_unet_name
+    from ..generate import load_diffusion
+
+    name = parse_unet_name(str(checkpoint))
+    if not name.is_chosen:
+        return ChosenCheckpoint(checkpoint, {})
+
+    size = load_diffusion(name.path).size
+    train = labelled_sets(recipe.anchors, recipe.linear_eval, size)[0]
+    with ProgressReport("blocks and timesteps", "images") as report:
+        choice = choose_unet_features(name, train, recipe.linear_eval.precision, report)
+
+    best = f"{choice.block}:{choice.timestep}"
+    say(f"{name.path}: {best} has {choice.accuracies[best]:.2f} % on a held-out part of train")
+    facts = {"unet": {"chosen": best, "held_out_top1": dict(choice.accuracies)}}
+    return ChosenCheckpoint(Path(name.at(choice.block, choice.timestep).text), facts)
 
 
 @click.command(
@@ -145,7 +181,7 @@ def load_checkpoint(checkpoint: Path, precision: Literal["no", "bf16"]) -> "Enco
 def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> None:
     """Evaluate a pretrained backbone on other data sets: logistic regression on frozen features."""
     from ..evaluate import (
-        checkpoint_digest,
+        encoder_digest,
         finished_sets,
         result_path,
         run_transfer,
@@ -162,15 +198,17 @@ def transfer(recipe_name: str, overrides: tuple[str, ...], checkpoint: Path, out
 
     # What is there already
     say_if_emulated("transfer.precision", config.precision == "bf16")
+    chosen = chosen_checkpoint(checkpoint, recipe)
+    checkpoint = chosen.checkpoint
     encoder = load_checkpoint(checkpoint, config.precision)
-    found = finished_sets(path, config, checkpoint_digest(checkpoint))
+    found = finished_sets(path, config, encoder_digest(checkpoint))
 
     # Every other set, written as soon as it is evaluated
     content = recipe.model_dump(mode="json")
     seed = recipe.pretrain.seed
 
     def save(sets: dict[str, Figures]) -> None:
-        facts: dict[str, Any] = {"sets": sets, "precision": encoder.precision}
+        facts: dict[str, Any] = {"sets": sets, "precision": encoder.precision, **chosen.facts}
         figures = summary(sets)
         write_result(out, probe.task, figures, checkpoint, content, seed, **facts)
 

@@ -14,8 +14,13 @@ from .features.encoder import encoder_digest as encoder_digest
 from .features.encoder import load_encoder as load_encoder
 from .features.extract import Features as Features
 from .features.extract import check_labels as check_labels
+from .features.extract import embed_images as embed_images
 from .features.extract import extract as extract
 from .features.extract import labelled_sets as labelled_sets
+from .features.unet_encoder import UNetChoice as UNetChoice
+from .features.unet_encoder import UNetName as UNetName
+from .features.unet_encoder import choose_unet_features as choose_unet_features
+from .features.unet_encoder import parse_unet_name as parse_unet_name
 from .probes.few_labels import check_amounts as check_amounts
 from .probes.few_labels import evaluate_few_labels as evaluate_few_labels
 from .probes.knn import evaluate_knn as evaluate_knn

@@ -1,3 +1,12 @@
+from .clusters import ClusterEncoder as ClusterEncoder
+from .clusters import ClusterFacts as ClusterFacts
+from .clusters import Clusters as Clusters
+from .clusters import cluster_features as cluster_features
+from .clusters import read_clusters as read_clusters
+from .condition import Condition as Condition
+from .condition import ConditionRecord as ConditionRecord
+from .condition import TrainClasses as TrainClasses
+from .condition import settled_condition as settled_condition
 from .config import DiffusionConfig as DiffusionConfig
 from .config import SamplerConfig as SamplerConfig
 from .cost import estimate as estimate
@@ -5,6 +14,7 @@ from .interpolation import Encoded as Encoded
 from .interpolation import decode as decode
 from .interpolation import encode as encode
 from .interpolation import interpolate as interpolate
+from .interpolation import interpolate_on_arc as interpolate_on_arc
 from .keyed_noise import Stream as Stream
 from .keyed_noise import keyed_normal as keyed_normal
 from .keyed_noise import noise_keys as noise_keys
@@ -20,4 +30,7 @@ from .sampler import Sampler as Sampler
 from .train_diffusion import begun_precision as begun_precision
 from .train_diffusion import check_out as check_out
 from .train_diffusion import train_diffusion as train_diffusion
+from .unet_features import UNetFeatures as UNetFeatures
+from .unet_features import block_names as block_names
+from .unet_features import default_block as default_block
 from .value_range import check_statistics as check_statistics

@@ -2,15 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..core import Section
 
 
+def _ascending(value: Any) -> Any:
+    """Put the ends of a window in ascending order: sampling goes from high timesteps to low ones."""
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    return sorted(value) if is_pair else value
+
+
 class DiffusionConfig(Section):
-    """Holds the settings of the unconditional DDPM: one to load (`path`), or how to train one on the anchors.
+    """Holds the settings of the diffusion model: one to load (`path`), or how to train one on the anchors.
 
     The defaults are the paper's; the keys below that `added` names make more of a training of minutes.
 
@@ -24,6 +30,10 @@ class DiffusionConfig(Section):
         "ema_warmup": False,
         "snr_gamma": 0.0,
         "norm_groups": 32,
+        "condition": "none",
+        "clusters": 10,
+        "condition_dropout": 0.1,
+        "null_class": None,
     }
 
     path: str = ""
@@ -66,6 +76,17 @@ class DiffusionConfig(Section):
     """With every grid, the Fréchet distance of so many images to the anchors goes into the log; 0 measures none."""
     probe_encoder: str = ""
     """Whose features that distance is in: the folder of a run, or a timm model."""
+    condition: Literal["none", "clusters", "labels"] = "none"
+    """What the U-Net is told of an image, as its class embedding: nothing (the paper); its pseudo-class, by k-means on
+    the features of `cluster_encoder`; or its label, which makes positives that are no longer self-supervised."""
+    clusters: int = Field(default=10, ge=2)
+    """k, the number of pseudo-classes."""
+    cluster_encoder: str = ""
+    """Whose features are clustered: the folder of a run, `unet:DIR` (another diffusion model) or a timm model."""
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the images that are shown without their class (Ho & Salimans, 2022), so that guidance is possible."""
+    null_class: int | None = Field(default=None, ge=0)
+    """The class that stands for «no class» in a model of others with `condition = "labels"`, for guidance."""
 
     def decided(self, bf16: bool = False) -> "DiffusionConfig":
         """Return these settings with `auto` replaced: by bf16 if the device computes in it, else by float32."""
@@ -95,6 +116,15 @@ class DiffusionConfig(Section):
 
         return self
 
+    @model_validator(mode="after")
+    def _clusters_have_features(self):
+        if self.condition == "clusters" and not (self.cluster_encoder or self.path):
+            raise ValueError(
+                "condition = clusters needs cluster_encoder, whose features are clustered: "
+                "a run, unet:DIR of an unconditional diffusion model, or a timm model"
+            )
+        return self
+
 
 class SamplerConfig(Section):
     """Holds the settings of the sampling of positives.
@@ -107,7 +137,12 @@ class SamplerConfig(Section):
     'float32'
     """
 
-    added: ClassVar[Mapping[str, Any]] = {"clip": False}
+    added: ClassVar[Mapping[str, Any]] = {
+        "clip": False,
+        "mixing": "linear",
+        "window": None,
+        "guidance": 1.0,
+    }
 
     scheduler: Literal["ddim", "unipc", "dpmsolver++"] = "unipc"
     steps: int = Field(default=16, ge=1, le=1000)
@@ -118,6 +153,15 @@ class SamplerConfig(Section):
     that was trained for less than days grow into flat, saturated colours. The paper's sampler does not clip."""
     weight: float = Field(default=0.1, ge=0, le=1)
     """The paper's w: the share of the sample's own bottleneck features; 1 ignores the anchor."""
+    mixing: Literal["linear", "slerp"] = "linear"
+    """How the two are mixed: by a weighted sum (the paper), or along the arc between them, with the anchor's features
+    brought to the sample's norm (InjectFusion, WACV 2024)."""
+    window: Annotated[tuple[int, int], BeforeValidator(_ascending)] | None = None
+    """Mix at the timesteps from … to only, both included, of 0 (the image) … 999 (noise); outside of it the sample goes
+    its own way, and the anchor needs no pass. None: at all."""
+    guidance: float = Field(default=1.0, ge=0, le=100)
+    """Scale s of classifier-free guidance, ε = ε_none + s·(ε_class - ε_none), of a model with classes; 1 is none, and
+    any other value takes a second pass of sample and anchor."""
     share_anchor: bool = True
     """One noising and one encoder pass of the anchor per step for all K candidates, instead of one per candidate."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -43,14 +43,18 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
     shards = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
     batches = sum(-(-records // sampler.config.micro_batch) for records in shards)
 
-    # Seconds of a step of a micro-batch
+    # Seconds of a micro-batch: of its samples at every step, of its anchors where they are mixed in
+    config = sampler.config
     candidates = plan.shards.candidates
     encoding, decoding = _seconds_per_pass(anchors, sampler, seconds)
-    anchor_passes = 1 if sampler.config.share_anchor else candidates
-    step = candidates * (encoding + decoding) + anchor_passes * encoding
+    sample_passes = config.steps * candidates
+    anchor_passes = sampler.mixing_steps * (1 if config.share_anchor else candidates)
+    spent = sample_passes * (encoding + decoding) + anchor_passes * encoding
+    if config.guidance != 1:
+        spent *= 2
 
     device = torch.cuda.get_device_name() if sampler.device.type == "cuda" else "CPU"
-    return Estimate(per_record * plan.count, batches * sampler.config.steps * step, device)
+    return Estimate(per_record * plan.count, batches * spent, device)
 
 
 def _seconds_per_pass(
@@ -59,19 +63,23 @@ def _seconds_per_pass(
     """Return the seconds of the two halves of the U-Net for a micro-batch."""
     batch = [anchors[index % len(anchors)].image for index in range(sampler.config.micro_batch)]
     x_BCHW = to_model_range(np.stack(batch)).to(sampler.device, sampler.dtype)
+    classes_B = None
+    if sampler.model.condition is not None:
+        classes_B = torch.zeros(len(batch), dtype=torch.int64, device=sampler.device)
+
     encoding: list[float] = []
     decoding: list[float] = []
 
     with torch.inference_mode(), sampler.pinned_threads():
         # Warm up
-        encoded = sampler.encode(x_BCHW, TIMESTEP)
+        encoded = sampler.encode(x_BCHW, TIMESTEP, classes_B)
         sampler.decode(encoded)
 
         # Measure, twice at least
         started = time.perf_counter()
         spent = 0.0
         while len(encoding) < 2 or spent < seconds:
-            encoding.append(_timed(sampler, lambda: sampler.encode(x_BCHW, TIMESTEP)))
+            encoding.append(_timed(sampler, lambda: sampler.encode(x_BCHW, TIMESTEP, classes_B)))
             decoding.append(_timed(sampler, lambda: sampler.decode(encoded)))
             spent = time.perf_counter() - started
 

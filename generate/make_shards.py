@@ -36,7 +36,11 @@ def make_plan(
     """Return the plan of a shard set: everything that determines its content."""
     return Plan(
         source=source_plan(anchors),
-        diffusion=DiffusionPlan(origin=model.origin, digest=model.digest),
+        diffusion=DiffusionPlan(
+            origin=model.origin,
+            digest=model.digest,
+            condition=model.condition.plan if model.condition else None,
+        ),
         sampler=sampler.decided().recorded(),
         shards=shards,
         selection=source_selection(anchors),
@@ -141,7 +145,9 @@ def fill_shard(
         batch = [anchors[index] for index in indices[start : start + micro_batch]]
         keys = [anchor.key for anchor in batch]
         images_BHWC = np.stack([anchor.image for anchor in batch])
-        candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start)
+        condition = sampler.model.condition
+        classes = condition.classes_of(batch) if condition else None
+        candidates_BKHWC = sampler(images_BHWC, keys, plan.shards.candidates, plan.start, classes)
 
         # Write
         for anchor, candidates_KHWC in zip(batch, candidates_BKHWC, strict=True):

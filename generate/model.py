@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ..core import InputError, canonical_json, local_path
+from .condition import Condition, read_condition
 from .config import DiffusionConfig
 from .interpolation import check_unet_config
 
@@ -21,9 +22,15 @@ NOISE_SCHEDULE = (
 )
 
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a U-Net may predict: the noise, the velocity or the image; see `as_epsilon`."""
+LATENT_PARTS = ("vqvae", "vae")
+"""Parts of a pipeline that turn images into latents."""
+
+
 @dataclass(frozen=True)
 class DiffusionModel:
-    """Holds a U-Net that predicts noise, its noise schedule, where it came from and the digest of all of it.
+    """Holds a U-Net, its noise schedule, where it came from and the digest of all of it.
 
     >>> import tempfile
     >>> from clsp.generate.example import make_example_model
@@ -42,10 +49,21 @@ class DiffusionModel:
     digest: str
     clip_range: float = 1.0
     """The bound of its images' values that its scheduler's configuration names."""
+    condition: Condition | None = None
+    """What its classes are; None for an unconditional model."""
+
+    @property
+    def size(self) -> int:
+        """Return the side length of its images in pixels."""
+        size: Any = self.unet.config["sample_size"]
+        return size[0] if isinstance(size, list | tuple) else size
 
 
-def load_diffusion(path: str, size: int) -> DiffusionModel:
+def load_diffusion(path: str, size: int | None = None) -> DiffusionModel:
     """Load a model in diffusers' format from a folder or the hub, for `size` x `size` RGB images.
+
+    Args:
+        size: of the anchors in pixels; None takes a model for square images of any size.
 
     Raises:
         InputError: nothing there, or a model of another kind, image size, channel count or prediction target; found
@@ -53,11 +71,14 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
     """
     # The configuration of the U-Net
     path = local_path(path)
+    _refuse_latent(path)
     subfolder, config = _unet_config(path)
     check_unet_config(config, path)
-    if config.get("sample_size") not in (size, [size, size]):
+    found_size = config.get("sample_size")
+    own_size = found_size[0] if isinstance(found_size, list | tuple) else found_size
+    if found_size not in (own_size, [own_size, own_size]) or size not in (None, own_size):
         raise InputError(
-            f"diffusion model {path} is for images of {config.get('sample_size')} pixels, the anchors have {size}; "
+            f"diffusion model {path} is for images of {found_size} pixels, the anchors have {size}; "
             "set anchors.size or use another model"
         )
 
@@ -70,6 +91,10 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
     # The noise schedule
     scheduler = _scheduler_config(path)
     schedule = _noise_schedule(scheduler, path)
+
+    # Its classes
+    embeddings = config.get("num_class_embeds")
+    condition = read_condition(path, embeddings) if embeddings else None
 
     # The weights
     loaded: Any = UNet2DModel.from_pretrained(
@@ -90,11 +115,15 @@ def load_diffusion(path: str, size: int) -> DiffusionModel:
     origin = Path(path).resolve().name if Path(path).exists() else path
     clip_range = float(scheduler.get("clip_sample_range") or 1.0)
 
-    return DiffusionModel(unet, schedule, origin, _digest(config, schedule, unet), clip_range)
+    digest = _digest(config, schedule, unet, condition)
+    return DiffusionModel(unet, schedule, origin, digest, clip_range, condition)
 
 
-def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
+def build_unet(config: DiffusionConfig, size: int, classes: int = 0) -> UNet2DModel:
     """Return a U-Net of the DDPM design for `size` x `size` RGB images.
+
+    Args:
+        classes: of a conditional U-Net, whose class embedding has one row more, for «no class»; 0: unconditional.
 
     Raises:
         InputError: the side cannot be halved as often as the levels want.
@@ -119,7 +148,24 @@ def build_unet(config: DiffusionConfig, size: int) -> UNet2DModel:
         norm_num_groups=config.norm_groups,
         dropout=config.dropout,
         attention_head_dim=None,  # one head, as in DDPM
+        num_class_embeds=classes + 1 if classes else None,
     )
+
+
+def _refuse_latent(path: str) -> None:
+    """Raise InputError for a pipeline whose U-Net works on latents: it would be taken for one of small images."""
+    try:
+        pipeline: Any = DDPMPipeline.load_config(path)
+    except OSError:
+        return  # a U-Net and a scheduler without a pipeline around them
+
+    name = pipeline.get("_class_name", "")
+    folders = [part for part in LATENT_PARTS if part in pipeline or (Path(path) / part).is_dir()]
+    if folders or name.startswith(("LDM", "StableDiffusion")):
+        found = f"it has a {folders[0]}" if folders else f"it is of {name}"
+        raise InputError(
+            f"diffusion model {path} makes latents, not pixels ({found}); expected a model of RGB images, DDPMPipeline"
+        )
 
 
 def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
@@ -164,9 +210,14 @@ def _scheduler_config(path: str) -> dict[str, Any]:
 
 def _noise_schedule(config: dict[str, Any], path: str) -> dict[str, Any]:
     schedule = {key: config.get(key, DDPMScheduler().config[key]) for key in NOISE_SCHEDULE}
-    if schedule["prediction_type"] != "epsilon":
+    if schedule["prediction_type"] not in PREDICTIONS:
         raise InputError(
-            f"diffusion model {path} predicts {schedule['prediction_type']}, expected epsilon"
+            f"diffusion model {path} predicts {schedule['prediction_type']}, expected {', '.join(PREDICTIONS)}"
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise InputError(
+            f"diffusion model {path} has rescale_betas_zero_snr, whose last timestep is noise alone; "
+            "expected a plain noise schedule"
         )
     if config.get("trained_betas") is not None:
         raise InputError(
@@ -176,10 +227,21 @@ def _noise_schedule(config: dict[str, Any], path: str) -> dict[str, Any]:
     return schedule
 
 
-def _digest(config: dict[str, Any], schedule: dict[str, Any], unet: torch.nn.Module) -> str:
-    """Return the SHA-256 over the configuration, the noise schedule and every weight: the same for any file format."""
+def _digest(
+    config: dict[str, Any],
+    schedule: dict[str, Any],
+    unet: torch.nn.Module,
+    condition: Condition | None,
+) -> str:
+    """Return the SHA-256 over the configuration, the noise schedule and every weight: the same for any file format.
+
+    With pseudo-classes it is also over them.
+    """
     structure = {key: value for key, value in config.items() if not key.startswith("_")}
     facts = {"unet": structure, "schedule": schedule}
+    if condition and condition.clusters:
+        facts["clusters"] = {"digest": condition.clusters.digest}
+
     total = hashlib.sha256(canonical_json(facts))
 
     for name, tensor in sorted(unet.state_dict().items()):

@@ -57,7 +57,8 @@ def largest_micro_batch(sampler: Sampler, size: int, first: int) -> int:
         keys = [str(number) for number in range(micro_batch)]
         try:
             anchors = np.zeros((micro_batch, size, size, 3), np.uint8)
-            Sampler(sampler.model, config, sampler.device)(anchors, keys, 1)
+            classes = [0] * micro_batch if sampler.model.condition else None
+            Sampler(sampler.model, config, sampler.device)(anchors, keys, 1, classes=classes)
             return micro_batch
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

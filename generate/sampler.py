@@ -6,18 +6,33 @@ Shape legend: B anchors of a micro-batch, K candidates, C channels, H, W pixels.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..core import WorkError
+from ..core import InputError, WorkError
 from .config import SamplerConfig
-from .interpolation import Encoded, decode, encode, interpolate
+from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
 from .keyed_noise import Stream, keyed_normal, noise_keys
 from .model import DiffusionModel
 from .pixels import to_model_range, to_uint8
-from .schedulers import clip_predicted_x0, make_scheduler, noise_to
+from .schedulers import as_epsilon, clip_predicted_x0, make_scheduler, noise_to
+
+Classes = torch.Tensor | None
+"""The classes of a micro-batch `(B,)` int64; None for a model without classes."""
+
+
+MIXINGS = {"linear": interpolate, "slerp": interpolate_on_arc}
+
+
+class _Batch(NamedTuple):
+    """Holds what stays the same over all steps of a micro-batch."""
+
+    anchors_BCHW: torch.Tensor
+    keys_B2: torch.Tensor
+    passes: list[Classes]
+    """The classes of every pass of the U-Net."""
 
 
 class Sampler:
@@ -56,26 +71,58 @@ class Sampler:
             self.unet.to(memory_format=torch.channels_last)
 
         compiled: Any = torch.compile if config.compile else lambda half: half
-        self.encode: Callable[[torch.Tensor, int], Encoded] = partial(compiled(encode), self.unet)
+        self.encode: Callable[..., Encoded] = partial(compiled(encode), self.unet)
         self.decode: Callable[[Encoded], torch.Tensor] = partial(compiled(decode), self.unet)
+        self._check_guidance()
+
+    def _check_guidance(self) -> None:
+        """Raise InputError if guidance is asked of a model that cannot be guided."""
+        if self.config.guidance == 1:
+            return
+
+        found = f"sampler.guidance is {self.config.guidance:g}, and {self.model.origin}"
+        condition = self.model.condition
+        if condition is None:
+            raise InputError(
+                f"{found} has no classes; set it to 1, or use a model with diffusion.condition"
+            )
+        if condition.null is None:
+            raise InputError(
+                f"{found} has nothing known for «no class»; set it to 1, or name that class in diffusion.null_class"
+            )
 
     def __call__(
-        self, anchors_BHWC: np.ndarray, keys: Sequence[str], candidates: int, first: int = 0
+        self,
+        anchors_BHWC: np.ndarray,
+        keys: Sequence[str],
+        candidates: int,
+        first: int = 0,
+        classes: Sequence[int] | None = None,
     ) -> np.ndarray:
         """Make candidates `(B, K, H, W, C)` uint8 of anchors `(B, H, W, C)` uint8; B is at most the micro-batch.
+
+        Args:
+            classes: of the anchors, for a model with classes: `model.condition.classes_of(anchors)`.
 
         Raises:
             WorkError: the model gave values that are not finite, naming the anchors.
         """
+        if (classes is None) != (self.model.condition is None):
+            raise ValueError("classes go with a model that has a condition, and only with one")
+
         # Fill the micro-batch up with the last anchor
         padding = self.config.micro_batch - len(keys)
         padded_keys = [*keys, *[keys[-1]] * padding]
         padded = np.concatenate([anchors_BHWC, np.repeat(anchors_BHWC[-1:], padding, axis=0)])
+        classes_B = None
+        if classes is not None:
+            padded_classes = [*classes, *[classes[-1]] * padding]
+            classes_B = torch.tensor(padded_classes, dtype=torch.int64, device=self.device)
 
         # Sample
         with torch.inference_mode(), self.pinned_threads():
             x0_KBCHW = self._sample(
-                to_model_range(padded).to(self.device), padded_keys, candidates, first
+                to_model_range(padded).to(self.device), padded_keys, candidates, first, classes_B
             )
 
         # Check and round
@@ -90,12 +137,18 @@ class Sampler:
         return to_uint8(x0_BKCHW)
 
     def _sample(
-        self, anchors_BCHW: torch.Tensor, keys: Sequence[str], candidates: int, first: int
+        self,
+        anchors_BCHW: torch.Tensor,
+        keys: Sequence[str],
+        candidates: int,
+        first: int,
+        classes_B: Classes,
     ) -> torch.Tensor:
         """Return x0 `(K, B, C, H, W)` in float32 (CLSP, algorithm 1)."""
         config = self.config
         shape = anchors_BCHW.shape[1:]
         keys_B2 = noise_keys(config.seed, keys, self.device)
+        batch = _Batch(anchors_BCHW, keys_B2, self._passes(classes_B))
         schedulers = [make_scheduler(config, self.model.noise_schedule) for _ in range(candidates)]
 
         # x_T ~ N(0, I)
@@ -107,29 +160,89 @@ class Sampler:
             alpha_bar = float(schedulers[0].alphas_cumprod[timestep])
 
             # h_anchor, of the anchor noised to t: one for all candidates, or one each
+            is_mixed = self._mixes_at(timestep)
             shared = None
-            if config.share_anchor:
-                noise = keyed_normal(keys_B2, shape, timestep, 0, Stream.SHARED_ANCHOR)
-                shared = self._bottleneck(noise_to(anchors_BCHW, noise, alpha_bar), timestep)
+            if is_mixed and config.share_anchor:
+                shared = self._encode_anchors(batch, timestep, alpha_bar, Stream.SHARED_ANCHOR, 0)
 
             for k, scheduler in enumerate(schedulers):
-                anchor_bottleneck = shared
-                if anchor_bottleneck is None:
-                    noise = keyed_normal(keys_B2, shape, timestep, first + k, Stream.ANCHOR)
-                    anchor_bottleneck = self._bottleneck(
-                        noise_to(anchors_BCHW, noise, alpha_bar), timestep
+                anchor_bottlenecks = shared
+                if is_mixed and not config.share_anchor:
+                    anchor_bottlenecks = self._encode_anchors(
+                        batch, timestep, alpha_bar, Stream.ANCHOR, first + k
                     )
 
                 # ε of h = w·h_sample + (1-w)·h_anchor
-                sample = self.encode(x_K[k].to(self.dtype), timestep)
-                mixed = interpolate(sample, anchor_bottleneck, config.weight)
-                epsilon = self.decode(mixed).float()
+                predicted = self._predict(batch, x_K[k], timestep, anchor_bottlenecks)
+                epsilon = as_epsilon(predicted, x_K[k], alpha_bar, self._prediction)
 
                 # x_t to x_(t-1)
                 x = clip_predicted_x0(x_K[k], epsilon, alpha_bar) if config.clip else x_K[k]
                 x_K[k] = self._step(scheduler, epsilon, timestep, x, keys_B2, first + k)
 
         return torch.stack(x_K)
+
+    def _encode_anchors(
+        self, batch: "_Batch", timestep: int, alpha_bar: float, stream: Stream, candidate: int
+    ) -> list[torch.Tensor]:
+        """Return h_anchor of every pass, of the anchors noised to a timestep."""
+        shape = batch.anchors_BCHW.shape[1:]
+        noise = keyed_normal(batch.keys_B2, shape, timestep, candidate, stream)
+        x_t = noise_to(batch.anchors_BCHW, noise, alpha_bar).to(self.dtype)
+        return [self.encode(x_t, timestep, classes).bottleneck for classes in batch.passes]
+
+    def _predict(
+        self,
+        batch: "_Batch",
+        x_BCHW: torch.Tensor,
+        timestep: int,
+        anchor_bottlenecks: list[torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Return what the U-Net predicts of samples, with the anchors' features mixed in where there are any."""
+        predictions = []
+        for number, classes_B in enumerate(batch.passes):
+            encoded = self.encode(x_BCHW.to(self.dtype), timestep, classes_B)
+            if anchor_bottlenecks is not None:
+                mix = MIXINGS[self.config.mixing]
+                encoded = mix(encoded, anchor_bottlenecks[number], self.config.weight)
+
+            predictions.append(self.decode(encoded).float())
+
+        if len(predictions) == 1:
+            return predictions[0]
+
+        # Guidance: ε_none + s·(ε_class - ε_none) (Ho & Salimans, 2022)
+        of_class, of_none = predictions
+        return of_none + self.config.guidance * (of_class - of_none)
+
+    @property
+    def _prediction(self) -> str:
+        return self.model.noise_schedule.get("prediction_type", "epsilon")
+
+    def _passes(self, classes_B: Classes) -> list[Classes]:
+        """Return the classes of every pass of the U-Net: the images' own and, to be guided, those of «no class»."""
+        if self.config.guidance == 1 or classes_B is None:
+            return [classes_B]
+
+        assert self.model.condition is not None
+        assert self.model.condition.null is not None
+        return [classes_B, torch.full_like(classes_B, self.model.condition.null)]
+
+    def _mixes_at(self, timestep: int) -> bool:
+        """Return True if the anchor's features take part at a timestep."""
+        if self.config.weight == 1:
+            return False
+        if self.config.window is None:
+            return True
+
+        lowest, highest = self.config.window
+        return lowest <= timestep <= highest
+
+    @property
+    def mixing_steps(self) -> int:
+        """Return at how many of the steps the anchor's features take part."""
+        timesteps = make_scheduler(self.config, self.model.noise_schedule).timesteps.tolist()
+        return sum(self._mixes_at(timestep) for timestep in timesteps)
 
     @contextlib.contextmanager
     def pinned_threads(self) -> Iterator[None]:
@@ -140,9 +253,6 @@ class Sampler:
             yield
         finally:
             torch.set_num_threads(before)
-
-    def _bottleneck(self, x_BCHW: torch.Tensor, timestep: int) -> torch.Tensor:
-        return self.encode(x_BCHW.to(self.dtype), timestep).bottleneck
 
     def _step(
         self,

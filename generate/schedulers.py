@@ -12,9 +12,10 @@ def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any
     """Make a fresh scheduler, its timesteps set. A solver holds state: one per candidate.
 
     A scheduler made by `from_config` from a hub DDPM would clip x0 and space its steps otherwise than the paper does.
-    Clipping is not left to the schedulers at all, see `clip_predicted_x0`.
+    Clipping is not left to the schedulers at all, see `clip_predicted_x0`, nor is what the U-Net predicts, see
+    `as_epsilon`.
     """
-    explicit = dict(noise_schedule, timestep_spacing="trailing")
+    explicit = dict(noise_schedule, timestep_spacing="trailing", prediction_type="epsilon")
     if config.scheduler == "ddim":
         scheduler: Any = DDIMScheduler(**explicit, clip_sample=False)
     elif config.scheduler == "unipc":
@@ -35,6 +36,27 @@ def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any
 def noise_to(x0: torch.Tensor, noise: torch.Tensor, alpha_bar: float) -> torch.Tensor:
     """Return `x_t = sqrt(ᾱ_t)·x_0 + sqrt(1-ᾱ_t)·ε` (DDPM, equation 4)."""
     return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+
+
+def as_epsilon(
+    predicted: torch.Tensor, x_t: torch.Tensor, alpha_bar: float, prediction: str
+) -> torch.Tensor:
+    """Return the noise ε that a U-Net's prediction for `x_t` stands for.
+
+    With `x_t = sqrt(ᾱ)·x_0 + sqrt(1-ᾱ)·ε` and the velocity `v = sqrt(ᾱ)·ε - sqrt(1-ᾱ)·x_0` (Salimans & Ho, 2022,
+    appendix D), that is `ε = sqrt(ᾱ)·v + sqrt(1-ᾱ)·x_t`, and `ε = (x_t - sqrt(ᾱ)·x_0) / sqrt(1-ᾱ)` of an image.
+
+    Args:
+        prediction: `epsilon`, `v_prediction` or `sample` (x_0), as diffusers calls them.
+    """
+    signal_share = alpha_bar**0.5
+    noise_share = (1 - alpha_bar) ** 0.5
+
+    if prediction == "v_prediction":
+        return signal_share * predicted + noise_share * x_t
+    if prediction == "sample":
+        return (x_t - signal_share * predicted) / noise_share
+    return predicted
 
 
 def clip_predicted_x0(x_t: torch.Tensor, epsilon: torch.Tensor, alpha_bar: float) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""Training the unconditional diffusion model on the anchors: DDPM with ε-prediction (Ho et al. 2020, algorithm 1)."""
+"""Training the diffusion model on the anchors: DDPM with ε-prediction (Ho et al. 2020, algorithm 1)."""
 
 import contextlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,15 +34,18 @@ from ..core import (
     write_file,
 )
 from ..shards import ImageSource
+from .clusters import ClusterEncoder
+from .condition import RECORD, TrainClasses, cluster_classes, label_classes
 from .config import DiffusionConfig
 from .model import NOISE_SCHEDULE, build_unet
 from .pixels import to_uint8
-from .train_images import image_batches
+from .train_images import TrainBatch, image_batches
 from .unconditional import draw_images
 
 CHECKPOINT, IDENTITY, LOG, SAMPLES = "checkpoint.pt", "training.json", "log.jsonl", "samples"
 GRID = 64
 LOGGED = 50
+SECONDS_BETWEEN_POLLS = 0.2
 UNESSENTIAL = {
     "path",
     "workers",
@@ -49,6 +53,7 @@ UNESSENTIAL = {
     "sample_steps",
     "probe_images",
     "probe_encoder",
+    "cluster_encoder",  # by its digest
 }
 Report = Callable[[int, int, dict[str, float]], None]
 Probe = Callable[[Iterator[np.ndarray]], dict[str, float]]
@@ -61,6 +66,7 @@ def train_diffusion(
     report: Report | None = None,
     probe: Probe | None = None,
     clip: bool = True,
+    encoder: ClusterEncoder | None = None,
 ) -> Path:
     """Train and save a model that `DDPMPipeline.from_pretrained(out)` loads; resumes from `out` by itself.
 
@@ -70,12 +76,17 @@ def train_diffusion(
         report: called with (steps done, steps, metrics).
         probe: measures images `(B, H, W, 3)` uint8 that the averaged weights make, every `sample_steps`, for the log.
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
+        encoder: whose features are clustered, for `condition = "clusters"`.
 
     Raises:
         InputError: `out` holds a model trained with other settings or on other images, or another process works there.
         WorkError: the weights are not finite any more; names the last good checkpoint.
     """
-    if check_out(anchors, config, out):
+    if config.condition == "clusters" and encoder is None:
+        raise ValueError("condition = clusters needs an encoder whose features are clustered")
+
+    digest = encoder.digest if encoder else ""
+    if check_out(anchors, config, out, digest):
         return out
 
     # Processes; the others wait while the first one draws images
@@ -88,10 +99,41 @@ def train_diffusion(
     # The folder, for this process alone
     on_any_rank = partial(_on_any_rank, accelerator)
     with holding(out, accelerator.is_main_process, on_any_rank):
-        if not check_out(anchors, config, out):  # another process may have finished it since
-            training = _Training(accelerator, anchors, config, out, probe, clip)
+        if not check_out(anchors, config, out, digest):  # another may have finished it since
+            if accelerator.is_main_process:
+                write_file(out / IDENTITY, _identity(anchors, config, digest))
+
+            classes = _train_classes(anchors, config, encoder, out, accelerator.is_main_process)
+            training = _Training(accelerator, anchors, config, out, probe, clip, classes)
             _train(training, report)
     return out
+
+
+def _train_classes(
+    anchors: ImageSource,
+    config: DiffusionConfig,
+    encoder: ClusterEncoder | None,
+    out: Path,
+    is_main_process: bool,
+) -> TrainClasses | None:
+    """Return the classes to train with; the first process makes them, and the others wait for its file."""
+    if config.condition == "none":
+        return None
+
+    if not is_main_process:
+        # By the file: a barrier would run into the time limit of a collective
+        while not (out / RECORD).exists():
+            time.sleep(SECONDS_BETWEEN_POLLS)
+
+    if config.condition == "labels":
+        classes = label_classes(anchors)
+    else:
+        assert encoder is not None
+        classes = cluster_classes(anchors, config, encoder, out)
+
+    if is_main_process:
+        classes.save(out)
+    return classes
 
 
 def _train(training: "_Training", report: Report | None) -> None:
@@ -102,20 +144,18 @@ def _train(training: "_Training", report: Report | None) -> None:
     out = training.out
 
     # The step that was reached
-    if accelerator.is_main_process:
-        write_file(out / IDENTITY, _identity(anchors, config))
-
     first = training.load()
     if accelerator.is_main_process:
         _cut_log(out, first)
 
     # Steps
-    reading = image_batches(
-        anchors, config, first, accelerator.process_index, accelerator.num_processes
-    )
+    rank = accelerator.process_index
+    world_size = accelerator.num_processes
+    classes_N = training.classes.classes_N if training.classes else None
+    reading = image_batches(anchors, config, first, rank, world_size, classes_N)
     with stop_deferred() as stop_requested, reading as batches:
-        for step, x0 in enumerate(batches, start=first):
-            training.step(x0.to(accelerator.device), step)
+        for step, batch in enumerate(batches, start=first):
+            training.step(batch, step)
             metrics = training.look(step + 1)
             if metrics and report:
                 report(step + 1, config.steps, metrics)
@@ -149,6 +189,7 @@ class _Training:
         out: Path,
         probe: Probe | None,
         clip: bool,
+        classes: TrainClasses | None,
     ):
         self.accelerator = accelerator
         self.anchors = anchors
@@ -156,10 +197,12 @@ class _Training:
         self.out = out
         self.probe = probe
         self.clip = clip
+        self.classes = classes
+        self.class_count = classes.record.classes if classes else 0
 
         # Network and optimizer
         torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
-        self.net = build_unet(config, anchors.size)
+        self.net = build_unet(config, anchors.size, self.class_count)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)
 
@@ -176,10 +219,11 @@ class _Training:
         self.noise: Any = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
         self.losses: list[torch.Tensor] = []
 
-    def step(self, x0: torch.Tensor, step: int) -> None:
+    def step(self, batch: TrainBatch, step: int) -> None:
         """Do one step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
         config = self.config
         rank = self.accelerator.process_index
+        x0 = batch.images_BCHW.to(self.accelerator.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(step)
 
@@ -194,8 +238,16 @@ class _Training:
         timesteps = torch.randint(count, (len(x0),), device=x0.device)
         noised = self.noise.add_noise(x0, noise, timesteps)
 
-        # ||ε - ε_θ(x_t, t)||²
-        predicted = self.unet(noised, timesteps, return_dict=False)[0]
+        # c, or «no class» for some
+        classes_B = None
+        if self.classes is not None and batch.classes_B is not None:
+            is_shown = torch.rand(len(x0), device=x0.device) >= config.condition_dropout
+            classes_B = torch.where(
+                is_shown, batch.classes_B.to(x0.device), self.classes.record.null
+            )
+
+        # ||ε - ε_θ(x_t, t, c)||²
+        predicted = self.unet(noised, timesteps, class_labels=classes_B, return_dict=False)[0]
         loss = self._loss(predicted.float(), noise, timesteps)
 
         # Gradient step, and the average's
@@ -280,7 +332,12 @@ class _Training:
         # Draw
         try:
             drawn = draw_images(
-                self.net, schedule, self.net.config["sample_size"], count, clip=self.clip
+                self.net,
+                schedule,
+                self.net.config["sample_size"],
+                count,
+                clip=self.clip,
+                classes=self.class_count,
             )
             batches = [batch.cpu() for batch in drawn]
         finally:
@@ -341,14 +398,19 @@ class _Training:
         (out / CHECKPOINT).unlink(missing_ok=True)
 
 
-def check_out(anchors: ImageSource, config: DiffusionConfig, out: Path) -> bool:
+def check_out(
+    anchors: ImageSource, config: DiffusionConfig, out: Path, encoder_digest: str = ""
+) -> bool:
     """Return True if `out` holds the finished model of these settings and images, False if it can start or go on there.
+
+    Args:
+        encoder_digest: of the encoder whose features are clustered.
 
     Raises:
         InputError: it holds something else.
     """
     found = owner_of(out, IDENTITY, "model of clsp diffusion train")
-    if found is not None and found != _identity(anchors, config):
+    if found is not None and found != _identity(anchors, config, encoder_digest):
         raise InputError(
             f"{out} holds a model trained with other settings ({out / IDENTITY}); choose another --out"
         )
@@ -362,8 +424,10 @@ def begun_precision(out: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("precision") if path.exists() else None
 
 
-def _identity(anchors: ImageSource, config: DiffusionConfig) -> bytes:
+def _identity(anchors: ImageSource, config: DiffusionConfig, encoder_digest: str) -> bytes:
     settings = config.recorded(leave_out=UNESSENTIAL)
+    if config.condition == "clusters":
+        settings["cluster_encoder_digest"] = encoder_digest
     if len(anchors) < anchors.source_count:
         settings["anchors_used"] = len(anchors)
     images = {"anchors": anchors.digest, "size": anchors.size, **anchors.pixel_record}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +15,27 @@ from .config import DiffusionConfig
 from .pixels import to_model_range
 
 
+class TrainBatch(NamedTuple):
+    """Holds the images `(B, 3, H, W)` in [-1, 1] of a step, and their classes `(B,)` int64 where there are any."""
+
+    images_BCHW: torch.Tensor
+    classes_B: torch.Tensor | None
+
+
 class _ImageReader:
     """Reads the images of a batch."""
 
-    def __init__(self, anchors: ImageSource):
+    def __init__(self, anchors: ImageSource, classes_N: np.ndarray | None):
         self.anchors = anchors
+        self.classes_N = classes_N
 
-    def __call__(self, places: Sequence[int]) -> torch.Tensor:
+    def __call__(self, places: Sequence[int]) -> TrainBatch:
         images = [to_model_range(self.anchors[place].image[None])[0] for place in places]
-        return default_collate(images)
+        classes_B = None
+        if self.classes_N is not None:
+            classes_B = torch.from_numpy(self.classes_N[list(places)])
+
+        return TrainBatch(default_collate(images), classes_B)
 
 
 class ImageOrder:
@@ -69,8 +82,17 @@ class ImageOrder:
 
 
 def image_batches(
-    anchors: ImageSource, config: DiffusionConfig, first: int, rank: int, world_size: int
-) -> AbstractContextManager[Iterator[torch.Tensor]]:
-    """Read this rank's images `(B, 3, H, W)` in [-1, 1] of the steps `first` … `config.steps - 1` inside a block."""
+    anchors: ImageSource,
+    config: DiffusionConfig,
+    first: int,
+    rank: int,
+    world_size: int,
+    classes_N: np.ndarray | None = None,
+) -> AbstractContextManager[Iterator[TrainBatch]]:
+    """Read this rank's images of the steps `first` … `config.steps - 1` inside a block.
+
+    Args:
+        classes_N: the anchors' classes, for a conditional model.
+    """
     order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
-    return worker_batches(_ImageReader(anchors), order, config.workers)
+    return worker_batches(_ImageReader(anchors, classes_N), order, config.workers)

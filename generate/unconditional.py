@@ -7,7 +7,7 @@ import torch
 
 from .config import SamplerConfig
 from .keyed_noise import Stream, keyed_normal, noise_keys
-from .schedulers import clip_predicted_x0, make_scheduler
+from .schedulers import as_epsilon, clip_predicted_x0, make_scheduler
 
 
 def draw_images(
@@ -18,29 +18,39 @@ def draw_images(
     steps: int = 20,
     batch: int = 256,
     clip: bool = True,
+    classes: int = 0,
 ) -> Iterator[torch.Tensor]:
     """Draw `count` images `(B, 3, size, size)`, batch by batch, by UniPC.
 
-    Image n is a pure function of n, so that grids drawn at different times of a training show the same images grow.
+    Image n is a pure function of n, so that grids drawn at different times of a training show the same images grow. A
+    U-Net with C classes makes image n of class n mod C.
 
     Args:
         clip: clamp the predicted x0 to [-1, 1] at each step; False gives the values that the model makes by itself.
+        classes: of the U-Net, without «no class»; 0 for an unconditional one.
     """
     device = next(unet.parameters()).device
     config = SamplerConfig(scheduler="unipc", steps=steps, eta=0, clip=clip)
+    prediction = noise_schedule.get("prediction_type", "epsilon")
 
     for start in range(0, count, batch):
         # x_T, by the images' numbers
-        names = [f"image {number}" for number in range(start, min(start + batch, count))]
+        numbers = range(start, min(start + batch, count))
+        names = [f"image {number}" for number in numbers]
         x = keyed_normal(noise_keys(0, names, device), (3, size, size), 0, 0, Stream.INITIAL)
         scheduler = make_scheduler(config, noise_schedule)
+        classes_B = None
+        if classes:
+            classes_B = torch.tensor([number % classes for number in numbers], device=device)
 
         # x_T to x_0
         for timestep in scheduler.timesteps.tolist():
             with torch.inference_mode():
-                epsilon = unet(x, timestep).sample
+                alpha_bar = float(scheduler.alphas_cumprod[timestep])
+                predicted = unet(x, timestep, class_labels=classes_B).sample
+                epsilon = as_epsilon(predicted, x, alpha_bar, prediction)
                 if clip:
-                    x = clip_predicted_x0(x, epsilon, float(scheduler.alphas_cumprod[timestep]))
+                    x = clip_predicted_x0(x, epsilon, alpha_bar)
                 x = scheduler.step(epsilon, timestep, x).prev_sample
 
         yield x

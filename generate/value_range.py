@@ -38,7 +38,10 @@ def check_statistics(
     # Values of real images, and of those that it makes
     real = to_model_range(np.stack([anchors[place].image for place in anchors.spread(ANCHORS)]))
     unet = torch.nn.Module.to(model.unet, device)
-    drawn = draw_images(unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False)
+    classes = model.condition.classes if model.condition else 0
+    drawn = draw_images(
+        unet, model.noise_schedule, anchors.size, IMAGES, STEPS, clip=False, classes=classes
+    )
     made = torch.cat(list(drawn)).cpu().flatten()
     lowest = made.quantile(0.01)
     highest = made.quantile(0.99)

@@ -8,6 +8,7 @@ from .editing.verify import verify_set as verify_set
 from .format.config import ShardsConfig as ShardsConfig
 from .format.manifest import Manifest as Manifest
 from .format.manifest import read_manifest as read_manifest
+from .format.plan import ConditionPlan as ConditionPlan
 from .format.plan import DiffusionPlan as DiffusionPlan
 from .format.plan import Plan as Plan
 from .format.plan import SourcePlan as SourcePlan

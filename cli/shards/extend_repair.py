@@ -1,5 +1,6 @@
 """`clsp shards extend` and `repair`: composed of what `shards` offers and `generate` makes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,10 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, PartialState]":
             f"diffusion model {path} has the digest {model.digest}, the set was made by {plan.diffusion.origin} with "
             f"{plan.diffusion.digest}; give that model with --diffusion"
         )
+
+    recorded = plan.diffusion.condition
+    if model.condition is not None:
+        model = replace(model, condition=model.condition.as_recorded(recorded))
 
     # On its device
     say_if_emulated("the set's sampler.dtype", config.dtype == "bfloat16")

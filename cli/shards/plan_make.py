@@ -1,5 +1,6 @@
 """`clsp shards plan` and `clsp shards make`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,7 +155,7 @@ def plan(
     from ...shards.format.plan import check_plan
 
     # The plan
-    model = load_diffusion(path, anchors.size)
+    model = _settled(load_diffusion(path, anchors.size), recipe, anchors)
     the_plan = make_plan(anchors, model, config, recipe.shards)
     if out:
         check_plan(out, the_plan)
@@ -206,7 +207,7 @@ def make(
     from ...shards import write_plan
     from ...shards.format.plan import check_plan
 
-    model = load_diffusion(path, anchors.size)
+    model = _settled(load_diffusion(path, anchors.size), recipe, anchors)
 
     if check:
         check_plan(out, _new_plan(recipe, anchors, model, out))
@@ -247,6 +248,14 @@ def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out
     if not (out / PLAN).exists():
         check_statistics(model, anchors, _device(), recipe.sampler.clip)
     return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
+
+
+def _settled(model: "DiffusionModel", recipe: Recipe, anchors: ImageSource) -> "DiffusionModel":
+    """Return the model with its classes as the recipe wants them for these anchors."""
+    from ...generate import settled_condition
+
+    condition = settled_condition(model.condition, recipe.diffusion, anchors, model.origin)
+    return replace(model, condition=condition)
 
 
 def _device() -> str:

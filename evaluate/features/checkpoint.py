@@ -5,6 +5,13 @@ from pathlib import Path
 from ...core import InputError, sha256_file
 
 RUN = "run.json"
+UNET = "unet:"
+"""Begins the name of a diffusion U-Net's features; see `evaluate/features/unet_encoder.py`."""
+
+
+def is_unet_name(name: str) -> bool:
+    """Return True if an encoder's name is one of a diffusion U-Net."""
+    return name.startswith(UNET)
 
 
 def backbone_folder(checkpoint: Path) -> Path:

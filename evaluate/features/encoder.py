@@ -17,7 +17,7 @@ from ...core import InputError, local_path
 from ...train import embed, load_backbone
 from ...train.backbone import as_channels_last
 from ..config import Precision
-from .checkpoint import backbone_folder, checkpoint_digest
+from .checkpoint import backbone_folder, checkpoint_digest, is_unet_name
 
 CPU_BATCH = 64
 GPU_BATCH = 512
@@ -82,9 +82,16 @@ class Encoder:
 def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
     """Load the encoder in a folder (a run of `clsp pretrain` or a timm model), or timm's pretrained model of that name.
 
+    `unet:DIR` is a diffusion U-Net's features, see `evaluate/features/unet_encoder.py`.
+
     Raises:
         InputError: there is none, or its weights cannot be had.
     """
+    if is_unet_name(str(name)):
+        from .unet_encoder import load_unet_encoder, parse_unet_name
+
+        return load_unet_encoder(parse_unet_name(str(name)), precision)
+
     name = local_path(str(name))
 
     # A folder
@@ -114,6 +121,11 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
 
 def encoder_digest(name: str | Path) -> str:
     """Return the SHA-256 of the weights in a folder; the name of one of timm's own models, which name their weights."""
+    if is_unet_name(str(name)):
+        from .unet_encoder import parse_unet_name, unet_digest
+
+        return unet_digest(parse_unet_name(str(name)))
+
     folder = Path(local_path(str(name)))
     return checkpoint_digest(folder) if folder.exists() else str(name)
 

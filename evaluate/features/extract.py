@@ -206,6 +206,23 @@ def extract(
     return Features(torch.cat(plain), torch.cat(flipped) if flips else None, labels)
 
 
+def embed_images(
+    encoder: Encoder, images: ImageSource, report: Report | None = None
+) -> torch.Tensor:
+    """Extract the features `(N, F)` float32 of all images, labelled or not.
+
+    Args:
+        report: called with (done, total).
+    """
+    features = []
+    for start, arrays in ahead(decoded(images, encoder.batch)):
+        features.append(encoder(arrays))
+        if report:
+            report(start + len(arrays), len(images))
+
+    return torch.cat(features)
+
+
 def decoded(images: ImageSource, batch: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (place, images `(B, H, W, 3)`) batch by batch."""
     start = 0

@@ -8,10 +8,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core import InputError, canonical_json, first_fault, run_stamp, write_file
-from ..features.checkpoint import RUN, checkpoint_digest
+from ..features.checkpoint import RUN, checkpoint_digest, is_unet_name
 from ..probes.registry import FewLabels, Figures, tasks
 
 PACKAGES = ("clsp", "torch", "timm")
+DDAE = "ddae"
+"""The name of the row of a diffusion U-Net's own features."""
 
 
 class TransferredSet(BaseModel):
@@ -115,7 +117,7 @@ def write_result(
 
     Args:
         result: accuracies in percent.
-        checkpoint: the evaluated run or model.
+        checkpoint: the evaluated run or model, or the name of a U-Net's features.
         recipe: the resolved recipe.
         seed: of the evaluation.
         facts: further entries of the file.
@@ -123,17 +125,24 @@ def write_result(
     # The run that made the checkpoint, where it is one
     path = checkpoint / RUN
     run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    is_unet = is_unet_name(str(checkpoint))
+    if is_unet:
+        from ..features.encoder import encoder_digest
+
+        digest = encoder_digest(checkpoint)
+    else:
+        digest = checkpoint_digest(checkpoint)
 
     # The result, with everything that it depends on
     content = RunResult(
         task=task,
         result=dict(result),
-        name=run.get("name", checkpoint.name),
+        name=run.get("name", DDAE if is_unet else checkpoint.name),
         seed=run.get("seed", 0),
         evaluation_seed=seed,
         set=run.get("set"),
         data=run.get("data"),
-        checkpoint=checkpoint_digest(checkpoint),
+        checkpoint=digest,
         recipe=dict(recipe),
         **facts,
         **run_stamp(*PACKAGES),

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from ...core import InputError, first_fault
 
@@ -17,6 +23,14 @@ class Frozen(BaseModel):
     """Holds a part of a set's metadata: immutable; fields that a later minor version added are kept as they are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Sparse(Frozen):
+    """Holds a part of which the fields that say nothing, None, are left out of the file, as older versions had it."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_says_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 Metadata = TypeVar("Metadata", bound=Frozen)

@@ -10,9 +10,7 @@ from pydantic import (
     BaseModel,
     Field,
     JsonValue,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -21,7 +19,7 @@ from ...core.json import first_fault
 from ..sources.images import ImageSource
 from .config import ShardsConfig
 from .layout import MAX_SHARDS, PLAN, image_fields, plan_path
-from .metadata import FORMAT, SCHEMA_VERSION, Frozen, parse_metadata, read_json
+from .metadata import FORMAT, SCHEMA_VERSION, Frozen, Sparse, parse_metadata, read_json
 
 MAX_CANDIDATES = 1000
 MAX_RECORDS = 1 << 20
@@ -30,7 +28,7 @@ NAMED_CLASSES = 10
 """Classes that a text names."""
 
 
-class SourcePlan(Frozen):
+class SourcePlan(Sparse):
     """Names the anchors: the name and split of the source, the geometry, and the digest of what it held.
 
     `background`, `bits` and `range` say how images that are not plain 8-bit RGB became so; they are left out for
@@ -88,12 +86,34 @@ class SourcePlan(Frozen):
 
         return found
 
-    @model_serializer(mode="wrap")
-    def _leave_out_what_says_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
+
+class ConditionPlan(Sparse):
+    """Says which classes a conditional diffusion model was given: pseudo-classes, or the anchors' labels.
+
+    >>> ConditionPlan(kind="labels", embeddings=11, null=10).text
+    "the anchors' labels: an upper bound, not self-supervised"
+    """
+
+    kind: Literal["clusters", "labels"]
+    embeddings: int = Field(ge=1)
+    """Rows of the U-Net's class embedding."""
+    null: int | None = Field(default=None, ge=0)
+    """The row that stands for «no class», where there is one."""
+    digest: str | None = None
+    """The SHA-256 of the anchors' pseudo-classes."""
+    encoder: str | None = None
+    """Whose features were clustered."""
+    encoder_digest: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Return the condition as a text for people."""
+        if self.kind == "labels":
+            return "the anchors' labels: an upper bound, not self-supervised"
+        return f"{self.embeddings - 1} clusters of the features of {self.encoder}"
 
 
-class DiffusionPlan(Frozen):
+class DiffusionPlan(Sparse):
     """Names the diffusion model: where it came from and the digest of its configuration and weights.
 
     >>> DiffusionPlan(origin="google/ddpm-cifar10-32", digest="0123456789abcdef").origin
@@ -102,6 +122,8 @@ class DiffusionPlan(Frozen):
 
     origin: str
     digest: str
+    condition: ConditionPlan | None = None
+    """The classes that it was given; left out for a model without any."""
 
 
 class Selection(Frozen):

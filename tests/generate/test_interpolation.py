@@ -42,7 +42,7 @@ def test_interpolation_mixes_the_bottleneck_and_keeps_the_skips():
     [
         ({"time_embedding_type": "fourier"}, "time_embedding_type"),
         ({"down_block_types": ("SkipDownBlock2D", "SkipDownBlock2D")}, "blocks"),
-        ({"num_class_embeds": 10}, "num_class_embeds"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
     ],
 )
 def test_networks_that_do_not_split_are_refused(change, named):

@@ -90,8 +90,8 @@ def test_a_shard_of_flat_colours_is_refused_naming_anchors(model, digits, tmp_pa
     plan = make_plan(digits, model, config, ShardsConfig(candidates=3, records=16))
 
     class Flat(Sampler):
-        def __call__(self, anchors_BHWC, keys, candidates, first=0):
-            images = super().__call__(anchors_BHWC, keys, candidates, first)
+        def __call__(self, anchors_BHWC, keys, candidates, first=0, classes=None):
+            images = super().__call__(anchors_BHWC, keys, candidates, first, classes)
             images[:6] = 128  # of a micro-batch of 8
             return images
 

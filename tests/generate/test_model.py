@@ -45,9 +45,9 @@ def test_models_that_do_not_fit_are_refused(model_folder, tmp_path):
     shutil.copytree(model_folder, other)
     scheduler = other / "scheduler" / "scheduler_config.json"
     scheduler.write_text(
-        json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"})
+        json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "flow_prediction"})
     )
-    with pytest.raises(InputError, match="predicts v_prediction, expected epsilon"):
+    with pytest.raises(InputError, match="predicts flow_prediction, expected epsilon"):
         load_diffusion(str(other), 8)
     config = other / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 1}))

@@ -17,10 +17,10 @@ def small_memory(monkeypatch):
     original = sampler.encode
 
     def limit(images, error):
-        def encode(unet, x_BCHW, timestep):
+        def encode(unet, x_BCHW, timestep, classes_B=None):
             if len(x_BCHW) > images:
                 raise error
-            return original(unet, x_BCHW, timestep)
+            return original(unet, x_BCHW, timestep, classes_B)
 
         monkeypatch.setattr(sampler, "encode", encode)
 

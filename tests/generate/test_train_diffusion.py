@@ -248,7 +248,7 @@ def test_the_learning_rate_falls_along_a_cosine_behind_the_warm_up():
 def test_min_snr_weighs_the_loss_of_each_timestep(digits, tmp_path, gamma):
     """Equation 7 of Hang et al. for the prediction of noise, by hand in float64."""
     config = CONFIG.model_copy(update={"snr_gamma": gamma})
-    training = _Training(Accelerator(), digits, config, tmp_path, None, True)
+    training = _Training(Accelerator(), digits, config, tmp_path, None, True, None)
     generator = torch.Generator().manual_seed(0)
     predicted, noise = (torch.randn(5, 3, 8, 8, generator=generator) for _ in range(2))
     timesteps = [0, 10, 200, 500, 999]
@@ -264,7 +264,7 @@ def test_the_average_warms_up_as_asked(digits, tmp_path):
     """After 6 steps 1 - 6^(-2/3) of the old average is kept, by diffusers' rule without it (1 + 5) / (10 + 5)."""
     for warmup, expected in ((False, 6 / 15), (True, 1 - 6 ** (-2 / 3))):
         config = CONFIG.model_copy(update={"ema_warmup": warmup})
-        ema = _Training(Accelerator(), digits, config, tmp_path, None, True).ema
+        ema = _Training(Accelerator(), digits, config, tmp_path, None, True, None).ema
         assert ema.get_decay(6) == pytest.approx(expected)
 
 

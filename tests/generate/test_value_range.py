@@ -21,7 +21,7 @@ class GaussianModel(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))  # has a device
         self.alpha_bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
-    def forward(self, x, timestep):
+    def forward(self, x, timestep, class_labels=None):
         alpha_bar = self.alpha_bars[timestep]
         total = alpha_bar * self.std**2 + 1 - alpha_bar
         return SimpleNamespace(

@@ -1,0 +1,268 @@
+"""Say what the class embedding of a diffusion model means, and which class an anchor has in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..core import InputError, canonical_json, first_fault, write_file
+from ..shards import Anchor, ConditionPlan, ImageSource
+from .clusters import (
+    FILE,
+    ClusterEncoder,
+    Clusters,
+    make_clusters,
+    read_clusters,
+    write_clusters,
+)
+from .config import DiffusionConfig
+
+RECORD = "condition.json"
+
+
+class ConditionRecord(BaseModel):
+    """Says in a model's folder what the classes of its U-Net are.
+
+    >>> ConditionRecord(kind="clusters", classes=10).null
+    10
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: Literal["clusters", "labels"]
+    classes: int
+    """The number of them; the class embedding has one row more, for «no class»."""
+
+    @property
+    def null(self) -> int:
+        """Return the row of the class embedding that stands for «no class»."""
+        return self.classes
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Holds the classes of a conditional diffusion model: pseudo-classes of its anchors, or their labels.
+
+    >>> condition = Condition("labels", embeddings=11, null=10)
+    >>> anchor = Anchor(index=0, key="train_00000000", image=np.zeros((8, 8, 3), np.uint8), label=3, digest="aa")
+    >>> condition.classes_of([anchor])
+    [3]
+    """
+
+    kind: Literal["clusters", "labels", "unknown"]
+    """`labels` is the paper's upper bound: what comes of it is not self-supervised. `unknown`: nobody said so far."""
+    embeddings: int
+    """Rows of the U-Net's class embedding."""
+    null: int | None = None
+    """The row that stands for «no class», which guidance needs; None without one."""
+    clusters: Clusters | None = None
+
+    @property
+    def classes(self) -> int:
+        """Return the number of classes, without «no class»."""
+        return self.embeddings if self.null is None else self.embeddings - 1
+
+    @property
+    def plan(self) -> ConditionPlan:
+        """Return what a plan records of it."""
+        assert self.kind != "unknown"
+        record = ConditionPlan(kind=self.kind, embeddings=self.embeddings, null=self.null)
+        if self.clusters is None:
+            return record
+
+        facts = self.clusters.facts
+        return record.model_copy(
+            update={
+                "digest": self.clusters.digest,
+                "encoder": facts.encoder,
+                "encoder_digest": facts.encoder_digest,
+            }
+        )
+
+    def classes_of(self, anchors: Sequence[Anchor]) -> list[int]:
+        """Return the class of each anchor in the U-Net.
+
+        Raises:
+            InputError: one has none.
+        """
+        if self.clusters is not None:
+            return self.clusters.of(anchors)
+
+        found = []
+        for anchor in anchors:
+            label = -1 if anchor.label is None else anchor.label
+            if not 0 <= label < self.embeddings or label == self.null:
+                raise InputError(
+                    f"anchor {anchor.key} has the label {anchor.label}, and the diffusion model knows "
+                    f"{self.embeddings} classes from 0 on (none of them for «no class»: {self.null}); "
+                    "give anchors with such labels, or a model without classes"
+                )
+            found.append(label)
+
+        return found
+
+    def as_recorded(self, plan: ConditionPlan | None) -> "Condition":
+        """Return the condition as the plan of a set that exists has it, which says what the classes are."""
+        if plan is None or self.kind != "unknown":
+            return self
+        return replace(self, kind=plan.kind, null=plan.null)
+
+
+def read_condition(path: str, embeddings: int) -> Condition:
+    """Return the condition of the U-Net in a folder or on the hub, whose class embedding has so many rows.
+
+    Raises:
+        InputError: what lies beside the U-Net about its classes does not fit it.
+    """
+    record_file = _model_file(path, RECORD)
+    if record_file is None:
+        return Condition("unknown", embeddings)
+
+    # A model of clsp diffusion train
+    try:
+        content = record_file.read_text(encoding="utf-8")
+        record = ConditionRecord.model_validate_json(content)
+    except (ValidationError, OSError, UnicodeDecodeError) as error:
+        reason = first_fault(error) if isinstance(error, ValidationError) else error
+        raise InputError(
+            f"{path}/{RECORD} does not say what the model's classes are ({reason}); fetch the folder again"
+        ) from error
+
+    if record.classes + 1 != embeddings:
+        raise InputError(
+            f"{path}/{RECORD} names {record.classes} classes, the U-Net has {embeddings} embeddings, expected one more "
+            "than classes; fetch the folder again"
+        )
+    if record.kind == "labels":
+        return Condition("labels", embeddings, record.null)
+
+    # Its pseudo-classes
+    clusters_file = _model_file(path, FILE)
+    if clusters_file is None:
+        raise InputError(
+            f"diffusion model {path} has no {FILE}, its anchors' pseudo-classes; fetch the folder again"
+        )
+
+    clusters = read_clusters(clusters_file)
+    if clusters.facts.clusters != record.classes:
+        raise InputError(
+            f"{path}: {FILE} has {clusters.facts.clusters} clusters, {RECORD} {record.classes}; "
+            "fetch the folder again"
+        )
+    return Condition("clusters", embeddings, record.null, clusters)
+
+
+@dataclass(frozen=True)
+class TrainClasses:
+    """Holds the classes that a model is trained with: what they are, how many, and that of every anchor.
+
+    >>> from clsp.shards import AnchorsConfig
+    >>> digits = ImageSource(AnchorsConfig(limit=20))
+    >>> classes = label_classes(digits)
+    >>> classes.record.classes, classes.classes_N[:3]
+    (10, array([0, 1, 2]))
+    """
+
+    record: ConditionRecord
+    classes_N: np.ndarray
+    """`(N,)` int64, in the order of the anchors."""
+
+    def save(self, folder: Path) -> None:
+        """Write down in a model's folder what the classes of its U-Net are."""
+        write_file(folder / RECORD, canonical_json(self.record.model_dump()))
+
+
+def label_classes(anchors: ImageSource) -> TrainClasses:
+    """Return the anchors' labels as the classes of a model.
+
+    Raises:
+        InputError: the anchors have no labels.
+    """
+    labels_N = anchors.labels()
+    if labels_N.min() < 0:
+        raise InputError(
+            "diffusion.condition is labels, and some anchors have none; expected a label each"
+        )
+
+    count = len(anchors.class_names or ()) or int(labels_N.max()) + 1
+    return TrainClasses(ConditionRecord(kind="labels", classes=count), labels_N)
+
+
+def cluster_classes(
+    anchors: ImageSource, config: DiffusionConfig, encoder: ClusterEncoder, out: Path
+) -> TrainClasses:
+    """Return the anchors' pseudo-classes as a model's classes: those in its folder, or new ones that are put there.
+
+    Raises:
+        InputError: they cannot be made, or those in the folder are of other anchors.
+    """
+    file = out / FILE
+    if file.exists():
+        clusters = read_clusters(file)
+    else:
+        clusters = make_clusters(anchors, encoder, config.clusters, config.seed)
+        write_clusters(out, clusters)
+
+    record = ConditionRecord(kind="clusters", classes=config.clusters)
+    classes_N = np.array(clusters.of(list(anchors)), np.int64)
+    return TrainClasses(record, classes_N)
+
+
+def settled_condition(
+    found: Condition | None, config: DiffusionConfig, anchors: ImageSource, name: str
+) -> Condition | None:
+    """Return the condition of a model as the recipe wants it for these anchors.
+
+    Labels are never used without a word: the recipe has to say `diffusion.condition = "labels"`.
+
+    Raises:
+        InputError: the model has other classes than the recipe says, or the anchors do not have them.
+    """
+    wanted = config.condition
+    if found is None:
+        if wanted != "none":
+            raise InputError(
+                f"diffusion.condition is {wanted}, and the diffusion model {name} has no classes; "
+                "set it to none, or train a model with classes"
+            )
+        return None
+
+    # Labels, only if they are asked for
+    if found.kind in ("labels", "unknown") and wanted != "labels":
+        raise InputError(
+            f"diffusion model {name} has {found.embeddings} classes, expected one without; to make positives by the "
+            "anchors' labels (the paper's upper bound, not self-supervised) set diffusion.condition=labels"
+        )
+    if found.kind == "clusters" and wanted == "labels":
+        raise InputError(
+            f"diffusion.condition is labels, and the diffusion model {name} has pseudo-classes; "
+            "set diffusion.condition=clusters"
+        )
+    if found.kind == "unknown":
+        found = replace(found, kind="labels", null=config.null_class)
+
+    # Some of the anchors tell whether they have such classes at all
+    found.classes_of([anchors[place] for place in anchors.spread(16)])
+    return found
+
+
+def _model_file(path: str, name: str) -> Path | None:
+    """Return a file beside a U-Net, in its folder or fetched from the hub; None where it has none."""
+    if Path(path).exists():
+        file = Path(path) / name
+        return file if file.exists() else None
+
+    try:
+        return Path(hf_hub_download(path, name))
+    except (EntryNotFoundError, HFValidationError):
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"diffusion model {path}: it could not be found out whether it has {name} ({reason})"
+        ) from error

@@ -1,0 +1,238 @@
+"""Pseudo-classes: k-means on features, their file, and the models that are trained with them."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from clsp.core import InputError
+from clsp.generate import (
+    ClusterEncoder,
+    Condition,
+    DiffusionConfig,
+    Sampler,
+    SamplerConfig,
+    cluster_features,
+    load_diffusion,
+    make_plan,
+    make_shards,
+    settled_condition,
+    train_diffusion,
+)
+from clsp.generate.train_diffusion import _Training
+from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, read_manifest, write_plan
+from clsp.shards.format.plan import read_plan
+from places import contents
+from sklearn.metrics import adjusted_rand_score
+
+CONFIG = DiffusionConfig(
+    channels=(32, 32),
+    attention=(False, False),
+    blocks=1,
+    steps=4,
+    batch_size=8,
+    warmup_steps=2,
+    checkpoint_steps=2,
+    condition="clusters",
+    clusters=3,
+    cluster_encoder="pixels",
+)
+
+
+def pixels(images: ImageSource) -> np.ndarray:
+    return np.stack([image.image.reshape(-1) for image in images]).astype(np.float32)
+
+
+PIXELS = ClusterEncoder("pixels", "11", pixels)
+
+
+@pytest.fixture(scope="module")
+def clustered(digits, tmp_path_factory):
+    """The folder of a model with three pseudo-classes of 40 digits."""
+    return train_diffusion(digits, CONFIG, tmp_path_factory.mktemp("clustered"), encoder=PIXELS)
+
+
+def test_k_means_finds_groups_that_are_there_whatever_the_scale_of_a_feature():
+    generator = np.random.default_rng(0)
+    groups_N = generator.integers(4, size=300)
+    features_NF = np.eye(4)[groups_N] + 0.1 * generator.standard_normal((300, 4))
+    features_NF = features_NF * [1, 1000, 1, 0.01] + 50
+    found_N = cluster_features(features_NF, 4, seed=0)
+    assert adjusted_rand_score(groups_N, found_N) == 1
+    assert np.array_equal(found_N, cluster_features(features_NF, 4, seed=0))
+
+
+def test_empty_clusters_and_more_clusters_than_anchors_are_refused(digits, tmp_path):
+    features_NF = np.repeat(np.eye(2), 20, axis=0)
+    with pytest.raises(InputError, match=r"of 5 clusters are empty.*diffusion\.clusters <= 2"):
+        cluster_features(features_NF, 5, seed=0)
+
+    config = CONFIG.model_copy(update={"clusters": 41})
+    with pytest.raises(InputError, match=r"diffusion\.clusters is 41, and there are 40 anchors"):
+        train_diffusion(digits, config, tmp_path, encoder=PIXELS)
+
+
+def test_the_model_keeps_assignments_their_digest_and_the_encoders(digits, clustered):
+    model = load_diffusion(str(clustered), 8)
+    assert model.condition is not None
+    assert model.condition.clusters is not None
+    assert model.unet.config["num_class_embeds"] == 4
+    assert (model.condition.classes, model.condition.null) == (3, 3)
+
+    rows = pq.read_table(clustered / "clusters.parquet").to_pylist()
+    expected = cluster_features(pixels(digits), 3, CONFIG.seed).tolist()
+    assert [row["cluster"] for row in rows] == expected
+    assert [row["key"] for row in rows] == [anchor.key for anchor in digits]
+    assert model.condition.classes_of(list(digits)) == expected
+
+    # The plan of a set says so
+    plan = make_plan(digits, model, SamplerConfig(), ShardsConfig())
+    recorded = json.loads(plan.to_bytes())["diffusion"]["condition"]
+    assert recorded == {
+        "kind": "clusters",
+        "embeddings": 4,
+        "null": 3,
+        "digest": model.condition.clusters.digest,
+        "encoder": "pixels",
+        "encoder_digest": "11",
+    }
+
+
+def test_other_pseudo_classes_make_another_model(clustered, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(clustered, other)
+    table = pq.read_table(other / "clusters.parquet")
+    moved = [(cluster + 1) % 3 for cluster in table["cluster"].to_pylist()]
+    pq.write_table(
+        table.set_column(2, "cluster", pa.array(moved, pa.int32())), other / "clusters.parquet"
+    )
+    assert load_diffusion(str(other)).digest != load_diffusion(str(clustered)).digest
+
+
+def test_anchors_that_were_not_clustered_are_refused(clustered, digits):
+    condition = load_diffusion(str(clustered)).condition
+    assert condition is not None
+    others = ImageSource(AnchorsConfig(limit=60))
+    with pytest.raises(InputError, match="anchor train_00000050 has no pseudo-class"):
+        condition.classes_of([others[50]])
+
+    # Another image under a known key
+    changed = replace(digits[3], digest="00")
+    with pytest.raises(InputError, match="anchor train_00000003 is another image"):
+        condition.classes_of([changed])
+
+
+def test_an_interrupted_training_with_clusters_ends_with_the_same_weights(
+    digits, clustered, tmp_path, monkeypatch
+):
+    original = _Training.step
+
+    def step_and_crash(self, batch, step):
+        if step == 3:
+            raise KeyError
+        return original(self, batch, step)
+
+    monkeypatch.setattr(_Training, "step", step_and_crash)
+    with pytest.raises(KeyError):
+        train_diffusion(digits, CONFIG, tmp_path / "parts", encoder=PIXELS)
+
+    # The features are not extracted again
+    monkeypatch.undo()
+    untouched = ClusterEncoder("pixels", "11", lambda _: np.empty(0))
+    parts = train_diffusion(digits, CONFIG, tmp_path / "parts", encoder=untouched)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (parts / weights).read_bytes() == (clustered / weights).read_bytes()
+
+    # Another encoder's clusters are another training
+    other = ClusterEncoder("pixels", "22", pixels)
+    with pytest.raises(InputError, match="trained with other settings"):
+        train_diffusion(digits, CONFIG, parts, encoder=other)
+
+
+def test_the_unet_is_told_the_class_of_most_images_and_none_of_some(digits, tmp_path, monkeypatch):
+    told = []
+    original = torch.nn.Embedding.forward
+
+    def spy(self, numbers):
+        told.append(numbers.tolist())
+        return original(self, numbers)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", spy)
+    config = CONFIG.model_copy(update={"steps": 40, "batch_size": 32, "condition_dropout": 0.25})
+    train_diffusion(digits, config, tmp_path, encoder=PIXELS)
+    counts = np.bincount(np.concatenate(told), minlength=4)
+    sizes = np.bincount(cluster_features(pixels(digits), 3, 0), minlength=3) / 40
+    np.testing.assert_allclose(counts / counts.sum(), [*(0.75 * sizes), 0.25], atol=0.05)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_sets_are_equal_for_any_number_of_processes(clustered, digits, tmp_path, guidance):
+    model = load_diffusion(str(clustered), 8)
+    config = SamplerConfig(steps=2, micro_batch=8, guidance=guidance)
+    plan = make_plan(digits, model, config, ShardsConfig(candidates=2, records=8))
+
+    found = []
+    for processes in (1, 2, 3):
+        root = tmp_path / f"{processes}"
+        write_plan(root, plan)
+        for rank in range(processes):
+            sampler = Sampler(model, config)
+            make_shards(root, plan, digits, sampler, rank=rank, world_size=processes)
+        files = contents(root)
+        found.append({name: files[name] for name in files if name.endswith(".tar")})
+
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 5
+    recorded = read_manifest(tmp_path / "1").provenance["diffusion"]
+    assert recorded["condition"]["kind"] == "clusters"
+    assert read_plan(tmp_path / "1").sampler.get("guidance", 1.0) == guidance
+
+
+def test_a_damaged_folder_of_a_clustered_model_is_refused(clustered, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(clustered, folder)
+    (folder / "clusters.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"clusters\.parquet holds no pseudo-classes"):
+        load_diffusion(str(folder))
+
+    (folder / "clusters.parquet").unlink()
+    with pytest.raises(InputError, match=r"has no clusters\.parquet"):
+        load_diffusion(str(folder))
+
+    (folder / "condition.json").write_text('{"kind": "clusters", "classes": 7}')
+    with pytest.raises(InputError, match="names 7 classes, the U-Net has 4 embeddings"):
+        load_diffusion(str(folder))
+
+
+def test_labels_are_used_only_where_the_recipe_says_so(digits):
+    foreign = Condition("unknown", embeddings=10)
+    plain = DiffusionConfig()
+    with pytest.raises(InputError, match="not self-supervised.*set diffusion.condition=labels"):
+        settled_condition(foreign, plain, digits, "model")
+
+    labels = DiffusionConfig(condition="labels")
+    settled = settled_condition(foreign, labels, digits, "model")
+    assert settled is not None
+    assert settled.kind == "labels"
+    assert settled.classes_of(list(digits)) == digits.labels().tolist()
+    assert "not self-supervised" in settled.plan.text
+
+    # Labels that the model does not know
+    with pytest.raises(InputError, match="has the label"):
+        settled_condition(Condition("unknown", embeddings=3), labels, digits, "model")
+
+    # A model without classes, or with others than the recipe says
+    with pytest.raises(InputError, match="has no classes"):
+        settled_condition(None, labels, digits, "model")
+    with pytest.raises(InputError, match="has pseudo-classes"):
+        settled_condition(Condition("clusters", 4, 3), labels, digits, "model")
+
+
+def test_a_model_trained_with_labels_keeps_a_class_for_none(digits, tmp_path):
+    config = CONFIG.model_copy(update={"condition": "labels", "cluster_encoder": "", "steps": 1})
+    model = load_diffusion(str(train_diffusion(digits, config, tmp_path)), 8)
+    assert model.condition == Condition("labels", embeddings=11, null=10)
