@@ -47,7 +47,7 @@ def conditional(model):
     config = DiffusionConfig(channels=(32, 32), attention=(False, False), blocks=1)
     torch.manual_seed(1)
     unet = build_unet(config, 8, classes=3).eval().requires_grad_(False)
-    unet.class_embedding.weight.mul_(20)  # so that a class makes a difference without training
+    unet.class_embedding.weight.mul_(100)  # so that a class makes a difference without training
     condition = Condition("labels", embeddings=4, null=3)
     return dataclasses.replace(model, unet=unet, condition=condition)
 
@@ -162,11 +162,11 @@ def test_classes_and_guidance_change_images_and_padding_does_not(conditional, di
         return Sampler(conditional, config)(images, keys, 2, classes=classes).astype(int)
 
     plain = made([0, 1, 2])
-    assert (np.abs(made([0, 1, 2], micro_batch=7) - plain) > 1).mean() < 0.05
+    assert np.abs(made([0, 1, 2], micro_batch=7) - plain).mean() < 1
     other = made([0, 1, 1])
     assert np.array_equal(other[:2], plain[:2])
-    assert np.abs(other[2] - plain[2]).max() > 5
-    assert np.abs(made([0, 1, 2], guidance=4.0) - plain).max() > 5
+    assert (other[2] != plain[2]).mean() > 0.2
+    assert (made([0, 1, 2], guidance=4.0) != plain).mean() > 0.2
 
 
 def test_guidance_without_a_class_or_without_none_is_refused(model, conditional):
