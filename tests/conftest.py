@@ -119,7 +119,7 @@ def model(model_folder):
 
 
 @pytest.fixture(scope="session")
-def trained_model(tmp_path_factory):
+def trained_model_folder(tmp_path_factory) -> Path:
     """A small model trained for seconds: its images are digits of a sort, with the values of real ones."""
     settings = {
         "steps": 300,
@@ -130,10 +130,14 @@ def trained_model(tmp_path_factory):
         "snr_gamma": 5,
     }
     config = TINY.model_copy(update={**settings, "ema_decay": 0.98, "attention": (False, False)})
-    folder = train_diffusion(
+    return train_diffusion(
         ImageSource(AnchorsConfig()), config, tmp_path_factory.mktemp("trained") / "model"
     )
-    return load_diffusion(str(folder), 8)
+
+
+@pytest.fixture(scope="session")
+def trained_model(trained_model_folder):
+    return load_diffusion(str(trained_model_folder), 8)
 
 
 @pytest.fixture(scope="session")
