@@ -39,6 +39,11 @@ class QualityFacts(_Facts):
     {'frechet_distance': 1.5, 'precision': 0.9}
     """
 
+    auroc: Mapping[str, float] = {}
+    """Of each label-free measure: the area under the ROC curve of right against wrong candidates.
+
+    Above 0.5 the measure's better end has more right ones. Empty without labels, or where all are right or wrong.
+    """
     cosine_histogram: Mapping[str, list[float]] = {}
     """Cosines to the anchor of candidates and of ordinary views: shares per bin from -1 to 1."""
     frechet_distance: float | None = None
@@ -46,8 +51,10 @@ class QualityFacts(_Facts):
     """How many anchors and candidates there are, and how many of either are compared in pairs."""
     kernel_distance: float | None = None
     kernel_distance_std: float | None = None
+    labelled_anchors: int | None = None
+    """How many anchors have a label: what the probe, `agreement` and `auroc` are of; absent without labels."""
     means: Mapping[str, float] = {}
-    """The mean of every measure of a candidate."""
+    """The mean of every measure of a candidate, where it is known."""
     precision: float | None = None
     probe_top1: float | None = None
     """Top-1 in percent of a probe on anchors that it did not see; absent without labels, None where it cannot be."""
