@@ -127,7 +127,7 @@ def _is_scored(root: Path, name: str, path: Path, made: Mapping[str, Any]) -> bo
         )
 
     # Other images, or another way
-    differs = differences(_without_name(there), _without_name(made))
+    differs = _differences(there, made)
     if differs:
         raise InputError(f"{scores} was made in another way ({'; '.join(differs)}); {advice}")
 
@@ -155,6 +155,24 @@ def _encoder_text(made: Mapping[str, Any]) -> str:
     name = made.get("encoder")
     digest = str(made.get("encoder_digest"))
     return str(name) if digest == name else f"{name} (SHA-256 {digest[:12]}…)"
+
+
+def _differences(there: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """Say in what the making of scores differs, a whole recipe or the digests of layers in few words."""
+    old = _without_name(there)
+    new = _without_name(made)
+    found = []
+
+    if old.pop("data", None) != new.pop("data"):
+        found.append("of other candidates than the set has now")
+
+    was_given = old.get("recipe") is not None
+    is_given = new["recipe"] is not None
+    if was_given != is_given:
+        found.append("with a recipe, and none is given now" if was_given else "without a recipe")
+        old["recipe"] = new["recipe"]
+
+    return found + differences(old, new)
 
 
 def _without_name(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,12 +222,13 @@ def _say_areas(facts: "QualityFacts", labelled: int) -> None:
     """Say how well each label-free measure tells right candidates from wrong ones."""
     from ...evaluate import AUROC_NOTE
 
-    whose = f"candidates of {labelled} anchors with a label"
     if not facts.auroc:
-        say(f"no AUROC: the {whose} are all right or all wrong")
+        say(f"no AUROC: all candidates of {labelled} labelled anchors are right, or all wrong")
         return
 
-    say(f"AUROC, {whose}: {AUROC_NOTE}")
-    for name, area in facts.auroc.items():
-        end = f"{find_measure(name).better} is better"
-        say(f"  {name.replace('_', ' '):22} {area:.3f}   {end}")
+    say(f"AUROC of measures without labels, by the candidates of {labelled} labelled anchors:")
+    for name in facts.auroc:
+        better = find_measure(name).better
+        say(f"  {name.replace('_', ' '):22} {facts.area_text(name):13}   {better} is better")
+
+    say(f"  ({AUROC_NOTE})")

@@ -44,6 +44,8 @@ class QualityFacts(_Facts):
 
     Above 0.5 the measure's better end has more right ones. Empty without labels, or where all are right or wrong.
     """
+    auroc_error: Mapping[str, float] = {}
+    """The standard errors of these, over the anchors; without those that a single anchor decides."""
     cosine_histogram: Mapping[str, list[float]] = {}
     """Cosines to the anchor of candidates and of ordinary views: shares per bin from -1 to 1."""
     frechet_distance: float | None = None
@@ -65,6 +67,12 @@ class QualityFacts(_Facts):
     def content(self) -> Mapping[str, Any]:
         """Return what the file holds: the measures that were given, and no default."""
         return self.model_dump(exclude_unset=True)
+
+    def area_text(self, measure: str) -> str:
+        """Return the area under a measure's ROC curve, with its standard error where that is known."""
+        text = f"{self.auroc[measure]:.3f}"
+        error = self.auroc_error.get(measure)
+        return text if error is None else f"{text} ± {error:.3f}"
 
     def numbers(self) -> dict[str, int | float]:
         """Return the measures that are plain numbers."""

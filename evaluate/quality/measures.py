@@ -153,10 +153,13 @@ def _label_facts(
 ) -> dict[str, Any]:
     """Return the facts of a set that are found by labels: of the probe, and of how it judges the other measures."""
     known_N = labels_N != NO_CLASS
+    areas = areas_under_roc(scores)
+    errors = {name: found.error for name, found in areas.items() if found.error is not None}
     return {
         "labelled_anchors": int(known_N.sum()),
         "probe_top1": _probe_accuracy(real_NF[known_N], labels_N[known_N]),
-        "auroc": areas_under_roc(scores),
+        "auroc": {name: found.area for name, found in areas.items()},
+        "auroc_error": errors,
     }
 
 

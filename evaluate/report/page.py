@@ -280,8 +280,8 @@ def _figure_text(value: float) -> str:
 def _area_rows(facts: QualityFacts) -> list[list[str]]:
     """Return per label-free measure its better end, and the area under the ROC curve."""
     rows = []
-    for name, area in facts.auroc.items():
-        rows.append([name.replace("_", " "), find_measure(name).better, f"{area:.3f}"])
+    for name in facts.auroc:
+        rows.append([name.replace("_", " "), find_measure(name).better, facts.area_text(name)])
 
     return rows
 

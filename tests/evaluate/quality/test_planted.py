@@ -1,6 +1,7 @@
 """Sets whose wrong positives are planted: what the label-free measures are worth, computed by hand."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -157,7 +158,9 @@ def test_few_labels_judge_their_own_anchors_alone(set_of, pixels, anchors, image
     for name in LABEL_FREE:
         assert np.array_equal(none.scores[name], scores[name])
     assert list(none.scores) == LABEL_FREE and none.facts.auroc == {}
-    assert not {"auroc", "labelled_anchors", "probe_top1"} & set(none.facts.content())
+    assert not {"auroc", "auroc_error", "labelled_anchors", "probe_top1"} & set(
+        none.facts.content()
+    )
 
 
 def test_the_probe_knows_the_labelled_anchors_only(set_of, pixels, anchors, images):
@@ -186,8 +189,37 @@ def test_areas_leave_out_what_is_not_known():
         "margin": np.array([[0.9, nan, nan], [0.3, nan, nan]]),
     }
     # right 0.9, 0.3; wrong 0.1, 0.3: three pairs of four and a tie. Ranks: right 1, 2; wrong 7, 1: two and a tie
-    assert areas_under_roc(scores) == {"cosine": 3.5 / 4, "anchor_rank": 2.5 / 4}
+    areas = {name: found.area for name, found in areas_under_roc(scores).items()}
+    assert areas == {"cosine": 3.5 / 4, "anchor_rank": 2.5 / 4}
     assert areas_under_roc({"cosine": scores["cosine"]}) == {}
+
+
+def test_the_error_is_that_of_resampled_anchors():
+    """Candidates of an anchor are alike, and so tell less than as many of different anchors."""
+    generator = np.random.default_rng(0)
+    anchors, candidates = 150, 6
+    easy, known = generator.normal(size=(2, anchors, 1))
+    cosine = easy + generator.normal(size=(anchors, candidates)) / 2
+    right = easy + known + generator.normal(size=cosine.shape) / 2 > 0
+    found = areas_under_roc({"agreement": right.astype(float), "cosine": cosine})["cosine"]
+
+    def resampled(groups) -> float:
+        chosen = generator.integers(0, len(groups), len(groups))
+        values, are_right = groups[chosen, :, 0].ravel(), groups[chosen, :, 1].ravel() > 0
+        return area_by_hand(values, are_right)
+
+    together = np.stack([cosine, right], axis=2)
+    alone = together.reshape(-1, 1, 2)
+    by_anchor = np.std([resampled(together) for _ in range(400)])
+    by_candidate = np.std([resampled(alone) for _ in range(100)])
+    assert found.error == pytest.approx(by_anchor, rel=0.12)
+    assert found.error > 1.5 * by_candidate
+
+
+def test_an_area_that_one_anchor_decides_has_no_error():
+    scores = {"agreement": np.array([[1, 0], [0, 0]]), "cosine": np.array([[0.9, 0.1], [0.3, 0.2]])}
+    found = areas_under_roc(scores)["cosine"]
+    assert found.area == 1 and found.error is None
 
 
 def test_sets_with_few_labels_are_compared_by_these(set_of, pixels, anchors, images):
@@ -218,14 +250,13 @@ def test_the_command_says_and_writes_the_areas(clsp, set_of, encoder_folder, anc
     by_hand = area_by_hand(-scores["anchor_rank"][known], scores["agreement"][known] == 1)
     assert facts["auroc"]["anchor_rank"] == pytest.approx(by_hand, abs=1e-6)
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["anchor", "rank", f"{by_hand:.3f}", "lower", "is", "better"] in lines
-    assert f"AUROC, candidates of {facts['labelled_anchors']} anchors with a label" in done.stdout
+    error = f"{facts['auroc_error']['anchor_rank']:.3f}"
+    assert ["anchor", "rank", f"{by_hand:.3f}", "±", error, "lower", "is", "better"] in lines
+    assert f"candidates of {facts['labelled_anchors']} labelled anchors" in done.stdout
     assert clsp("shards", "verify", root, "--deep").returncode == 0
 
 
 def test_scores_of_another_encoder_name_both(clsp, set_of, encoder_folder, tmp_path, images):
-    import shutil
-
     root = set_of(images[:, None]).root
     score = ("shards", "score", root, "--name", "tiny", "--encoder")
     assert clsp(*score, encoder_folder).returncode == 0
@@ -243,12 +274,32 @@ def test_scores_of_another_encoder_name_both(clsp, set_of, encoder_folder, tmp_p
     assert expected in other.stderr and "found resnet18.a1_in1k;" in other.stderr
     assert "choose another --name" in other.stderr
 
-    # Nor are other settings, or other measures of the whole set
-    otherwise = clsp(*score, encoder_folder, "--recipe", "digits")
-    assert otherwise.returncode == 2 and "made in another way (recipe: None there" in (
-        otherwise.stderr
+    # Nor are other settings
+    with_recipe = ("--recipe", "digits", "--set", "anchors.limit=120")
+    otherwise = clsp(*score, encoder_folder, *with_recipe)
+    assert otherwise.returncode == 2 and "another way (without a recipe);" in otherwise.stderr
+    again = ("shards", "score", root, "--name", "other", "--encoder", encoder_folder, *with_recipe)
+    assert clsp(*again).returncode == 0
+    assert "(with a recipe, and none is given now);" in clsp(*again[:7]).stderr
+    assert "(recipe.anchors.limit: 120 there, 90 here);" in (
+        clsp(*again[:-1], "anchors.limit=90").stderr
     )
+
+    # Measures of the whole set that are lost are not made again
     quality_path(root, "tiny").unlink()
     lost = clsp(*score, encoder_folder)
     assert lost.returncode == 2 and "does not hold the measures of the whole set" in lost.stderr
     assert (root / "scores" / "tiny.parquet").read_bytes() == before
+
+
+def test_scores_of_fewer_candidates_are_not_taken_for_all(
+    clsp, make_set, model_folder, encoder_folder, tmp_path
+):
+    root = make_set(tmp_path / "set", candidates=2)
+    score = ("shards", "score", root, "--name", "tiny", "--encoder", encoder_folder)
+    assert clsp(*score).returncode == 0
+    extend = ("shards", "extend", root, "--candidates", 3, "--diffusion", model_folder)
+    assert clsp(*extend).returncode == 0
+    again = clsp(*score)
+    assert again.returncode == 2
+    assert "(of other candidates than the set has now); scores are never changed" in again.stderr

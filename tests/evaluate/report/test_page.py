@@ -71,6 +71,7 @@ def folder(tmp_path, shard_set):
         "means": {"cosine": 0.5},
         "labelled_anchors": 12345,
         "auroc": {"cosine": 0.75, "anchor_rank": 0.25},
+        "auroc_error": {"cosine": 0.0123},
         "cosine_histogram": {"candidate": [0.5, 0.5], "augmentation": [0.2, 0.8]},
         "suspicious": {"nearest_train": [train], "nearest_test": [test]},
     }
@@ -131,7 +132,7 @@ def test_the_page_tells_what_measures_without_labels_are_worth(folder):
     page = (folder / "report.html").read_text()
     quality = page.split("<h2>Sample quality (tiny)</h2>")[1].split("<h2>")[0]
     rows = re.findall(r"<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", quality)
-    assert rows[:2] == [("cosine", "higher", "0.750"), ("anchor rank", "lower", "0.250")]
+    assert rows[:2] == [("cosine", "higher", "0.750 ± 0.012"), ("anchor rank", "lower", "0.250")]
     assert "<dt>labelled anchors</dt><dd>12345</dd>" in quality
     assert "0.5 is chance" in quality
 
