@@ -1,4 +1,5 @@
-"""Speed of the evaluation: feature extraction, the sweep of heads, and the logistic regression of transfer.
+"""Speed of the evaluation: feature extraction, the sweep of heads, the logistic regression of transfer, and the search
+of candidates among all anchors.
 
     python benchmarks/evaluate.py --images /data/cifar10 --json evaluate.json
 
@@ -19,16 +20,22 @@ import timm
 import torch
 from clsp.core import computes_bf16
 from clsp.evaluate import Encoder, Features, LinearEvalConfig, TransferConfig, extract, fit_path
+from clsp.evaluate.features.encoder import CPU_BATCH, GPU_BATCH, compute_device
 from clsp.evaluate.probes.sweep import train_heads
+from clsp.evaluate.quality.nearest import BLOCK, search_anchors
 from clsp.shards import AnchorsConfig, ImageSource
-from made_sets import SIZE, EncodedImages, png, seconds, verdict
+from made_sets import SIZE, EncodedImages, matrix_rate, png, seconds, verdict
 from sklearn.linear_model import LogisticRegression
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 WIDTH, CLASSES, TRAIN, TEST = 512, 10, 50_000, 10_000
+ANCHORS, SEARCHED_WIDTH = 32_768, 2048
+"""Anchors that a batch is compared with, and their features: 268 MB."""
+IMAGENET, IMAGENET_CANDIDATES = 1_281_167, 8
 TARGETS = {"extraction": 1.5, "sweep": 1.3, "logistic": 180.0}
 
 
@@ -126,6 +133,53 @@ def measure_logistic() -> dict[str, float]:
     }
 
 
+def measure_search(rounds: int) -> dict[str, Any]:
+    """Measure the seconds of a batch's search among anchors, and of the bare matrix product of the same size."""
+    # Unit features, on the device to compute on
+    device = compute_device()
+    batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+    generator = torch.Generator().manual_seed(0)
+    anchors_NF = torch.randn(ANCHORS, SEARCHED_WIDTH, generator=generator)
+    anchors_NF = functional.normalize(anchors_NF, dim=1).to(device)
+    unit_BF = torch.randn(batch, SEARCHED_WIDTH, generator=generator)
+    unit_BF = functional.normalize(unit_BF, dim=1).to(device)
+    own_B = torch.arange(batch // IMAGENET_CANDIDATES).repeat_interleave(IMAGENET_CANDIDATES)
+
+    # In turns, each once before it counts
+    sides = {
+        "bare product": lambda: unit_BF @ anchors_NF.T,
+        "search": lambda: search_anchors(unit_BF, anchors_NF, own_B),
+    }
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for counts in [False] + [True] * max(5, rounds):
+        for name, work in sides.items():
+            spent = seconds(work)
+            if counts:
+                found[name].append(spent)
+
+    square = matrix_rate(torch.float32, device.type)
+    return {"device": device.type, "batch": batch, "seconds": found, "square product": square}
+
+
+def print_search(found: dict[str, Any]) -> None:
+    batch = found["batch"]
+    product = found["seconds"]["bare product"]
+    search = found["seconds"]["search"]
+    ratio = statistics.median(a / b for a, b in zip(search, product, strict=True))
+    each = statistics.median(search) / (batch * ANCHORS)
+    rate = 2 * SEARCHED_WIDTH / each
+    block = batch * BLOCK * 4 / 2**20
+    print(f"\nsearch of {batch} candidates among {ANCHORS} anchors, {SEARCHED_WIDTH} features")
+    print(f"  on the {found['device']}, at most {block:.0f} MiB of cosines at a time")
+    print(f"  {1e9 * each:.1f} ns per candidate and anchor ({rate / 1e9:.0f} GFLOP/s)")
+    print(f"  {ratio:.2f} x the time of the bare matrix product of this size")
+    print(f"  {rate / found['square product']:.0%} of the rate of a large square product")
+
+    # All of ImageNet's candidates against all of its anchors
+    pairs = IMAGENET * IMAGENET_CANDIDATES * IMAGENET
+    print(f"  at this rate ImageNet, K = {IMAGENET_CANDIDATES}: {pairs * each / 3600:.1f} hours")
+
+
 def print_extraction(found: dict[str, Any]) -> float:
     rates = found["rates"]
     print("features, images per second")
@@ -203,11 +257,15 @@ def main() -> None:
         found["logistic"] = measure_logistic()
         print_logistic(found["logistic"])
 
+    if "search" in options.only:
+        found["search"] = measure_search(options.rounds)
+        print_search(found["search"])
+
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
 
 
-PARTS = ["extraction", "sweep", "logistic"]
+PARTS = ["extraction", "sweep", "logistic", "search"]
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ from .probes.transfer import finished_sets as finished_sets
 from .probes.transfer import run_transfer as run_transfer
 from .probes.transfer import summary as summary
 from .probes.tsne import feature_map as feature_map
+from .quality.auroc import AUROC_NOTE as AUROC_NOTE
+from .quality.auroc import AreaUnderRoc as AreaUnderRoc
+from .quality.auroc import areas_under_roc as areas_under_roc
 from .quality.distances import Moments as Moments
 from .quality.distances import frechet_distance as frechet_distance
 from .quality.distances import kernel_distance as kernel_distance

@@ -50,6 +50,9 @@ def compare(
     for name, row in found.measures.items():
         say(_line(name, row))
 
+    if found.labelled_anchors not in (None, found.anchors):
+        say(f"label agreement is of the {found.labelled_anchors} anchors that have a label")
+
     one, _ = found.kernel_distance.reference
     two, deviation = found.kernel_distance.other
     figures = f"{one:11.4g} {two:11.4g} {two - one:+11.4g}"

@@ -1,14 +1,17 @@
 """Measure a set: `clsp shards score` composes the set, an encoder and the measures."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import pyarrow.parquet as pq
 
-from ...core import InputError, canonical_json, run_stamp, write_file
+from ...core import InputError, canonical_json, differences, run_stamp, write_file
 from ...shards import ImageSource, ShardSet, read_manifest
 from ...shards.format.layout import scores_path
+from ...shards.reading.measures import find_measure
 from ...shards.reading.scores import add_scores, check_name
 from ..options import PATH, encoder_option, set_argument, set_option
 from ..progress import ProgressReport, say, say_if_emulated
@@ -44,7 +47,10 @@ def score(
     overrides: tuple[str, ...],
     out: Path | None,
 ) -> None:
-    """Measure every candidate of a set in an encoder's features: hardness, labels, diversity, copies."""
+    """Measure every candidate of a set in an encoder's features: hardness, rank, diversity, labels, copies.
+
+    Where anchors have labels, it says how well each measure that needs none tells right candidates from wrong ones.
+    """
     shards = ShardSet(root)
     recipe = load_recipe(recipe_name, overrides) if recipe_name else None
     from ...evaluate import PACKAGES, encoder_digest, load_encoder, measure_quality, quality_path
@@ -53,13 +59,12 @@ def score(
     # What the scores are made of
     precision = recipe.linear_eval.precision if recipe else "no"
     say_if_emulated("linear_eval.precision", precision == "bf16")
-    encoder = load_encoder(encoder_name, precision)
     path = out or quality_path(root, name)
     made = {
         "data": shards.identity,
         "encoder": encoder_name,
         "encoder_digest": encoder_digest(encoder_name),
-        "precision": encoder.precision,
+        "precision": precision,
         "recipe": recipe.model_dump(mode="json") if recipe else None,
     }
 
@@ -70,6 +75,7 @@ def score(
         return
 
     check_name(root, name)
+    encoder = load_encoder(encoder_name, precision)
 
     # The images to measure
     if not shards.plan.shards.include_anchors:
@@ -99,16 +105,87 @@ def score(
     )
 
 
-def _is_scored(root: Path, name: str, path: Path, made: dict[str, Any]) -> bool:
-    """Return True if the set has these very scores: of the same images, by the same encoder."""
-    scores = scores_path(root, name).relative_to(root).as_posix()
-    if scores not in read_manifest(root).files or not path.exists():
+def _is_scored(root: Path, name: str, path: Path, made: Mapping[str, Any]) -> bool:
+    """Return True if the set has these very scores, and `path` the measures of the whole set that go with them.
+
+    Raises:
+        InputError: scores of that name are by another encoder, of other candidates, or were made in another way.
+    """
+    scores = scores_path(root, name)
+    if scores.relative_to(root).as_posix() not in read_manifest(root).files:
         return False
 
+    advice = "scores are never changed, choose another --name"
+    there = _made_of(scores)
+    if there is None:
+        raise InputError(f"{scores} exists, and does not say what made it; {advice}")
+
+    # Another encoder, whatever its folder is called
+    if there.get("encoder_digest") != made["encoder_digest"]:
+        raise InputError(
+            f"{scores} is by the encoder {_encoder_text(there)}; found {_encoder_text(made)}; {advice}"
+        )
+
+    # Other images, or another way
+    differs = _differences(there, made)
+    if differs:
+        raise InputError(f"{scores} was made in another way ({'; '.join(differs)}); {advice}")
+
+    if not _holds(path, made):
+        raise InputError(
+            f"{scores} exists, but {path} does not hold the measures of the whole set that go with it; {advice}"
+        )
+
+    return True
+
+
+def _made_of(scores: Path) -> dict[str, Any] | None:
+    """Return what made a file of scores; None where it does not say."""
+    try:
+        metadata = pq.read_schema(scores).metadata or {}
+        made = json.loads(metadata[b"clsp"])
+    except (KeyError, OSError, ValueError):
+        return None
+
+    return made if isinstance(made, dict) else None
+
+
+def _encoder_text(made: Mapping[str, Any]) -> str:
+    """Name an encoder, and its weights where its name does not tell them."""
+    name = made.get("encoder")
+    digest = str(made.get("encoder_digest"))
+    return str(name) if digest == name else f"{name} (SHA-256 {digest[:12]}…)"
+
+
+def _differences(there: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """Say in what the making of scores differs, a whole recipe or the digests of layers in few words."""
+    old = _without_name(there)
+    new = _without_name(made)
+    found = []
+
+    if old.pop("data", None) != new.pop("data"):
+        found.append("of other candidates than the set has now")
+
+    was_given = old.get("recipe") is not None
+    is_given = new["recipe"] is not None
+    if was_given != is_given:
+        found.append("with a recipe, and none is given now" if was_given else "without a recipe")
+        old["recipe"] = new["recipe"]
+
+    return found + differences(old, new)
+
+
+def _without_name(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides scores: all but the folder of the encoder, whose digest tells it."""
+    return {key: value for key, value in made.items() if key != "encoder"}
+
+
+def _holds(path: Path, made: Mapping[str, Any]) -> bool:
+    """Return True if a file of measures is of what these scores are made of."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {key: content.get(key) for key in made} == made
-    except (ValueError, AttributeError):
+        return all(content.get(key) == value for key, value in _without_name(made).items())
+    except (OSError, ValueError, AttributeError):
         return False
 
 
@@ -136,3 +213,22 @@ def _say_facts(facts: "QualityFacts") -> None:
 
     for name, value in facts.means.items():
         say(f"{'mean ' + name.replace('_', ' '):24} {value:.4g}")
+
+    if facts.labelled_anchors is not None:
+        _say_areas(facts, facts.labelled_anchors)
+
+
+def _say_areas(facts: "QualityFacts", labelled: int) -> None:
+    """Say how well each label-free measure tells right candidates from wrong ones."""
+    from ...evaluate import AUROC_NOTE
+
+    if not facts.auroc:
+        say(f"no AUROC: all candidates of {labelled} labelled anchors are right, or all wrong")
+        return
+
+    say(f"AUROC of measures without labels, by the candidates of {labelled} labelled anchors:")
+    for name in facts.auroc:
+        better = find_measure(name).better
+        say(f"  {name.replace('_', ' '):22} {facts.area_text(name):13}   {better} is better")
+
+    say(f"  ({AUROC_NOTE})")

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ...core import InputError
 from ...shards import Anchor, ShardSet
 from .encoder import Encoder
 from .extract import ahead
@@ -41,14 +40,24 @@ def candidate_images(shards: ShardSet, anchors: int) -> Iterator[tuple[int, np.n
         yield start, np.stack(images)
 
 
+NO_CLASS = -1
+"""In the place of the class of an anchor without a label."""
+
+
 def class_numbers(shards: ShardSet) -> torch.Tensor | None:
-    """Return the anchors' classes, 0 … n-1 in the order of their labels; None where some have none or all the same."""
-    try:
-        labels = shards.labels()
-    except InputError:
+    """Return the anchors' classes, 0 … n-1 in the order of their labels, and `NO_CLASS` where an anchor has no label.
+
+    None where no two anchors have different labels.
+    """
+    column = shards.layers[0].index.column("label")
+    labels_N = column.fill_null(NO_CLASS).to_numpy()
+
+    # Sources tell by a negative number, too, that there is no label
+    known_N = labels_N >= 0
+    classes, numbers = np.unique(labels_N[known_N], return_inverse=True)
+    if len(classes) < 2:
         return None
 
-    classes, numbers = np.unique(labels, return_inverse=True)
-    if len(classes) < 2 or classes[0] < 0:
-        return None
-    return torch.from_numpy(numbers)
+    classes_N = np.full(len(labels_N), NO_CLASS, np.int64)
+    classes_N[known_N] = numbers
+    return torch.from_numpy(classes_N)

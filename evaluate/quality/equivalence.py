@@ -14,10 +14,16 @@ from torch.nn import functional
 from ...core import InputError, Report
 from ...shards import ShardSet
 from ..features.encoder import Encoder
-from ..features.shard_features import anchor_images, candidate_images, class_numbers, image_features
-from ..probes.logistic import Regression, fit
+from ..features.shard_features import (
+    NO_CLASS,
+    anchor_images,
+    candidate_images,
+    class_numbers,
+    image_features,
+)
+from ..probes.logistic import Regression
 from .distances import frechet_of, kernel_distance
-from .measures import PROBE_L2, diversity
+from .measures import diversity, fit_probe
 
 RESAMPLES = 1000
 FRECHET_RESAMPLES = 200
@@ -83,6 +89,8 @@ class QualityComparison(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     anchors: int
+    labelled_anchors: int | None = None
+    """How many of them have a label, which the agreement is of; None without an agreement."""
     candidates: int
     resamples: int
     measures: dict[str, MeasureRow]
@@ -92,7 +100,10 @@ class QualityComparison(BaseModel):
 
 @dataclass(frozen=True)
 class _Measured:
-    """Holds the features of a set's candidates, and per measure its mean over the candidates of every anchor."""
+    """Holds the features of a set's candidates, and per measure its mean over the candidates of every anchor.
+
+    A measure is NaN at anchors that it is not known of: without a label there is no agreement.
+    """
 
     features_NKF: torch.Tensor
     per_anchor: dict[str, np.ndarray]
@@ -153,8 +164,13 @@ def compare_quality(
         other=kernel_distance(anchors.features_NF, two.features_NKF[:, 0]),
     )
 
+    labelled = None
+    if anchors.labels_N is not None:
+        labelled = int((anchors.labels_N != NO_CLASS).sum())
+
     return QualityComparison(
         anchors=len(reference),
+        labelled_anchors=labelled,
         candidates=reference.candidates,
         resamples=resamples,
         measures=rows,
@@ -185,7 +201,7 @@ def _anchors(shards: ShardSet, encoder: Encoder) -> _Anchors:
     labels = class_numbers(shards)
     probe = None
     if labels is not None:
-        probe = fit(features_NF, labels, int(labels.max()) + 1, PROBE_L2)
+        probe = fit_probe(features_NF, labels)
 
     return _Anchors(features_NF, labels, probe)
 
@@ -217,7 +233,8 @@ def _measure(
         logits = anchors.probe.logits(features_NKF.flatten(0, 1))
         chosen_NK = logits.argmax(1).view(-1, candidates)
         agrees_NK = chosen_NK == anchors.labels_N[:, None]
-        found[AGREEMENT] = 100 * agrees_NK.double().mean(1)
+        agreement_N = 100 * agrees_NK.double().mean(1)
+        found[AGREEMENT] = agreement_N.where(anchors.labels_N != NO_CLASS, torch.nan)
 
     per_anchor = {name: values.double().numpy() for name, values in found.items()}
     return _Measured(features_NKF, per_anchor)
@@ -231,10 +248,16 @@ def _resamples(count: int, resamples: int) -> np.ndarray:
 def _mean_row(
     name: str, reference: _Measured, other: _Measured, weights_RN: np.ndarray
 ) -> MeasureRow:
-    """Compare the mean of a measure over the anchors."""
-    one = reference.per_anchor[name]
-    two = other.per_anchor[name]
-    drawn_R = weights_RN @ (two - one) / len(one)
+    """Compare the mean of a measure over the anchors that it is known of."""
+    known_N = np.isfinite(reference.per_anchor[name])
+    one = reference.per_anchor[name][known_N]
+    two = other.per_anchor[name][known_N]
+
+    # Each as often as it was drawn; a resample without any of few labelled anchors tells nothing
+    counts_RN = weights_RN[:, known_N]
+    counts_RN = counts_RN[counts_RN.any(axis=1)]
+    drawn_R = counts_RN @ (two - one) / counts_RN.sum(axis=1)
+
     margin = -AGREEMENT_MARGIN if name == AGREEMENT else None
     return _row(one.mean(), two.mean(), two.mean() - one.mean(), drawn_R, margin)
 

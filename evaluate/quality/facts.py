@@ -39,6 +39,13 @@ class QualityFacts(_Facts):
     {'frechet_distance': 1.5, 'precision': 0.9}
     """
 
+    auroc: Mapping[str, float] = {}
+    """Of each label-free measure: the area under the ROC curve of right against wrong candidates.
+
+    Above 0.5 the measure's better end has more right ones. Empty without labels, or where all are right or wrong.
+    """
+    auroc_error: Mapping[str, float] = {}
+    """The standard errors of these, over the anchors; without those that a single anchor decides."""
     cosine_histogram: Mapping[str, list[float]] = {}
     """Cosines to the anchor of candidates and of ordinary views: shares per bin from -1 to 1."""
     frechet_distance: float | None = None
@@ -46,8 +53,10 @@ class QualityFacts(_Facts):
     """How many anchors and candidates there are, and how many of either are compared in pairs."""
     kernel_distance: float | None = None
     kernel_distance_std: float | None = None
+    labelled_anchors: int | None = None
+    """How many anchors have a label: what the probe, `agreement` and `auroc` are of; absent without labels."""
     means: Mapping[str, float] = {}
-    """The mean of every measure of a candidate."""
+    """The mean of every measure of a candidate, where it is known."""
     precision: float | None = None
     probe_top1: float | None = None
     """Top-1 in percent of a probe on anchors that it did not see; absent without labels, None where it cannot be."""
@@ -58,6 +67,12 @@ class QualityFacts(_Facts):
     def content(self) -> Mapping[str, Any]:
         """Return what the file holds: the measures that were given, and no default."""
         return self.model_dump(exclude_unset=True)
+
+    def area_text(self, measure: str) -> str:
+        """Return the area under a measure's ROC curve, with its standard error where that is known."""
+        text = f"{self.auroc[measure]:.3f}"
+        error = self.auroc_error.get(measure)
+        return text if error is None else f"{text} ± {error:.3f}"
 
     def numbers(self) -> dict[str, int | float]:
         """Return the measures that are plain numbers."""

@@ -16,25 +16,24 @@ from ...shards import ImageSource, ShardSet
 from ...train import PretrainConfig, Views
 from ..features.encoder import Encoder
 from ..features.extract import ahead, decoded, hold_out
-from ..features.shard_features import anchor_images, candidate_images, class_numbers, image_features
+from ..features.shard_features import (
+    NO_CLASS,
+    anchor_images,
+    candidate_images,
+    class_numbers,
+    image_features,
+)
 from ..probes.logistic import Regression, fit
+from .auroc import areas_under_roc
 from .distances import Moments, frechet_distance, kernel_distance, precision_recall
 from .facts import QualityFacts, SuspiciousPair
+from .nearest import nearest_images, search_anchors
 
 SAMPLE = 5000
 """Images of either kind for the kernel distance, precision and recall: all pairs of them are looked at."""
 PROBE_L2 = 1.0
 SHOWN = 24
 BINS = 40
-MEASURES = {
-    "cosine": "to its anchor: low is a hard positive",
-    "diversity": "1 - mean cosine to the anchor's other candidates",
-    "label_probability": "that a probe trained on the real anchors gives to the anchor's label",
-    "agreement": "1 where that probe's class is the anchor's label",
-    "nearest_train": "cosine to the nearest anchor of the set other than its own: near 1 is a copy (memorisation)",
-    "nearest_test": "cosine to the nearest test image: near 1 is a copy of it (leakage)",
-}
-"""The measures of a candidate, each a column of `scores/NAME.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,10 @@ class Quality:
     """
 
     scores: dict[str, np.ndarray]
-    """Measure → `(N, K)` float32."""
+    """Measure → `(N, K)` float32, of those in `shards/reading/measures.py`.
+
+    A measure that needs a label is NaN at the candidates of anchors without one.
+    """
     facts: QualityFacts
 
 
@@ -56,14 +58,13 @@ class _RealFeatures:
     """Holds the real images that candidates are measured against, as features, and what is known of them."""
 
     anchors_NF: torch.Tensor
-    """Unit features of the anchors."""
-    searched_NF: torch.Tensor
-    """The same, on the encoder's device."""
+    """Unit features of the anchors, on the encoder's device."""
     test_MF: torch.Tensor | None
-    """Unit features of test images, on the encoder's device."""
+    """Unit features of test images, there too."""
     labels_N: torch.Tensor | None
+    """Classes of the anchors, `NO_CLASS` at those without a label; None where no measure can use them."""
     probe: Regression | None
-    """Fitted to the real anchors, where they have labels."""
+    """Fitted to the real anchors that have labels."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,10 @@ def measure_quality(
         suspicious=_suspicious(shards, measured, test),
     )
 
-    # Only a set with labels has this measure
+    # What only labels tell
     if real_features.labels_N is not None:
-        accuracy = _probe_accuracy(real_NF, real_features.labels_N)
-        facts = facts.model_copy(update={"probe_top1": accuracy})
+        of_labels = _label_facts(measured.scores, real_NF, real_features.labels_N)
+        facts = facts.model_copy(update=of_labels)
 
     return Quality(measured.scores, facts)
 
@@ -135,10 +136,31 @@ def _real_features(
     labels = class_numbers(shards)
     probe = None
     if labels is not None:
-        probe = fit(real_NF, labels, int(labels.max()) + 1, PROBE_L2)
+        probe = fit_probe(real_NF, labels)
 
-    anchors_NF = functional.normalize(real_NF, dim=1)
-    return _RealFeatures(anchors_NF, anchors_NF.to(encoder.device), test_MF, labels, probe)
+    anchors_NF = functional.normalize(real_NF, dim=1).to(encoder.device)
+    return _RealFeatures(anchors_NF, test_MF, labels, probe)
+
+
+def fit_probe(real_NF: torch.Tensor, labels_N: torch.Tensor) -> Regression:
+    """Fit the probe, which judges candidates, to the anchors that have labels."""
+    known_N = labels_N != NO_CLASS
+    return fit(real_NF[known_N], labels_N[known_N], int(labels_N.max()) + 1, PROBE_L2)
+
+
+def _label_facts(
+    scores: Mapping[str, np.ndarray], real_NF: torch.Tensor, labels_N: torch.Tensor
+) -> dict[str, Any]:
+    """Return the facts of a set that are found by labels: of the probe, and of how it judges the other measures."""
+    known_N = labels_N != NO_CLASS
+    areas = areas_under_roc(scores)
+    errors = {name: found.error for name, found in areas.items() if found.error is not None}
+    return {
+        "labelled_anchors": int(known_N.sum()),
+        "probe_top1": _probe_accuracy(real_NF[known_N], labels_N[known_N]),
+        "auroc": {name: found.area for name, found in areas.items()},
+        "auroc_error": errors,
+    }
 
 
 def _probe_accuracy(real_NF: torch.Tensor, labels: torch.Tensor) -> float | None:
@@ -205,28 +227,36 @@ def _measure_batch(
     features_NKF: torch.Tensor, start: int, real_features: _RealFeatures
 ) -> _Measured:
     """Measure the candidates of the anchors from number `start` on."""
-    # Cosines to the own anchor, and between the candidates
+    # Their own anchor among all of them
     count, candidates, _ = features_NKF.shape
-    rows = slice(start, start + count)
+    shape = (count, candidates)
     unit_NKF = functional.normalize(features_NKF, dim=2)
-    scores = {"cosine": torch.einsum("nkf,nf->nk", unit_NKF, real_features.anchors_NF[rows])}
-    nearest = {}
+    unit_BF = unit_NKF.flatten(0, 1)
+    own_B = torch.arange(start, start + count).repeat_interleave(candidates)
+    found = search_anchors(unit_BF, real_features.anchors_NF, own_B)
 
+    scores = {
+        "cosine": found.own_B.view(shape),
+        "anchor_rank": found.rank_B.view(shape).float(),
+        "margin": found.margin.view(shape),
+    }
+
+    # One beside the other
     if candidates > 1:
         scores["diversity"] = diversity(unit_NKF)
 
     # What a probe makes of them
     if real_features.probe is not None and real_features.labels_N is not None:
         chances_NKC = real_features.probe.logits(features_NKF).softmax(dim=2)
-        scores |= _label_scores(chances_NKC, real_features.labels_N[rows])
+        scores |= _label_scores(chances_NKC, real_features.labels_N[start : start + count])
 
     # The nearest images that they were not made for
-    own = torch.arange(start, start + count).repeat_interleave(candidates)
-    scores["nearest_train"], nearest["nearest_train"] = _nearest(
-        unit_NKF, real_features.searched_NF, own
-    )
+    scores["nearest_train"] = found.nearest.cosine_B.view(shape)
+    nearest = {"nearest_train": found.nearest.place_B.view(shape)}
     if real_features.test_MF is not None:
-        scores["nearest_test"], nearest["nearest_test"] = _nearest(unit_NKF, real_features.test_MF)
+        found_test = nearest_images(unit_BF, real_features.test_MF)
+        scores["nearest_test"] = found_test.cosine_B.view(shape)
+        nearest["nearest_test"] = found_test.place_B.view(shape)
 
     return _Measured(
         {name: values.numpy() for name, values in scores.items()},
@@ -257,28 +287,17 @@ def diversity(unit_NKF: torch.Tensor) -> torch.Tensor:
 
 
 def _label_scores(chances_NKC: torch.Tensor, labels_N: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the chance of each anchor's label at its candidates, and 1 where it is the likeliest."""
-    labels_NK = labels_N[:, None].expand(chances_NKC.shape[:2])
+    """Return the chance of each anchor's label at its candidates, and 1 where it is the likeliest; NaN without one."""
+    # The class to look for, any where there is none
+    known_N1 = (labels_N != NO_CLASS)[:, None]
+    labels_NK = labels_N.clamp_min(0)[:, None].expand(chances_NKC.shape[:2])
+
     chance_NK = chances_NKC.gather(2, labels_NK[:, :, None])[:, :, 0]
     agreement_NK = (chances_NKC.argmax(dim=2) == labels_NK).float()
-    return {"label_probability": chance_NK, "agreement": agreement_NK}
-
-
-def _nearest(
-    unit_NKF: torch.Tensor, others_MF: torch.Tensor, own_B: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cosine to the nearest of other images, and the place of that image, `(N, K)` each.
-
-    Args:
-        own_B: the place of an image per candidate that does not count.
-    """
-    cosines_BM = unit_NKF.flatten(0, 1).to(others_MF.device) @ others_MF.T
-    if own_B is not None:
-        cosines_BM[torch.arange(len(own_B)), own_B] = -torch.inf
-
-    best = cosines_BM.max(dim=1)
-    shape = unit_NKF.shape[:2]
-    return best.values.view(shape).cpu(), best.indices.view(shape).cpu()
+    return {
+        "label_probability": chance_NK.where(known_N1, torch.nan),
+        "agreement": agreement_NK.where(known_N1, torch.nan),
+    }
 
 
 # The set as a whole
@@ -312,8 +331,8 @@ def _distances(
 
 
 def _means(scores: Mapping[str, np.ndarray], augmented_N: np.ndarray) -> dict[str, float]:
-    """Return the mean of every measure, and of the cosines to ordinary views."""
-    means = {name: float(values.mean()) for name, values in scores.items()}
+    """Return the mean of every measure where it is known, and of the cosines to ordinary views."""
+    means = {name: float(np.nanmean(values)) for name, values in scores.items()}
     means["augmentation_cosine"] = float(augmented_N.mean())
     return means
 

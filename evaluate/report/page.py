@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from ...core import InputError, first_fault, write_file
 from ...shards import ShardSet, contact_sheet, read_scores
 from ...shards.format.layout import scores_path
+from ...shards.reading.measures import find_measure
 from ..probes.registry import PROBES
-from ..quality.facts import QualityResult, SuspiciousPair
+from ..quality.auroc import AUROC_NOTE
+from ..quality.facts import QualityFacts, QualityResult, SuspiciousPair
 from .charts import (
     LOG,
     Points,
@@ -54,6 +56,8 @@ class _EncoderQuality:
     figures: Mapping[str, str]
     test: Sequence[SuspiciousPair]
     """The candidates nearest to test images."""
+    areas: Sequence[Sequence[str]]
+    """Rows of the table that tells how well label-free measures find right candidates; empty where nothing does."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ def write_report(folder: Path, out: Path, shards: Path | None = None) -> None:
         quality=_quality(opened) if opened else [],
         missing=missing,
         difference_note=DIFFERENCES,
+        auroc_note=AUROC_NOTE,
         provenance=_provenance(runs),
     )
     write_file(out, page.encode())
@@ -260,9 +265,23 @@ def _quality(shards: ShardSet) -> list[_EncoderQuality]:
         for measure, mean in quality.result.means.items():
             numbers[f"mean {measure}"] = mean
 
-        figures = {key.replace("_", " "): f"{value:.4g}" for key, value in numbers.items()}
+        figures = {key.replace("_", " "): _figure_text(value) for key, value in numbers.items()}
         test = quality.result.suspicious.get("nearest_test", [])
-        rows.append(_EncoderQuality(quality.name, figures, test))
+        rows.append(_EncoderQuality(quality.name, figures, test, _area_rows(quality.result)))
+
+    return rows
+
+
+def _figure_text(value: float) -> str:
+    """Return a count as it is, and four digits of a measure."""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _area_rows(facts: QualityFacts) -> list[list[str]]:
+    """Return per label-free measure its better end, and the area under the ROC curve."""
+    rows = []
+    for name in facts.auroc:
+        rows.append([name.replace("_", " "), find_measure(name).better, facts.area_text(name)])
 
     return rows
 

@@ -1,6 +1,7 @@
 """The page in a real browser."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -68,6 +69,9 @@ def folder(tmp_path, shard_set):
     result = {
         "frechet_distance": 1.5,
         "means": {"cosine": 0.5},
+        "labelled_anchors": 12345,
+        "auroc": {"cosine": 0.75, "anchor_rank": 0.25},
+        "auroc_error": {"cosine": 0.0123},
         "cosine_histogram": {"candidate": [0.5, 0.5], "augmentation": [0.2, 0.8]},
         "suspicious": {"nearest_train": [train], "nearest_test": [test]},
     }
@@ -121,6 +125,16 @@ def test_the_page_of_a_single_run(folder):
         "80.00" in page and "Most suspicious (tiny)" in page and "83." not in page.split("<h2>")[1]
     )
     assert "an &lt;encoder&gt;" in page  # nothing from a file becomes markup
+
+
+def test_the_page_tells_what_measures_without_labels_are_worth(folder):
+    write_report(folder, folder / "report.html")
+    page = (folder / "report.html").read_text()
+    quality = page.split("<h2>Sample quality (tiny)</h2>")[1].split("<h2>")[0]
+    rows = re.findall(r"<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", quality)
+    assert rows[:2] == [("cosine", "higher", "0.750 ± 0.012"), ("anchor rank", "lower", "0.250")]
+    assert "<dt>labelled anchors</dt><dd>12345</dd>" in quality
+    assert "0.5 is chance" in quality
 
 
 def test_nothing_but_data_is_referred_to(folder):
