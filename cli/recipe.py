@@ -24,7 +24,7 @@ class ReproduceConfig(Section):
     runs: tuple[str, ...] = Field(
         default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1
     )
-    """Names of runs: a method, or METHOD+SOURCE with `shards`, `augmentation` or `inflation`."""
+    """Names of runs: a method, METHOD+SOURCE with `shards`, `augmentation` or `inflation`, or `ddae`."""
     seeds: int = Field(default=3, ge=1)
 
 

@@ -12,7 +12,7 @@ from ..options import out_option, recipe_options
 from ..progress import say
 from ..recipe import Recipe, load_recipe
 from .driver import Driver
-from .stages import Stage, method_recipe, parse_run, pipeline
+from .stages import DDAE, Stage, method_recipe, parse_run, pipeline
 
 STATE = "reproduce.json"
 
@@ -57,7 +57,10 @@ def reproduce(
     # The recipe, resolved for every method
     settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
     recipe = load_recipe(recipe_name, settings, profile)
-    methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs})
+    methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs} - {DDAE})
+    if not methods:
+        raise InputError(f"reproduce.runs: {DDAE} alone; expected a run that is trained beside it")
+
     resolved = {}
     for method in methods:
         chosen = (*settings, f"pretrain.method={method}")
@@ -66,7 +69,8 @@ def reproduce(
     _claim(out, {out / "recipe.toml": recipe, **resolved})
 
     # The stages
-    stages = pipeline(out, recipe.reproduce.runs, recipe.reproduce.seeds, jobs)
+    runs = recipe.reproduce.runs
+    stages = pipeline(out, runs, recipe.reproduce.seeds, jobs, recipe.diffusion.path)
     seconds = None if max_minutes is None else 60 * max_minutes
     driver = Driver(out, stages, jobs, seconds, began)
     driver.run()

@@ -8,6 +8,8 @@ from typing import Literal
 from ...core import InputError
 
 SOURCES = ("none", "augmentation", "inflation", "shards")
+DDAE = "ddae"
+"""The run that trains nothing: the diffusion model's own features, evaluated once."""
 
 Kind = Literal["diffusion", "shards", "pretrain", "linear-eval", "knn", "other"]
 
@@ -31,10 +33,13 @@ def parse_run(name: str) -> tuple[str, str]:
     Raises:
         InputError: no such source.
     """
+    if name == DDAE:
+        return DDAE, "none"
+
     method, plus, source = name.partition("+")
     if source not in SOURCES[1:] and plus:
         raise InputError(
-            f"reproduce.runs: {name}; expected a method, or METHOD+SOURCE with {', '.join(SOURCES[1:])}"
+            f"reproduce.runs: {name}; expected a method, METHOD+SOURCE with {', '.join(SOURCES[1:])}, or {DDAE}"
         )
 
     return method, source or "none"
@@ -45,8 +50,15 @@ def method_recipe(out: Path, method: str) -> Path:
     return out / "recipes" / f"{method}.toml"
 
 
-def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Stage]:
-    """List the stages from images to report: a pretraining and its evaluations per run name and seed."""
+def pipeline(
+    out: Path, runs: Sequence[str], seeds: int, parts: int, diffusion: str = ""
+) -> list[Stage]:
+    """List the stages from images to report: a pretraining and its evaluations per run name and seed.
+
+    Args:
+        parts: of the making of the shard set, which are made at a time.
+        diffusion: the recipe's own diffusion model; empty: one is trained.
+    """
     shards = str(out / "shards")
     recipe = ("--recipe", str(out / "recipe.toml"))
 
@@ -69,8 +81,16 @@ def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Sta
     # The runs and their evaluations
     folders = []
     evaluations: list[str] = []
+    if DDAE in runs:
+        folder = out / "pretrain" / f"{DDAE}-s0"
+        folders.append(str(folder))
+        probes = _ddae_stages(recipe, diffusion or str(out / "diffusion"), folder)
+        stages += probes
+        evaluations += [probe.name for probe in probes]
+
+    trained = [name for name in runs if name != DDAE]
     for seed in range(seeds):
-        for name in runs:
+        for name in trained:
             folder = out / "pretrain" / f"{name}-s{seed}"
             folders.append(str(folder))
             training, *probes = _run_stages(out, name, seed, shards, folder)
@@ -81,11 +101,24 @@ def pipeline(out: Path, runs: Sequence[str], seeds: int, parts: int) -> list[Sta
     evaluated = tuple(evaluations)
     command = ("compare", *folders, "--out", str(out))
     stages.append(Stage("compare", command, evaluated))
-    scores = runs[0].replace("+", "-")
-    command = ("shards", "score", shards, "--encoder", folders[0], "--name", scores, *recipe)
+    scores = trained[0].replace("+", "-")
+    encoder = str(out / "pretrain" / f"{trained[0]}-s0")
+    command = ("shards", "score", shards, "--encoder", encoder, "--name", scores, *recipe)
     stages.append(Stage("score", command, evaluated))
     command = ("report", str(out), "--out", str(out / "report.html"))
     stages.append(Stage("report", command, ("compare", "score")))
+
+    return stages
+
+
+def _ddae_stages(recipe: tuple[str, ...], diffusion: str, folder: Path) -> list[Stage]:
+    """List the evaluations of the diffusion model's own features."""
+    stages = []
+    probes: tuple[Kind, ...] = ("linear-eval", "knn")
+    for probe in probes:
+        checkpoint = f"unet:{diffusion}@chosen"
+        command = (probe, *recipe, "--checkpoint", checkpoint, "--out", str(folder))
+        stages.append(Stage(f"{probe}-{folder.name}", command, ("diffusion",), probe))
 
     return stages
 

@@ -45,6 +45,25 @@ def test_the_pipeline_has_a_stage_per_command_and_run(tmp_path):
     assert all(set(stage.after) <= names for stage in stages)
 
 
+def test_the_diffusion_models_own_features_are_evaluated_once_and_not_trained(tmp_path):
+    stages = pipeline(tmp_path, ("ddae", "simclr"), seeds=2, parts=1)
+    own = [stage for stage in stages if "ddae" in stage.name]
+    assert [stage.name for stage in own] == ["linear-eval-ddae-s0", "knn-ddae-s0"]
+    for stage in own:
+        assert f"unet:{tmp_path / 'diffusion'}@chosen" in stage.arguments
+        assert stage.after == ("diffusion",)
+
+    # It stands in the table, and the set is scored by a run that was trained
+    named = {stage.name: stage for stage in stages}
+    assert str(tmp_path / "pretrain" / "ddae-s0") in named["compare"].arguments
+    assert str(tmp_path / "pretrain" / "simclr-s0") in named["score"].arguments
+
+    # A model of others
+    given = pipeline(tmp_path, ("ddae", "simclr"), 1, 1, diffusion="google/ddpm-cifar10-32")
+    checkpoints = [stage.arguments for stage in given if stage.name == "knn-ddae-s0"]
+    assert "unet:google/ddpm-cifar10-32@chosen" in checkpoints[0]
+
+
 @pytest.mark.parametrize("name", ["simclr+", "simclr+noise", "simclr+shards+shards"])
 def test_names_of_runs_that_are_none(name):
     with pytest.raises(InputError, match="expected a method, or METHOD"):
