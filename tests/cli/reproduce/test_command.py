@@ -66,7 +66,7 @@ def test_the_diffusion_models_own_features_are_evaluated_once_and_not_trained(tm
 
 @pytest.mark.parametrize("name", ["simclr+", "simclr+noise", "simclr+shards+shards"])
 def test_names_of_runs_that_are_none(name):
-    with pytest.raises(InputError, match="expected a method, or METHOD"):
+    with pytest.raises(InputError, match="expected a method, METHOD"):
         parse_run(name)
 
 

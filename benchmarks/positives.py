@@ -1,0 +1,283 @@
+"""Compare ways of making and choosing positives: agreement, diversity, hardness, Fréchet distance, AUROC and cost.
+
+One unconditional model and one per number of clusters are trained by `clsp diffusion train`, a set is made by `clsp
+shards make` for every way, and `clsp shards score` measures it in the features of the unconditional U-Net, without
+labels. Whether a candidate shows its anchor's class is told by a judge that has no part in any of that: a network that
+is trained here on the labels of the training images; its own accuracy on the test images stands beside the table.
+
+    python benchmarks/positives.py --recipe digits --out runs/positives
+
+Everything under --out is kept, and a second call goes on where the first one stopped.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from clsp.cli.main import run
+from clsp.cli.recipe import load_recipe
+from clsp.evaluate import labelled_sets
+from clsp.shards import ImageSource, ShardSet, read_scores
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn import functional
+
+NAME = "ddae"
+MEASURES = {"margin": 1, "anchor_rank": -1, "cosine": 1}
+"""The measures that choose, with the sign of their better direction."""
+KEPT = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Way:
+    """Holds a way of making positives: which model, and the sampler's settings."""
+
+    name: str
+    clusters: int = 0
+    settings: tuple[str, ...] = ()
+
+
+def ways(clusters: list[int]) -> list[Way]:
+    """List what is compared: each thing alone, and what it may be good with."""
+    window = ("sampler.window=[300,999]",)
+    slerp = ("sampler.mixing=slerp",)
+    found = [
+        Way("unconditional"),
+        Way("w = 0.3", 0, ("sampler.weight=0.3",)),
+        Way("slerp", 0, slerp),
+        Way("window", 0, window),
+        Way("slerp and window", 0, (*slerp, *window)),
+    ]
+    for count in clusters:
+        found.append(Way(f"{count} clusters", count))
+        found.append(Way(f"{count} clusters, guidance 2", count, ("sampler.guidance=2",)))
+        found.append(Way(f"{count} clusters, no anchor", count, ("sampler.weight=1",)))
+    return found
+
+
+class Judge(nn.Module):
+    """Tells the class of an image: a small convolutional network, trained on labels."""
+
+    def __init__(self, classes: int, width: int = 64):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for out in (width, width, 2 * width, 2 * width):
+            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+            channels = out
+            if len(layers) % 6 == 0:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images_BCHW).mean(dim=(2, 3)))
+
+
+def train_judge(
+    images: ImageSource, epochs: int, flip: bool, batch_size: int = 128
+) -> tuple[Judge, float]:
+    """Return a judge trained on labelled images, and the seconds that took."""
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    x_NCHW = as_tensor(np.stack([image.image for image in images]))
+    labels_N = torch.from_numpy(images.labels())
+    judge = Judge(int(labels_N.max()) + 1)
+    steps = epochs * (len(x_NCHW) // batch_size)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+
+    for _ in range(epochs):
+        order = torch.randperm(len(x_NCHW))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            chosen = order[start : start + batch_size]
+            x_BCHW = shifted(x_NCHW[chosen])
+            if flip:
+                is_flipped = torch.rand(len(x_BCHW), 1, 1, 1) < 0.5
+                x_BCHW = torch.where(is_flipped, x_BCHW.flip(-1), x_BCHW)
+
+            loss = functional.cross_entropy(judge(x_BCHW), labels_N[chosen], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    return judge.eval(), time.perf_counter() - started
+
+
+def as_tensor(images_NHWC: np.ndarray) -> torch.Tensor:
+    """Return images `(N, 3, H, W)` in [-1, 1]."""
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def shifted(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Move every image of a batch by up to a sixteenth of its side, all alike."""
+    most = max(1, x_BCHW.shape[-1] // 16)
+    down, right = torch.randint(-most, most + 1, (2,)).tolist()
+    return x_BCHW.roll((down, right), dims=(2, 3))
+
+
+@torch.inference_mode()
+def classes_of(judge: Judge, images_NHWC: np.ndarray) -> np.ndarray:
+    """Return the judge's class of every image."""
+    parts = [judge(as_tensor(part)).argmax(dim=1) for part in np.array_split(images_NHWC, 64)]
+    return torch.cat(parts).numpy()
+
+
+def clsp(*arguments: str) -> float:
+    """Run a command of clsp; return the seconds it took."""
+    started = time.perf_counter()
+    code = run(list(arguments))
+    if code:
+        raise SystemExit(code)
+    return time.perf_counter() - started
+
+
+def remembered(path: Path, seconds: float) -> float:
+    """Return the seconds that a stage took when it was really done, by a file beside it."""
+    if not path.exists():
+        path.write_text(json.dumps(seconds))
+    return json.loads(path.read_text())
+
+
+class Comparison:
+    """Makes, measures and judges a set for every way."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.out: Path = options.out
+        self.settings: list[str] = []
+        for override in options.overrides:
+            self.settings += ["--set", override]
+        self.recipe = load_recipe(options.recipe, options.overrides)
+        self.common = ("--recipe", options.recipe, *self.settings)
+
+    def model(self, clusters: int) -> Path:
+        """Train the model with so many clusters, 0: none, unless it is there."""
+        plain = self.out / "plain" / "diffusion"
+        given = Path(self.options.diffusion) if self.options.diffusion else None
+        if not clusters:
+            if given:
+                return given
+            spent = clsp("diffusion", "train", *self.common, "--out", str(plain))
+            remembered(self.out / "plain" / "seconds.json", spent)
+            return plain
+
+        folder = self.out / f"clusters-{clusters}" / "diffusion"
+        spent = clsp(
+            "diffusion", "train", *self.common, *self.condition(clusters), "--out", str(folder)
+        )
+        remembered(folder.parent / "seconds.json", spent)
+        return folder
+
+    def condition(self, clusters: int) -> list[str]:
+        """Return the settings of a model with clusters."""
+        if not clusters:
+            return []
+        encoder = self.options.cluster_encoder or f"unet:{self.model(0)}"
+        words = []
+        for setting in (
+            "diffusion.condition=clusters",
+            f"diffusion.clusters={clusters}",
+            f"diffusion.cluster_encoder={encoder}",
+        ):
+            words += ["--set", setting]
+        return words
+
+    def measure(self, way: Way, judge: Judge) -> dict[str, float | str]:
+        """Make and score the set of a way; return its row."""
+        model = self.model(way.clusters)
+        folder = self.out / "sets" / way.name.replace(" ", "-").replace(",", "")
+        folder.mkdir(parents=True, exist_ok=True)
+        root = folder / "shards"
+        changes = self.condition(way.clusters)
+        for setting in way.settings:
+            changes += ["--set", setting]
+
+        spent = clsp(
+            "shards", "make", *self.common, *changes, "--diffusion", str(model), "--out", str(root)
+        )
+        made = remembered(folder / "seconds.json", spent)
+        encoder = f"unet:{self.model(0)}"
+        clsp("shards", "score", str(root), "--encoder", encoder, "--name", NAME)
+
+        # What the judge sees
+        shards = ShardSet(root)
+        labels_N = shards.labels()
+        images = []
+        for position in range(len(shards)):
+            for number in range(shards.candidates):
+                images.append(shards.candidate(position, number))
+        right_NK = classes_of(judge, np.stack(images)).reshape(len(shards), -1) == labels_N[:, None]
+
+        # The measures, alone and as a choice
+        scores = read_scores(root / "scores" / f"{NAME}.parquet", len(shards))
+        facts = json.loads((folder / f"shards-quality-{NAME}.json").read_text())["result"]
+        row: dict[str, float | str] = {
+            "way": way.name,
+            "agreement": 100 * right_NK.mean(),
+            "cosine": scores["cosine"].mean(),
+            "diversity": scores["diversity"].mean(),
+            "frechet": facts["frechet_distance"],
+            "seconds": made,
+        }
+        for measure, sign in MEASURES.items():
+            values_NK = sign * scores[measure]
+            row[f"auroc {measure}"] = roc_auc_score(right_NK.ravel(), values_NK.ravel())
+            order_NK = np.argsort(-values_NK, axis=1, kind="stable")
+            for kept in KEPT:
+                chosen_NK = np.take_along_axis(right_NK, order_NK[:, :kept], axis=1)
+                row[f"best {kept} by {measure}"] = 100 * chosen_NK.mean()
+        return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="digits")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--diffusion", default="", help="an unconditional model that is there")
+    parser.add_argument("--clusters", type=int, nargs="*", default=[10, 30, 100])
+    parser.add_argument("--cluster-encoder", default="", help="default: the unconditional U-Net")
+    parser.add_argument("--judge-epochs", type=int, default=30)
+    parser.add_argument("--only", nargs="*", default=[], help="names of ways; default: all")
+    options = parser.parse_args()
+
+    comparison = Comparison(options)
+    recipe = comparison.recipe
+    plain = comparison.model(0)
+
+    # The judge
+    size = ImageSource(recipe.anchors).size
+    train, test = labelled_sets(
+        recipe.anchors.model_copy(update={"limit": 0}), recipe.linear_eval, size
+    )
+    judge, spent = train_judge(train, options.judge_epochs, recipe.diffusion.flip)
+    known = classes_of(judge, np.stack([image.image for image in test])) == test.labels()
+    print(
+        f"judge: {100 * known.mean():.1f} % of {len(test)} test images, {spent:.0f} s", flush=True
+    )
+
+    # A row per way
+    rows = []
+    for way in ways(options.clusters):
+        if options.only and way.name not in options.only:
+            continue
+        rows.append(comparison.measure(way, judge))
+        (options.out / "positives.json").write_text(json.dumps(rows, indent=1, default=float))
+
+    headings = list(rows[0])
+    print(f"\nmodel: {plain}\n| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
+    for row in rows:
+        cells = [value if isinstance(value, str) else f"{value:.3g}" for value in row.values()]
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
