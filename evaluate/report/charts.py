@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...train.run_record import recorded_name
 from ..features.checkpoint import RUN
 
 LOG = "log.jsonl"
@@ -37,7 +38,7 @@ def run_name(folder: Path) -> str:
     if not path.exists():
         return folder.name
 
-    return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+    return recorded_name(json.loads(path.read_text(encoding="utf-8")))
 
 
 def training_curves(folders: Sequence[Path], image_format: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core import InputError, canonical_json, first_fault, run_stamp, write_file
+from ...train.run_record import recorded_name
 from ..features.checkpoint import RUN, checkpoint_digest
 from ..probes.registry import FewLabels, Figures, tasks
 
@@ -121,14 +122,13 @@ def write_result(
         facts: further entries of the file.
     """
     # The run that made the checkpoint, where it is one
-    path = checkpoint / RUN
-    run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    run = _read_run(checkpoint)
 
     # The result, with everything that it depends on
     content = RunResult(
         task=task,
         result=dict(result),
-        name=run.get("name", checkpoint.name),
+        name=recorded_name(run) if run else checkpoint.name,
         seed=run.get("seed", 0),
         evaluation_seed=seed,
         set=run.get("set"),
@@ -145,7 +145,7 @@ def write_result(
 
 
 def read_results(folder: Path) -> list[RunResult]:
-    """Read the result files in a run's folder.
+    """Read the result files in a run's folder, each under the name that the run has today.
 
     Raises:
         InputError: there is none, or one is damaged.
@@ -157,7 +157,21 @@ def read_results(folder: Path) -> list[RunResult]:
             f"{folder} holds no results; run clsp linear-eval or clsp knn with --out {folder} first"
         )
 
-    return [_read_result(path) for path in paths]
+    run = _read_run(folder)
+    results = []
+    for path in paths:
+        result = _read_result(path)
+        if run and result.name == run.get("name"):
+            result = result.model_copy(update={"name": recorded_name(run)})
+        results.append(result)
+
+    return results
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Read the record of the run in a folder; empty without one."""
+    path = folder / RUN
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _read_result(path: Path) -> RunResult:

@@ -229,6 +229,6 @@ def test_profiles_and_runs_that_do_not_exist_are_bad_input(clsp, tmp_path):
 @pytest.mark.parametrize("profile", ["minutes", "hour", "paper"])
 def test_profiles_resolve_for_every_run(profile):
     recipe = load_recipe("cifar10", (), profile)
-    for method in {parse_run(name)[0] for name in recipe.reproduce.runs}:
+    for method in {parse_run(name).method for name in recipe.reproduce.runs}:
         chosen = load_recipe("cifar10", [f"pretrain.method={method}"], profile).pretrain
         assert chosen.queue_size % chosen.batch_size == 0
