@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from ..core import Section
+from ..core.run_name import WITH_CANDIDATES, RunName
 from ..shards.reading.measures import Keep, WeightMap, find_measure
-from .run_name import WITH_CANDIDATES, RunName
 
 Ratio = tuple[float, float, float]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..core.run_name import WITH_CANDIDATES, RunName
 from .config import SyntheticConfig
-from .run_name import WITH_CANDIDATES, RunName
 
 
 def recorded_name(run: Mapping[str, Any]) -> str:

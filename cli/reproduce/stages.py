@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...core import InputError
-from ...train.run_name import NO_SOURCE, WITH_CANDIDATES, RunName
+from ...core.run_name import NO_SOURCE, WITH_CANDIDATES, RunName
 
 SOURCES = ("augmentation", "inflation", "shards")
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ...core import InputError, differences
-from ...train.run_name import NO_SOURCE, RunName
+from ...core.run_name import NO_SOURCE, RunName
 from ..probes.registry import PROBES, Probe, find_probe
 from .published import PublishedRow, published_rows
 from .results import RunResult, read_results

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ...train.run_name import RunName
+from ...core.run_name import RunName
 from .results import RunResult
 
 MOCO = "mocov2plus"

@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core import InputError, canonical_json, first_fault, run_stamp, write_file
-from ...train.run_record import recorded_name
-from ..features.checkpoint import RUN, checkpoint_digest
+from ..features.checkpoint import checkpoint_digest, read_run, run_name
 from ..probes.registry import FewLabels, Figures, tasks
 
 PACKAGES = ("clsp", "torch", "timm")
@@ -122,13 +121,13 @@ def write_result(
         facts: further entries of the file.
     """
     # The run that made the checkpoint, where it is one
-    run = _read_run(checkpoint)
+    run = read_run(checkpoint) or {}
 
     # The result, with everything that it depends on
     content = RunResult(
         task=task,
         result=dict(result),
-        name=recorded_name(run) if run else checkpoint.name,
+        name=run_name(run) if run else checkpoint.name,
         seed=run.get("seed", 0),
         evaluation_seed=seed,
         set=run.get("set"),
@@ -157,21 +156,15 @@ def read_results(folder: Path) -> list[RunResult]:
             f"{folder} holds no results; run clsp linear-eval or clsp knn with --out {folder} first"
         )
 
-    run = _read_run(folder)
+    run = read_run(folder)
     results = []
     for path in paths:
         result = _read_result(path)
-        if run and result.name == run.get("name"):
-            result = result.model_copy(update={"name": recorded_name(run)})
+        if run and result.name == run["name"]:
+            result = result.model_copy(update={"name": run_name(run)})
         results.append(result)
 
     return results
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    """Read the record of the run in a folder; empty without one."""
-    path = folder / RUN
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _read_result(path: Path) -> RunResult:

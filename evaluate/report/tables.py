@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...core import canonical_json, write_file
-from ...train.run_name import LABELS, RunName
+from ...core.run_name import LABELS, RunName
 from ..probes.registry import column, heading
 from .compare import Comparison, Difference, SummaryRow
 from .published import PublishedRow

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 from clsp.core import InputError, StopRequested, canonical_json, sha256_file
+from clsp.core.run_name import RunName
 from clsp.shards import BatchOrder, ShardSet
 from clsp.shards.reading.scores import add_scores
 from clsp.train import METHODS, PretrainConfig, SyntheticConfig, check_run, pretrain
 from clsp.train.build import pair_loader
 from clsp.train.pretrain import Trainer
-from clsp.train.run_name import RunName
 from clsp.train.run_record import recorded_name
 from conftest import SMALL_METHOD
 from pydantic import ValidationError
