@@ -39,6 +39,9 @@ class CandidateChoice:
         anchors = len(self.allowed_NK)
         without = anchors - int(self.allowed_NK.any(axis=1).sum())
         kept = f"{int(self.allowed_NK.sum())} of {self.allowed_NK.size} candidates may be drawn"
+        if not without:
+            return kept
+
         return f"{kept}; {without} of {anchors} anchors have none and take no part"
 
     def draw(self, epoch: int, position: int, key: str, candidates: int) -> tuple[int, float]:
@@ -181,7 +184,7 @@ def kept_candidates(values_NK: np.ndarray, measure: Measure, keep: Keep) -> np.n
     >>> values_NK = np.array([[0.1, 0.5, 0.9], [0.2, 0.3, 0.3]], np.float32)
     >>> kept_candidates(values_NK, find_measure("margin"), 1).tolist()
     [[False, False, True], [False, True, False]]
-    >>> kept_candidates(values_NK, find_measure("margin"), 0.4).tolist()  # two of six, and one as good as the second
+    >>> kept_candidates(values_NK, find_measure("margin"), 0.4).tolist()  # three of six, and one as good as the third
     [[False, True, True], [False, True, True]]
     >>> kept_candidates(values_NK, find_measure("margin"), (0.25, 0.5)).tolist()
     [[False, True, False], [False, True, True]]
@@ -265,6 +268,10 @@ def _check_weights(weights_M: np.ndarray, measure: Measure) -> None:
         raise InputError(
             f"{measure.name} goes down to {weights_M.min():.4g}; weights must not be negative: keep only candidates "
             "above 0, or set weight_map to rank or exp"
+        )
+    if not weights_M.any():
+        raise InputError(
+            f"{measure.name} is 0 for every candidate that may be drawn, so none would count; set another measure"
         )
     if np.isinf(weights_M).any():
         raise InputError(f"{measure.name} has infinite values; set weight_map to rank")

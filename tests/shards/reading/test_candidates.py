@@ -281,7 +281,12 @@ def test_weights_that_would_be_the_wrong_way_round_or_are_none_are_bad_input(mak
     keys = [ShardSet(root).key(n) for n in range(40)]
     infinite = VALUES.copy()
     infinite[3, 1] = np.inf
-    measures = {"anchor_rank": VALUES + 1, "margin": VALUES - 0.3, "own": infinite}
+    measures = {
+        "anchor_rank": VALUES + 1,
+        "margin": VALUES - 0.3,
+        "own": infinite,
+        "zero": 0 * VALUES,
+    }
     add_scores(root, "known", keys, measures, {})
 
     def weights(measure, **settings):
@@ -296,6 +301,9 @@ def test_weights_that_would_be_the_wrong_way_round_or_are_none_are_bad_input(mak
     for weight_map in ("value", "exp"):
         with pytest.raises(InputError, match="own has infinite values; set weight_map to rank"):
             weights("own", weight_map=weight_map)
+
+    with pytest.raises(InputError, match="zero is 0 for every candidate .* none would count"):
+        weights("zero")
 
     assert weights("anchor_rank", weight_map="rank")[0].argmax() == 0
     assert weights("own", weight_map="rank").max() == 1
