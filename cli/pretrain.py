@@ -64,7 +64,7 @@ def pretrain(
     say_unfinished(shards.root, shards.manifest)
 
     # Check
-    pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
+    loader = pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
     finished = check_run(shards, recipe.pretrain, out)
     if check:
         build_method(recipe.pretrain)
@@ -75,6 +75,8 @@ def pretrain(
         return
 
     # Train
+    if loader.dataset.choice.summary:
+        say(f"{recipe.pretrain.synthetic.measure}: {loader.dataset.choice.summary}")
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     recipe.save(out / "recipe.toml")
     probe = (

@@ -24,7 +24,8 @@ class ReproduceConfig(Section):
     runs: tuple[str, ...] = Field(
         default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1
     )
-    """Names of runs: a method, METHOD+SOURCE with `shards`, `augmentation` or `inflation`, or `ddae`."""
+    """Names of runs: a method, or METHOD+SOURCE with `shards`, `augmentation` or `inflation`; with `+labels` behind it
+    where labels choose the candidates; or `ddae`, the diffusion model's own features."""
     seeds: int = Field(default=3, ge=1)
 
 

@@ -11,6 +11,7 @@ from ..shards import BatchOrder, PairDataset, PairLoader, ShardSet
 from ..shards.reading.candidates import choice_by_scores
 from .backbone import as_channels_last
 from .config import PretrainConfig
+from .label_permission import check_permission
 from .methods import Method, build_method, method_class
 
 LARS_TRUST = 0.02
@@ -44,8 +45,11 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
     """Return the run's batches.
 
     Raises:
-        InputError: the set lacks the candidates, labels or scores that the method and its settings need.
+        InputError: the set lacks the candidates, labels or scores that the method and its settings need, or labels
+            would choose the candidates without permission.
     """
+    check_permission(config)
+
     # What the method needs of the set
     needs_candidates = config.extra in ("shards", "inflation")
     synthetic = config.synthetic
@@ -61,8 +65,16 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
     # Which candidate is drawn
     choice = None
     if needs_candidates and synthetic.scores:
-        rule = (synthetic.scores, synthetic.measure, synthetic.minimum, synthetic.weighted)
-        choice = choice_by_scores(shards, config.seed, *rule)
+        choice = choice_by_scores(
+            shards,
+            config.seed,
+            synthetic.scores,
+            synthetic.measure,
+            minimum=synthetic.minimum,
+            weighted=synthetic.weighted,
+            keep=synthetic.keep,
+            weight_map=synthetic.weight_map,
+        )
 
     dataset = PairDataset(shards, config.seed, needs_candidates, choice)
     return PairLoader(

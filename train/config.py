@@ -1,12 +1,24 @@
 """The recipe sections `[pretrain]` and `[pretrain.synthetic]`."""
 
-from typing import Any, Literal
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from ..core import Section
+from ..core.run_name import WITH_CANDIDATES, RunName
+from ..shards.reading.measures import Keep, WeightMap, find_measure
 
 Ratio = tuple[float, float, float]
+
+MEASURE = "margin"
+FORMER_MEASURE = "agreement"
+"""The default of earlier versions, which their runs recorded also where they went by no measure."""
+KEPT = (
+    "a whole number >= 1 (the best of each anchor), a share between 0 and 1 (the best of the set) or a range "
+    "[low, high] of the measure"
+)
 
 
 class AugmentConfig(Section):
@@ -48,6 +60,9 @@ class SyntheticConfig(Section):
 
     >>> PretrainConfig(synthetic=SyntheticConfig(source="augmentation")).run_name
     'simclr+augmentation'
+    >>> best = SyntheticConfig(scores="resnet", measure="margin", keep=2)  # the two best of each anchor
+    >>> PretrainConfig(synthetic=best).run_name
+    'simclr+shards'
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -63,24 +78,96 @@ class SyntheticConfig(Section):
     """With `inflation`: how often a real image is drawn for each time that one of the K candidates is."""
     scores: str = ""
     """Name of scores of the set (`clsp shards score --name`); empty: all candidates are alike."""
-    measure: str = "agreement"
-    """Which of their measures."""
+    measure: str = MEASURE
+    """The one of their measures that candidates are chosen and weighted by; see `clsp shards score`."""
+    keep: Keep | None = None
+    """The candidates that may be drawn: the best m of each anchor, the best share of the whole set, or those in a range
+    of the measure, [low, high]. A sample that has none left takes no part."""
     minimum: float | None = None
     """Candidates below are not drawn; a sample that has none left takes no part."""
     weighted: bool = False
-    """The measure of the candidate drawn is the sample's weight in the term."""
+    """The measure of the candidate drawn gives the sample's weight in the term."""
+    weight_map: WeightMap = "value"
+    """How: the measure itself, the share of the set's candidates that are not better, or 1 for the better half and less
+    for the others (`mapped_weights` has the formulas)."""
+    allow_labels: bool = False
+    """Allow a measure that uses labels; the run's name says that it went by one."""
+
+    added: ClassVar[Mapping[str, Any]] = {"keep": None, "weight_map": "value"}
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keep_is_one_of_three(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, list | tuple):
+            return _range(value)
+
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        is_share = isinstance(value, float) and 0 < value < 1
+        if not is_count and not is_share:
+            raise ValueError(f"found {value!r}, expected {KEPT}")
+
+        return value
+
+    @field_serializer("keep", when_used="json")
+    def _keep_in_json(self, keep: Keep | None) -> Any:
+        """Write the open end of a range as a text, for JSON knows no infinity."""
+        if not isinstance(keep, tuple):
+            return keep
+        return [end if math.isfinite(end) else str(end) for end in keep]
 
     @model_validator(mode="after")
     def _scores_are_named(self):
-        if (self.minimum is not None or self.weighted) and not self.scores:
+        if self.goes_by_measure and not self.scores:
             raise ValueError(
-                "synthetic.minimum and synthetic.weighted need synthetic.scores, the name of scores"
+                "synthetic.keep, synthetic.minimum and synthetic.weighted need synthetic.scores, the name of scores"
             )
         if self.weighted and self.source == "inflation":
             raise ValueError(
-                "synthetic.weighted is for pairs, and inflation has none; use synthetic.minimum"
+                "synthetic.weighted is for pairs, and inflation has none; use synthetic.keep"
+            )
+        if self.weight_map != "value" and not self.weighted:
+            raise ValueError(
+                f"synthetic.weight_map = {self.weight_map} maps no weights; set synthetic.weighted=true, too"
             )
         return self
+
+    @property
+    def goes_by_measure(self) -> bool:
+        """Return True if a measure chooses or weights the candidates."""
+        return self.keep is not None or self.minimum is not None or self.weighted
+
+    @property
+    def goes_by_labels(self) -> bool:
+        """Return True if a measure that uses labels chooses or weights the candidates."""
+        return self.goes_by_measure and find_measure(self.measure).uses_labels
+
+    def recorded(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """Return the settings as runs record them.
+
+        A permission makes no run another one, so it is left out; and a measure that nobody chose and nothing goes by is
+        recorded as earlier versions did.
+        """
+        record = super().recorded({*leave_out, "allow_labels"})
+        if self.measure == MEASURE and not self.goes_by_measure:
+            record["measure"] = FORMER_MEASURE
+
+        return record
+
+
+def _range(ends: list[Any] | tuple[Any, ...]) -> tuple[float, float]:
+    """Read the range of a measure; an end without a bound is an infinity, in JSON its name."""
+    found = [float(end) if end in ("inf", "-inf") else end for end in ends]
+    are_numbers = all(
+        isinstance(end, int | float) and not isinstance(end, bool) and not math.isnan(end)
+        for end in found
+    )
+    if len(found) != 2 or not are_numbers or found[0] > found[1]:
+        raise ValueError(f"found {list(ends)!r}, expected {KEPT}, low <= high")
+
+    low, high = found
+    return float(low), float(high)
 
 
 class PretrainConfig(Section):
@@ -166,5 +253,18 @@ class PretrainConfig(Section):
 
     @property
     def run_name(self) -> str:
-        """Return `simclr`, `simclr+shards` (CLSP-SimCLR), `simclr+augmentation` (the third-view control), …"""
-        return self.method if self.extra == "none" else f"{self.method}+{self.extra}"
+        """Return `simclr`, `simclr+shards` (CLSP-SimCLR), `simclr+augmentation` (the third-view control), …
+
+        `simclr+shards+labels` is a run whose candidates were chosen by a measure that uses labels.
+        """
+        return str(RunName(self.method, self.extra, self.goes_by_labels))
+
+    @property
+    def goes_by_measure(self) -> bool:
+        """Return True if a measure chooses or weights the candidates that the run draws."""
+        return self.extra in WITH_CANDIDATES and self.synthetic.goes_by_measure
+
+    @property
+    def goes_by_labels(self) -> bool:
+        """Return True if labels choose or weight the candidates that the run draws."""
+        return self.extra in WITH_CANDIDATES and self.synthetic.goes_by_labels

@@ -10,9 +10,11 @@ import torch
 
 from ..core import InputError, canonical_json, differences, owner_of, saving, write_file
 from ..shards import ShardSet
+from ..shards.format.layout import scores_path
 from .backbone import check_backbone, save_backbone
 from .config import PretrainConfig
 from .methods import Method
+from .run_record import recorded_name
 
 RUN, LOG, BACKBONE = "run.json", "log.jsonl", "backbone"
 UNESSENTIAL = {"workers", "trackers", "knn_epochs", "checkpoint_epochs", "keep_checkpoints"}
@@ -46,7 +48,12 @@ def check_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
 
     found = json.loads(content)
     run = _identity(shards, config)
-    different = differences({key: found.get(key) for key in run}, run)
+    there = {key: found.get(key) for key in run} | {"name": recorded_name(found)}
+    if "scores" not in found:  # of a version that did not record them
+        run.pop("scores", None)
+        there.pop("scores", None)
+
+    different = differences(there, run)
     if different:
         raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
 
@@ -75,12 +82,20 @@ def _check_trackers(config: PretrainConfig) -> None:
 
 def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
     """Return the facts that make a run this run and no other."""
-    return {
+    identity = {
         "name": config.run_name,
         "seed": config.seed,
         "data": shards.identity,
         "pretrain": config.recorded(leave_out=UNESSENTIAL),
     }
+
+    # A set scored elsewhere may have other scores under this name
+    if config.goes_by_measure:
+        scores = shards.manifest.files.get(scores_path(Path(), config.synthetic.scores).as_posix())
+        if scores:
+            identity["scores"] = scores.sha256
+
+    return identity
 
 
 def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> None:

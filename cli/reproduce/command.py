@@ -1,8 +1,10 @@
 """`clsp reproduce`: the pipeline of a recipe, from images to table, in one go or in slices."""
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -57,7 +59,7 @@ def reproduce(
     # The recipe, resolved for every method
     settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
     recipe = load_recipe(recipe_name, settings, profile)
-    methods = sorted({parse_run(name)[0] for name in recipe.reproduce.runs} - {DDAE})
+    methods = sorted({parse_run(name).method for name in recipe.reproduce.runs} - {DDAE})
     if not methods:
         raise InputError(f"reproduce.runs: {DDAE} alone; expected a run that is trained beside it")
 
@@ -66,6 +68,8 @@ def reproduce(
         chosen = (*settings, f"pretrain.method={method}")
         resolved[method_recipe(out, method)] = load_recipe(recipe_name, chosen, profile)
     _check_methods(resolved)
+    for name in recipe.reproduce.runs:
+        _check_labels(name, resolved[method_recipe(out, parse_run(name).method)])
     _claim(out, {out / "recipe.toml": recipe, **resolved})
 
     # The stages
@@ -94,6 +98,24 @@ def _check_methods(recipes: dict[Path, Recipe]) -> None:
             )
 
 
+def _check_labels(name: str, recipe: Recipe) -> None:
+    """Raise InputError unless a run's name says whether labels choose its candidates, and they may."""
+    from ...train.label_permission import check_permission
+
+    run = parse_run(name)
+    synthetic = recipe.pretrain.synthetic.model_copy(update={"source": run.source})
+    config = recipe.pretrain.model_copy(update={"synthetic": synthetic})
+    check_permission(config)
+
+    right = str(replace(run, by_labels=config.goes_by_labels))
+    if name != right:
+        does = "chooses" if config.goes_by_labels else "does not choose"
+        raise InputError(
+            f"reproduce.runs: {name}; by pretrain.synthetic.scores, measure and keep this run {does} candidates by "
+            f"labels, so call it {right}"
+        )
+
+
 def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
     """Write down what the folder holds, or check that it holds just that."""
     # Another version's work
@@ -107,7 +129,7 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
     # Another recipe's; runs and seeds may join it
     for path, recipe in recipes.items():
         begun = load_recipe(str(path)) if path.exists() else None
-        if begun and begun != recipe.model_copy(update={"reproduce": begun.reproduce}):
+        if begun and _settings(begun) != _settings(recipe):
             raise InputError(
                 f"{out} holds the work of another recipe ({path}); choose another --out"
             )
@@ -119,6 +141,11 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
     write_file(out / STATE, json.dumps(state).encode())
     for path, recipe in recipes.items():
         recipe.save(path)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what makes a recipe's work this work: the settings as plans and runs record them."""
+    return recipe.recorded(leave_out=("reproduce",))
 
 
 def _cost_line(stages: list[Stage], costs: dict[str, float]) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from ...core import InputError
+from ...core.run_name import NO_SOURCE, WITH_CANDIDATES, RunName
 
-SOURCES = ("none", "augmentation", "inflation", "shards")
+SOURCES = ("augmentation", "inflation", "shards")
 DDAE = "ddae"
 """The run that trains nothing: the diffusion model's own features, evaluated once."""
 
@@ -27,22 +28,23 @@ class Stage:
     """True if nothing else can run beside it, so that it gets every core."""
 
 
-def parse_run(name: str) -> tuple[str, str]:
-    """Split a run's name, `mocov2plus+shards`, into (method, source); the source of `simclr` is `none`.
+def parse_run(name: str) -> RunName:
+    """Read a run's name, `simclr`, `mocov2plus+shards`, `simclr+shards+labels`, ….
 
     Raises:
-        InputError: no such source.
+        InputError: it is none, or has no such source.
     """
-    if name == DDAE:
-        return DDAE, "none"
-
-    method, plus, source = name.partition("+")
-    if source not in SOURCES[1:] and plus:
+    run = RunName.parse(name)
+    is_known = run.source in (NO_SOURCE, *SOURCES) and str(run) == name
+    is_trained = run.method != DDAE or name == DDAE
+    has_candidates = run.source in WITH_CANDIDATES
+    if not is_known or not is_trained or (run.by_labels and not has_candidates):
         raise InputError(
-            f"reproduce.runs: {name}; expected a method, METHOD+SOURCE with {', '.join(SOURCES[1:])}, or {DDAE}"
+            f"reproduce.runs: {name}; expected a method, METHOD+SOURCE with {', '.join(SOURCES)}, behind "
+            f"{' and '.join(WITH_CANDIDATES)} perhaps +labels, or {DDAE}"
         )
 
-    return method, source or "none"
+    return run
 
 
 def method_recipe(out: Path, method: str) -> Path:
@@ -125,10 +127,10 @@ def _ddae_stages(recipe: tuple[str, ...], diffusion: str, folder: Path) -> list[
 
 def _run_stages(out: Path, name: str, seed: int, shards: str, folder: Path) -> list[Stage]:
     """List a run's pretraining and its evaluations."""
-    method, source = parse_run(name)
+    run = parse_run(name)
     label = folder.name
-    recipe = ("--recipe", str(method_recipe(out, method)))
-    changes = ("--set", f"pretrain.synthetic.source={source}", "--set", f"pretrain.seed={seed}")
+    recipe = ("--recipe", str(method_recipe(out, run.method)))
+    changes = ("--set", f"pretrain.synthetic.source={run.source}", "--set", f"pretrain.seed={seed}")
     chosen = (*recipe, *changes)
 
     command = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..features.checkpoint import RUN
+from ..features.checkpoint import read_run, run_name
 
 LOG = "log.jsonl"
 NO_LOSSES = {"epoch", "step", "lr", "seconds", "waited"}
@@ -31,19 +31,16 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def run_name(folder: Path) -> str:
-    """Return the name of a run, the same for all seeds."""
-    path = folder / RUN
-    if not path.exists():
-        return folder.name
-
-    return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+def name_of(folder: Path) -> str:
+    """Return the name of the run in a folder, that of the folder where there is none."""
+    run = read_run(folder)
+    return run_name(run) if run else folder.name
 
 
 def training_curves(folders: Sequence[Path], image_format: str) -> bytes:
     """Draw the runs' losses (and kNN accuracy, where it was measured meanwhile) over the epochs: a colour per name."""
     # The runs, and what their logs hold
-    runs = [(run_name(folder), read_log(folder)) for folder in folders]
+    runs = [(name_of(folder), read_log(folder)) for folder in folders]
     names = list(dict.fromkeys(name for name, _ in runs))
 
     logged: set[str] = set()

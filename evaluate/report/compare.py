@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ...core import InputError, differences
+from ...core.run_name import NO_SOURCE, RunName
 from ..probes.registry import PROBES, Probe, find_probe
 from .published import PublishedRow, published_rows
 from .results import RunResult, read_results
@@ -356,7 +357,7 @@ def _default_baseline(names: Iterable[str]) -> str:
     """Return the first run name without a `+`, else the first."""
     names = list(names)
     for name in names:
-        if "+" not in name:
+        if RunName.parse(name).source == NO_SOURCE:
             return name
 
     return names[0]
@@ -367,9 +368,9 @@ def _control_pairs(names: Iterable[str], base: str) -> list[tuple[str, str]]:
     names = list(names)
     pairs = []
     for name in names:
-        method, _, source = name.partition("+")
-        control = f"{method}+{CONTROL}"
-        if source not in ("", CONTROL) and control in names and control != base:
+        run = RunName.parse(name)
+        control = str(RunName(run.method, CONTROL))
+        if run.source not in (NO_SOURCE, CONTROL) and control in names and control != base:
             pairs.append((name, control))
 
     return pairs

@@ -25,7 +25,7 @@ from .charts import (
     Points,
     cosine_histograms,
     feature_maps,
-    run_name,
+    name_of,
     score_histograms,
     training_curves,
 )
@@ -216,7 +216,7 @@ def _run_pictures(runs: Sequence[Path]) -> list[_Picture]:
     for run in runs:
         points = _read_map(run)
         if points and len(maps) < MAPS:
-            maps.setdefault(run_name(run), points)
+            maps.setdefault(name_of(run), points)
 
     if maps:
         note = "t-SNE of test images, the first run of each name; a colour per class."

@@ -5,8 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ...core.run_name import RunName
 from .results import RunResult
 
+MOCO = "mocov2plus"
 LINEAR = "linear.top1"
 KNN = "knn.replica_best_on_test"
 AUTHORS: Mapping[str, Any] = {
@@ -19,6 +21,8 @@ AUTHORS: Mapping[str, Any] = {
     "pretrain.projector_hidden": 4096,
     "pretrain.projector_out": 256,
     "pretrain.augment.crop_scale": 0.08,
+    "pretrain.synthetic.keep": None,
+    "pretrain.synthetic.minimum": None,
     "sampler.scheduler": "ddim",
     "sampler.steps": 100,
     "sampler.eta": 0.1,
@@ -34,7 +38,7 @@ AUTHORS: Mapping[str, Any] = {
 }
 """The settings behind the figures, where they are a recipe's."""
 AUTHORS_MOCO: Mapping[str, Any] = {**AUTHORS, "pretrain.batch_size": 512, "pretrain.lr": 0.3}
-"""The settings behind the figures of the methods with a queue."""
+"""The settings behind the figures of MoCo v2+."""
 SOURCE = "Zeng et al. 2024, the authors' release"
 
 # data set, backbone → run name → linear, kNN (the best k on the test images)
@@ -139,7 +143,8 @@ def _differences(result: RunResult) -> list[str]:
     found = []
 
     # Settings of the recipe
-    settings = AUTHORS_MOCO if result.name.startswith("moco") else AUTHORS
+    is_moco = RunName.parse(result.name).method == MOCO
+    settings = AUTHORS_MOCO if is_moco else AUTHORS
     for key, value in settings.items():
         own: Any = result.recipe
         for part in key.split("."):

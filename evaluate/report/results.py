@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core import InputError, canonical_json, first_fault, run_stamp, write_file
-from ..features.checkpoint import RUN, checkpoint_digest, is_unet_name
+from ..features.checkpoint import checkpoint_digest, is_unet_name, read_run, run_name
 from ..probes.registry import FewLabels, Figures, tasks
 
 PACKAGES = ("clsp", "torch", "timm")
@@ -123,8 +123,7 @@ def write_result(
         facts: further entries of the file.
     """
     # The run that made the checkpoint, where it is one
-    path = checkpoint / RUN
-    run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    run = read_run(checkpoint) or {}
     is_unet = is_unet_name(str(checkpoint))
     if is_unet:
         from ..features.encoder import encoder_digest
@@ -133,11 +132,16 @@ def write_result(
     else:
         digest = checkpoint_digest(checkpoint)
 
+    # What its row is called
+    name = DDAE if is_unet else checkpoint.name
+    if run:
+        name = run_name(run)
+
     # The result, with everything that it depends on
     content = RunResult(
         task=task,
         result=dict(result),
-        name=run.get("name", DDAE if is_unet else checkpoint.name),
+        name=name,
         seed=run.get("seed", 0),
         evaluation_seed=seed,
         set=run.get("set"),
@@ -154,7 +158,7 @@ def write_result(
 
 
 def read_results(folder: Path) -> list[RunResult]:
-    """Read the result files in a run's folder.
+    """Read the result files in a run's folder, each under the name that the run has today.
 
     Raises:
         InputError: there is none, or one is damaged.
@@ -166,7 +170,15 @@ def read_results(folder: Path) -> list[RunResult]:
             f"{folder} holds no results; run clsp linear-eval or clsp knn with --out {folder} first"
         )
 
-    return [_read_result(path) for path in paths]
+    run = read_run(folder)
+    results = []
+    for path in paths:
+        result = _read_result(path)
+        if run and result.name == run["name"]:
+            result = result.model_copy(update={"name": run_name(run)})
+        results.append(result)
+
+    return results
 
 
 def _read_result(path: Path) -> RunResult:

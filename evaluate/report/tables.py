@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...core import canonical_json, write_file
+from ...core.run_name import LABELS, RunName
 from ..probes.registry import column, heading
 from .compare import Comparison, Difference, SummaryRow
 from .published import PublishedRow
@@ -13,6 +14,8 @@ from .published import PublishedRow
 ABSENT = "–"
 OVER_DRAWS = "†"
 """Marks a deviation that is over the draws of few labels instead of seeds."""
+BY_LABELS = f"+{LABELS}: a measure that uses labels chose the candidates, so these runs are not self-supervised."
+"""Says what the last part of a run's name means."""
 DIFFERENCES = (
     "Differences in points, paired by seed; in brackets Student's 95 % interval over the seeds: a difference is shown "
     "where it does not hold 0"
@@ -54,8 +57,14 @@ def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """Say what the marks in the table mean: deviations over draws, and what is different about published figures."""
+    """Say what the marks in the table mean.
+
+    These are labels that chose candidates, deviations over draws, and what is different about published figures.
+    """
     notes = []
+    if any(RunName.parse(row.name).by_labels for row in comparison.summary):
+        notes.append(BY_LABELS)
+
     if any(row.std_of_draws for row in comparison.summary):
         notes.append(f"{OVER_DRAWS} one seed: the deviation is over the draws of the labels.")
 

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+Keep = int | float | tuple[float, float]
+"""Which candidates a measure keeps: the best of each anchor, a share of the set or a range; see `kept_candidates`."""
+WeightMap = Literal["value", "rank", "exp"]
+"""How a measure becomes a weight, see `mapped_weights`."""
+
 
 @dataclass(frozen=True)
 class Measure:

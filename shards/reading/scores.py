@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .shard_set import ShardSet
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+OTHER_CANDIDATES = "its candidates are not those of the set"
 
 
 def check_name(root: Path, name: str) -> Path:
@@ -82,6 +83,32 @@ def read_scores(path: Path, anchors: int) -> dict[str, np.ndarray]:
         WorkError: not a readable table of scores for that many anchors.
     """
     table = _read_table(path, anchors)
+    if table.num_rows % anchors:
+        raise _not_scores(path, table.schema.names, table.num_rows)
+
+    return _by_measure(table, anchors)
+
+
+def read_scores_of(shards: "ShardSet", path: Path) -> dict[str, np.ndarray]:
+    """Read scores as `read_scores` does, after a look at their keys: a file may have come from another set.
+
+    There may be scores of more candidates than the set was opened with.
+
+    Raises:
+        InputError: they are of another set.
+        WorkError: not a readable table of scores.
+    """
+    table = _read_table(path, len(shards))
+    fault = _misfit(table, shards)
+    if fault:
+        raise InputError(
+            f"{path}: {fault}, so these are scores of another set; score {shards.root} under another name"
+        )
+
+    return _by_measure(table, len(shards))
+
+
+def _by_measure(table: pa.Table, anchors: int) -> dict[str, np.ndarray]:
     scores = {}
     for measure in table.schema.names[2:]:
         scores[measure] = table[measure].to_numpy().reshape(anchors, -1)
@@ -90,6 +117,7 @@ def read_scores(path: Path, anchors: int) -> dict[str, np.ndarray]:
 
 
 def _read_table(path: Path, anchors: int) -> pa.Table:
+    """Read a table of scores that is no larger than a set of that many anchors can need."""
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -97,10 +125,8 @@ def _read_table(path: Path, anchors: int) -> pa.Table:
             measures = [field.name for field in schema if field.type == pa.float32()]
             expected = [pa.field("key", pa.string()), pa.field("candidate", pa.int32())]
             fits = list(schema)[:2] == expected and schema.names[2:] == measures != []
-            if not fits or rows % anchors or not 0 < rows <= anchors * MAX_CANDIDATES:
-                raise WorkError(
-                    f"{path}: columns {schema.names}, {rows} rows; expected key, candidate, scores"
-                )
+            if not fits or not 0 < rows <= anchors * MAX_CANDIDATES:
+                raise _not_scores(path, schema.names, rows)
 
             table = file.read()
             table.validate(full=True)
@@ -110,15 +136,34 @@ def _read_table(path: Path, anchors: int) -> pa.Table:
         raise WorkError(f"{path}: not readable scores ({error})") from error
 
 
+def _not_scores(path: Path, columns: list[str], rows: int) -> WorkError:
+    return WorkError(f"{path}: columns {columns}, {rows} rows; expected key, candidate, scores")
+
+
 def check_scores(path: Path, shards: "ShardSet") -> None:
     """Raise WorkError unless the scores at `path` fit the set: a row per anchor and candidate, in order."""
     table = _read_table(path, len(shards))
-    candidates = table.num_rows // len(shards)
+    fault = _misfit(table, shards)
+    if fault:
+        raise WorkError(f"{path}: {fault}")
+
+    if table.num_rows > len(shards) * shards.candidates:
+        raise WorkError(f"{path}: {OTHER_CANDIDATES}")
+
+
+def _misfit(table: pa.Table, shards: "ShardSet") -> str | None:
+    """Say why rows are not those of a set's anchors and candidates, in order; None where they are."""
+    candidates, rest = divmod(table.num_rows, len(shards))
+    if rest:
+        return f"it has {table.num_rows} rows, no multiple of the {len(shards)} anchors"
+
     own = shards.layers[0].index.column("key").combine_chunks()
     keys = own.take(pa.array(np.repeat(np.arange(len(shards)), candidates)))
     if not table["key"].combine_chunks().equals(keys):
-        raise WorkError(f"{path}: its keys are not those of the set")
+        return "its keys are not those of the set"
 
     numbers = pa.array(np.tile(np.arange(candidates, dtype=np.int32), len(shards)))
-    if candidates > shards.candidates or not table["candidate"].combine_chunks().equals(numbers):
-        raise WorkError(f"{path}: its candidates are not those of the set")
+    if not table["candidate"].combine_chunks().equals(numbers):
+        return OTHER_CANDIDATES
+
+    return None

@@ -25,8 +25,42 @@ def test_overrides_are_toml_values_or_plain_strings():
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2", 2),
+        ("0.5", 0.5),
+        ("[0.1,0.9]", (0.1, 0.9)),
+        ("[0, inf]", (0.0, float("inf"))),
+        ("[-inf, 3]", (float("-inf"), 3.0)),
+    ],
+)
+def test_what_is_kept_survives_the_file_with_its_type(tmp_path, text, value):
+    scores = "pretrain.synthetic.scores=probe"
+    recipe = load_recipe("digits", [scores, f"pretrain.synthetic.keep={text}"])
+    recipe.save(tmp_path / "resolved.toml")
+    again = load_recipe(str(tmp_path / "resolved.toml"))
+    assert again == recipe
+    assert again.pretrain.synthetic.keep == value
+    assert type(again.pretrain.synthetic.keep) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["1.0", "0", "2.5", "-1", "true", "0.0", "[1]", "[3, 1]", "[nan, 1]", "best"]
+)
+def test_what_cannot_be_kept_is_said_in_one_line(text):
+    scores = "pretrain.synthetic.scores=probe"
+    with pytest.raises(InputError) as error:
+        load_recipe("digits", [scores, f"pretrain.synthetic.keep={text}"])
+    line = str(error.value)
+    assert line.startswith("recipe digits: pretrain.synthetic.keep: found ")
+    assert "a whole number >= 1 (the best of each anchor)" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("pretrain.synthetic.keep=2", r"synthetic\.keep, .* need synthetic\.scores"),
+        ("pretrain.synthetic.weight_map=rank", r"set synthetic\.weighted=true, too"),
         ("sampler.stepz=20", r"unknown key sampler\.stepz; the nearest is sampler\.steps"),
         ("smapler.steps=20", r"unknown key smapler; the nearest is sampler"),
         ("pretrain.synthetic.lambda=1", r"unknown key pretrain\.synthetic\.lambda"),

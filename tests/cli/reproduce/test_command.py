@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from clsp.cli.main import STOPPED, root
 from clsp.cli.recipe import load_recipe
+from clsp.cli.reproduce.command import _claim
 from clsp.cli.reproduce.driver import Driver
 from clsp.cli.reproduce.stages import Stage, parse_run, pipeline
 from clsp.core import InputError, StopRequested, WorkError
@@ -64,10 +66,82 @@ def test_the_diffusion_models_own_features_are_evaluated_once_and_not_trained(tm
     assert "unet:google/ddpm-cifar10-32@chosen" in checkpoints[0]
 
 
-@pytest.mark.parametrize("name", ["simclr+", "simclr+noise", "simclr+shards+shards"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simclr+",
+        "simclr+noise",
+        "simclr+shards+shards",
+        "simclr+labels",
+        "simclr+augmentation+labels",
+        "simclr+labels+shards",
+        "ddae+shards",
+    ],
+)
 def test_names_of_runs_that_are_none(name):
     with pytest.raises(InputError, match="expected a method, METHOD"):
         parse_run(name)
+
+
+BY_LABELS = {
+    "pretrain.synthetic.scores": "probe",
+    "pretrain.synthetic.measure": "agreement",
+    "pretrain.synthetic.keep": 1,
+}
+ALLOWED = {**BY_LABELS, "pretrain.synthetic.allow_labels": "true"}
+
+
+@pytest.mark.parametrize(
+    ("run", "values", "message"),
+    [
+        ("simclr+shards+labels", BY_LABELS, "agreement uses labels, .*allow_labels=true"),
+        (
+            "simclr+shards",
+            ALLOWED,
+            r"simclr\+shards; .* by labels, so call it simclr\+shards\+labels",
+        ),
+        (
+            "simclr+shards+labels",
+            {},
+            r"does not choose candidates by labels, so call it simclr\+shards",
+        ),
+    ],
+)
+def test_names_of_runs_say_whether_labels_choose_before_any_work(
+    clsp, tmp_path, run, values, message
+):
+    names = ("--set", f'reproduce.runs=["simclr", "{run}"]')
+    chosen = (*settings(values), *names)
+    found = clsp("reproduce", "--recipe", "digits", *chosen, "--out", tmp_path / "out")
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert re.search(message, found.stderr), found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_by_labels_reads_shards_and_keeps_its_name(tmp_path):
+    stages = pipeline(tmp_path, ["simclr+shards+labels"], 1, 1)
+    (training,) = [stage for stage in stages if stage.arguments[0] == "pretrain"]
+    assert training.name == "simclr+shards+labels-s0"
+    assert "pretrain.synthetic.source=shards" in training.arguments
+
+
+def test_work_begun_before_there_was_a_choice_goes_on(tmp_path):
+    """The recipe that such a version resolved has the measure that was the default."""
+    recipe = load_recipe("digits", settings_of({"anchors.limit": 64}))
+    _claim(tmp_path, {tmp_path / "recipe.toml": recipe})
+    path = tmp_path / "recipe.toml"
+    text = path.read_text()
+    assert 'measure = "margin"' in text
+    earlier = text.replace('measure = "margin"', 'measure = "agreement"')
+    earlier = earlier.replace('weight_map = "value"\n', "").replace("allow_labels = false\n", "")
+    path.write_text(earlier)
+    _claim(tmp_path, {path: recipe})
+    with pytest.raises(InputError, match="the work of another recipe"):
+        _claim(tmp_path, {path: load_recipe("digits", settings_of({"anchors.limit": 32}))})
+
+
+def settings_of(values: dict) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 class Sleeps(Driver):
@@ -248,6 +322,6 @@ def test_profiles_and_runs_that_do_not_exist_are_bad_input(clsp, tmp_path):
 @pytest.mark.parametrize("profile", ["minutes", "hour", "paper"])
 def test_profiles_resolve_for_every_run(profile):
     recipe = load_recipe("cifar10", (), profile)
-    for method in {parse_run(name)[0] for name in recipe.reproduce.runs}:
+    for method in {parse_run(name).method for name in recipe.reproduce.runs}:
         chosen = load_recipe("cifar10", [f"pretrain.method={method}"], profile).pretrain
         assert chosen.queue_size % chosen.batch_size == 0

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 from clsp.core import InputError
-from clsp.evaluate import compare_runs, markdown_table, write_comparison
+from clsp.evaluate import compare_runs, markdown_table, write_comparison, write_report
 
 
 def write_run(folder, name, seed, top1, k20):
@@ -128,6 +128,63 @@ def test_sources_are_compared_with_the_third_view_of_their_method_too(tmp_path):
         ("simclr+shards", "simclr+augmentation"): 3.0,
     }
     assert {row.baseline for row in compare_runs(folders, "simclr").differences} == {"simclr"}
+
+
+def test_runs_that_chose_by_labels_are_marked_and_stand_beside_no_published_figure(tmp_path):
+    names = ("simclr", "simclr+augmentation", "simclr+shards", "simclr+shards+labels")
+    recipe = {
+        "anchors": {"path": "uoft-cs/cifar10"},
+        "pretrain": {"backbone": "resnet18", "stem": "cifar"},
+    }
+    folders = []
+    for name in names:
+        folder = write_run(tmp_path / name, name, 0, 90.0, 80.0)
+        path = folder / "linear.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "recipe": recipe}))
+        folders.append(folder)
+
+    # A row of its own, compared with what the others are, and in the table a note
+    comparison = compare_runs(folders)
+    assert [row.name for row in comparison.summary] == list(names)
+    assert [row.name for row in comparison.published] == list(names[:3])
+    pairs = [(row.name, row.baseline) for row in comparison.differences]
+    assert pairs[-2:] == [(name, "simclr+augmentation") for name in names[2:]]
+    assert (names[3], "simclr") in pairs
+    assert "so these runs are not self-supervised" in markdown_table(comparison)
+    assert "self-supervised" not in markdown_table(compare_runs(folders[:3]))
+
+    # The page has the note, too
+    write_comparison(comparison, tmp_path)
+    write_report(tmp_path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>simclr+shards+labels</td>" in page and "are not self-supervised" in page
+
+
+def test_results_of_a_run_that_was_named_before_there_was_the_mark_get_it(tmp_path):
+    folder = write_run(tmp_path / "a", "simclr+shards", 0, 90.0, 80.0)
+    synthetic = {"scores": "probe", "measure": "agreement", "minimum": 0.5}
+    run = {"name": "simclr+shards", "seed": 0, "pretrain": {"synthetic": synthetic}}
+    (folder / "run.json").write_text(json.dumps(run))
+    assert [row.name for row in compare_runs([folder]).summary] == ["simclr+shards+labels"]
+
+    # Not those of another run or model that lie there
+    for task in ("linear", "knn"):
+        path = folder / f"{task}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "name": "resnet18"}))
+    assert [row.name for row in compare_runs([folder]).summary] == ["resnet18"]
+
+
+def test_published_figures_say_that_the_authors_chose_no_candidates(tmp_path):
+    folder = write_run(tmp_path / "a", "simclr+shards", 0, 90.0, 80.0)
+    recipe = {
+        "anchors": {"path": "uoft-cs/cifar10"},
+        "pretrain": {"backbone": "resnet18", "stem": "cifar", "synthetic": {"keep": 2}},
+    }
+    path = folder / "linear.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "recipe": recipe}))
+    (row,) = compare_runs([folder]).published
+    assert "pretrain.synthetic.keep 2 here, None there" in row.differences
+    assert not any("synthetic.minimum" in difference for difference in row.differences)
 
 
 def test_the_bootstrap_interval_is_scipys():
