@@ -59,8 +59,8 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
             load_encoder(recipe.diffusion.probe_encoder), anchors, recipe.diffusion.probe_images
         )
 
-    recipe.save(out / "recipe.toml")
+    clip = recipe.sampler.clip
     with ProgressReport("diffusion", "steps") as report:
-        train_diffusion(anchors, recipe.diffusion, out, report, probe, recipe.sampler.clip)
+        train_diffusion(anchors, recipe.diffusion, out, report, probe, clip, recipe.content)
 
     say(f"diffusion model: {out}")

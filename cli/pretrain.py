@@ -76,7 +76,6 @@ def pretrain(
 
     # Train
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
-    recipe.save(out / "recipe.toml")
     probe = (
         _knn_probe(recipe, shards.size)
         if recipe.pretrain.knn_epochs and launched_rank() == 0
@@ -84,7 +83,7 @@ def pretrain(
     )
 
     with ProgressReport(out.name, "epochs") as report:
-        pretrain(shards, recipe.pretrain, out, report, probe)
+        pretrain(shards, recipe.pretrain, out, report, probe, recipe.content)
 
     say(f"backbone: {out / 'backbone'}")
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from ..core import (
+    RECIPE,
     InputError,
     StopRequested,
     WorkError,
@@ -28,6 +29,7 @@ from ..core import (
     owner_of,
     replacing,
     saving,
+    set_aside,
     stop_deferred,
     stream_seed,
     write_file,
@@ -61,6 +63,7 @@ def train_diffusion(
     report: Report | None = None,
     probe: Probe | None = None,
     clip: bool = True,
+    recipe: bytes = b"",
 ) -> Path:
     """Train and save a model that `DDPMPipeline.from_pretrained(out)` loads; resumes from `out` by itself.
 
@@ -70,6 +73,7 @@ def train_diffusion(
         report: called with (steps done, steps, metrics).
         probe: measures images `(B, H, W, 3)` uint8 that the averaged weights make, every `sample_steps`, for the log.
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
+        recipe: the content of `recipe.toml`, which is kept beside the model; empty: there is none.
 
     Raises:
         InputError: `out` holds a model trained with other settings or on other images, or another process works there.
@@ -87,14 +91,14 @@ def train_diffusion(
 
     # The folder, for this process alone
     on_any_rank = partial(_on_any_rank, accelerator)
-    with holding(out, accelerator.is_main_process, on_any_rank):
-        if not check_out(anchors, config, out):  # another process may have finished it since
+    with holding(out, accelerator.is_main_process, on_any_rank) as is_locked:
+        if not check_out(anchors, config, out, is_locked):  # another may have finished it since
             training = _Training(accelerator, anchors, config, out, probe, clip)
-            _train(training, report)
+            _train(training, report, recipe)
     return out
 
 
-def _train(training: "_Training", report: Report | None) -> None:
+def _train(training: "_Training", report: Report | None, recipe: bytes) -> None:
     """Train in a folder that no other process works in."""
     accelerator = training.accelerator
     anchors = training.anchors
@@ -103,7 +107,7 @@ def _train(training: "_Training", report: Report | None) -> None:
 
     # The step that was reached
     if accelerator.is_main_process:
-        write_file(out / IDENTITY, _identity(anchors, config))
+        _claim(anchors, config, out, recipe)
 
     first = training.load()
     if accelerator.is_main_process:
@@ -252,10 +256,12 @@ class _Training:
             return
 
         good = self.out / CHECKPOINT
+        is_saved = good.exists()
         raise WorkError(
             f"the model is not finite any more after step {done}; "
-            f"the last good checkpoint is {good if good.exists() else 'none'}; "
-            "lower diffusion.lr, or train in float32 (diffusion.precision=no)"
+            f"the last good checkpoint is {good if is_saved else 'none'}; "
+            "lower diffusion.lr, or train in float32 (diffusion.precision=no), "
+            f"into {'another' if is_saved else 'the same'} --out"
         )
 
     def stops(self, done: int, requested: bool) -> bool:
@@ -341,19 +347,41 @@ class _Training:
         (out / CHECKPOINT).unlink(missing_ok=True)
 
 
-def check_out(anchors: ImageSource, config: DiffusionConfig, out: Path) -> bool:
+def check_out(
+    anchors: ImageSource, config: DiffusionConfig, out: Path, may_replace: bool = True
+) -> bool:
     """Return True if `out` holds the finished model of these settings and images, False if it can start or go on there.
+
+    Args:
+        may_replace: a training with other settings that came to no checkpoint, not finite or killed before, makes way.
 
     Raises:
         InputError: it holds something else.
     """
     found = owner_of(out, IDENTITY, "model of clsp diffusion train")
-    if found is not None and found != _identity(anchors, config):
+    is_another = found is not None and found != _identity(anchors, config)
+    if is_another and not (may_replace and _is_without_result(out)):
         raise InputError(
             f"{out} holds a model trained with other settings ({out / IDENTITY}); choose another --out"
         )
 
     return (out / "model_index.json").exists()
+
+
+def _is_without_result(out: Path) -> bool:
+    return not any((out / name).exists() for name in (CHECKPOINT, "model_index.json"))
+
+
+def _claim(anchors: ImageSource, config: DiffusionConfig, out: Path, recipe: bytes) -> None:
+    """Write down whose the folder is; what other settings have left there was found to be without a result."""
+    identity = _identity(anchors, config)
+    path = out / IDENTITY
+    if path.exists() and path.read_bytes() != identity:
+        set_aside(out, (RECIPE, LOG, SAMPLES), IDENTITY)
+
+    write_file(path, identity)
+    if recipe:
+        write_file(out / RECIPE, recipe)
 
 
 def begun_precision(out: Path) -> str | None:
