@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ...core import InputError, owner_of, write_file
+from ...core import InputError, holding, owner_of, write_file
 from ...shards import ImageSource
 from ..options import out_option, recipe_options
 from ..progress import say
@@ -63,7 +63,14 @@ def reproduce(
         chosen = (*settings, f"pretrain.method={method}")
         resolved[method_recipe(out, method)] = load_recipe(recipe_name, chosen, profile)
     _check_methods(resolved)
-    _claim(out, {out / "recipe.toml": recipe, **resolved})
+    recipes = {out / "recipe.toml": recipe, **resolved}
+    _check_folder(out, recipes)
+
+    # A data set that is missing is found before anything is written
+    ImageSource(recipe.anchors)
+    with holding(out):
+        _check_folder(out, recipes)  # another process may have begun since
+        _claim(out, recipes)
 
     # The stages
     stages = pipeline(out, recipe.reproduce.runs, recipe.reproduce.seeds, jobs)
@@ -90,14 +97,13 @@ def _check_methods(recipes: dict[Path, Recipe]) -> None:
             )
 
 
-def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
-    """Write down what the folder holds, or check that it holds just that."""
+def _check_folder(out: Path, recipes: dict[Path, Recipe]) -> None:
+    """Raise InputError if the folder holds something else than the work of these recipes."""
     # Another version's work
-    state = {"clsp": version("clsp")}
     found = owner_of(out, STATE, "work of clsp reproduce")
-    if found is not None and json.loads(found) != state:
+    if found is not None and json.loads(found) != _state():
         raise InputError(
-            f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {state['clsp']}; choose another --out"
+            f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {_state()['clsp']}; choose another --out"
         )
 
     # Another recipe's; runs and seeds may join it
@@ -108,11 +114,14 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
                 f"{out} holds the work of another recipe ({path}); choose another --out"
             )
 
-    # A data set that is missing is found before anything is written
-    anchors = next(iter(recipes.values())).anchors
-    ImageSource(anchors)
 
-    write_file(out / STATE, json.dumps(state).encode())
+def _state() -> dict[str, str]:
+    return {"clsp": version("clsp")}
+
+
+def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
+    """Write down what the folder holds."""
+    write_file(out / STATE, json.dumps(_state()).encode())
     for path, recipe in recipes.items():
         recipe.save(path)
 
