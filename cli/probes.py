@@ -86,7 +86,12 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     encoder = load_checkpoint(checkpoint, config.precision)
     train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
     train_labels_N = train_images.labels()
-    classes = check_labels(train_labels_N, test_images.labels(), complete=not config.test_limit)
+    classes = check_labels(
+        train_labels_N,
+        test_images.labels(),
+        complete=not config.test_limit,
+        names=train_images.class_names,
+    )
     if probe.protocol:
         check_amounts(train_labels_N, config.labels)
 
