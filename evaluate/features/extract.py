@@ -201,7 +201,7 @@ def check_labels(
 
 def called(labels: np.ndarray, names: Sequence[str] | None = None) -> str:
     """Return what some classes are called, for a message: their names or, in brackets, their numbers."""
-    numbers = labels.tolist()
+    numbers: list[int] = labels.tolist()
     if names:
         return some([names[number] for number in numbers])
     return f"[{some(map(str, numbers))}]"
