@@ -5,9 +5,8 @@ from pathlib import Path
 import click
 
 from ..core import computes_bf16, launched_rank, read_launch
-from ..shards import ImageSource
 from .options import check_option, out_option, recipe_options
-from .progress import ProgressReport, say, say_if_emulated
+from .progress import ProgressReport, open_anchors, say, say_if_emulated
 from .recipe import load_recipe
 from .shards.plan_make import readable_anchors
 
@@ -30,7 +29,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         )
         return
 
-    anchors = readable_anchors(ImageSource(recipe.anchors), out)
+    anchors = readable_anchors(open_anchors(recipe.anchors), out)
     # Torch, after what needs none
     from ..generate import begun_precision, build_unet, check_out, train_diffusion
 

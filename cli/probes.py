@@ -14,7 +14,7 @@ from ..evaluate.probes.registry import (
     probe_of_protocol,
 )
 from .options import PATH, expand, out_option, recipe_options
-from .progress import ProgressReport, say, say_if_emulated, say_if_too_few
+from .progress import ProgressReport, say, say_if_emulated, say_if_too_few, walking
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     config = recipe.linear_eval
     say_if_emulated("linear_eval.precision", config.precision == "bf16")
     encoder = load_checkpoint(checkpoint, config.precision)
-    train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
+    with walking() as report:
+        train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size, report)
     train_labels_N = train_images.labels()
     classes = check_labels(
         train_labels_N,

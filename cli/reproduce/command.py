@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from ...core import InputError, holding, owner_of, write_file
-from ...shards import ImageSource
 from ..options import out_option, recipe_options
-from ..progress import say
+from ..progress import open_anchors, say
 from ..recipe import Recipe, load_recipe
 from .driver import Driver
 from .stages import Stage, method_recipe, parse_run, pipeline
@@ -67,7 +66,7 @@ def reproduce(
     _check_folder(out, recipes)
 
     # A data set that is missing is found before anything is written
-    ImageSource(recipe.anchors)
+    open_anchors(recipe.anchors)
     with holding(out):
         _check_folder(out, recipes)  # another process may have begun since
         _claim(out, recipes)

@@ -47,16 +47,20 @@ class Features:
 
 
 def labelled_sets(
-    anchors: AnchorsConfig, config: LinearEvalConfig, size: int
+    anchors: AnchorsConfig, config: LinearEvalConfig, size: int, report: Report | None = None
 ) -> tuple[ImageSource, ImageSource]:
-    """Open the training images (the anchors' source) and the test images, at the backbone's image size."""
+    """Open the training images (the anchors' source) and the test images, at the backbone's image size.
+
+    Args:
+        report: called with (files seen, 0) while a folder is walked.
+    """
     # Training images
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
     train_split = config.train_split or anchors.split
     chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
     keys = {"split": "linear_eval.train_split" if config.train_split else "anchors.split"}
-    train = screened(open_with_keys(anchors.model_copy(update=chosen), keys))
+    train = screened(open_with_keys(anchors.model_copy(update=chosen), keys, report))
     if (test_path, config.test_split) == (anchors.path, train_split):
         raise InputError(
             f"{test_path} split {train_split} is the training split too; set linear_eval.test_split"
@@ -74,7 +78,7 @@ def labelled_sets(
     keys = {"split": "linear_eval.test_split"}
     if config.test_path:
         keys["path"] = "linear_eval.test_path"
-    test = open_with_keys(anchors.model_copy(update=update), keys)
+    test = open_with_keys(anchors.model_copy(update=update), keys, report)
     number_alike(train, test)
     return train, test
 
@@ -131,17 +135,20 @@ def _bits_in_use(images: ImageSource) -> int:
     return images.pixels.bits
 
 
-def open_with_keys(config: AnchorsConfig, keys: Mapping[str, str]) -> ImageSource:
+def open_with_keys(
+    config: AnchorsConfig, keys: Mapping[str, str], report: Report | None = None
+) -> ImageSource:
     """Open images that other keys of the recipe than `[anchors]` name, so that an error says those.
 
     Args:
         keys: for `path` and `split`, where they are not the anchors'.
+        report: called with (files seen, 0) while a folder is walked.
 
     Raises:
         InputError: they cannot be read.
     """
     try:
-        return ImageSource(config)
+        return ImageSource(config, report)
     except SourceError as error:
         key = keys.get(error.key, f"anchors.{error.key}")
         raise InputError(f"{key}: {error.reason}") from error

@@ -65,6 +65,9 @@ class ImageSource(Sequence[Anchor]):
     Keys are `{split}_{index:08d}`. `digest` is over the identities of all anchors, so it names the source; it and
     `source_count` are those of the whole source also where anchors have been left out.
 
+    Args:
+        report: called with (files seen, 0) while a folder is walked, which may take long.
+
     Raises:
         InputError: the source is missing, has no such split or no image column; or, on access, an image does not
             decode or does not have the expected geometry.
@@ -76,14 +79,14 @@ class ImageSource(Sequence[Anchor]):
     [4, 9, 4]
     """
 
-    def __init__(self, config: AnchorsConfig):
+    def __init__(self, config: AnchorsConfig, report: Report | None = None):
         self.config = config
         if not SPLIT.fullmatch(config.split):
             raise SourceError(
                 "split", f"{config.split!r}; expected up to 64 printable ASCII letters, no slash"
             )
 
-        self.source: Source = open_source(config)
+        self.source: Source = open_source(config, report)
         self.source_count = min(len(self.source), config.limit or len(self.source))
         if self.source_count == 0:
             raise SourceError(
