@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core import computes_bf16, launched_rank, read_launch
-from ..shards import ImageSource
 from .options import check_option, out_option, recipe_options
-from .progress import ProgressReport, say, say_if_emulated
+from .progress import ProgressReport, open_anchors, say, say_if_emulated
 from .recipe import Recipe, load_recipe
 from .shards.plan_make import readable_anchors
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..generate import ClusterEncoder
+    from ..shards import ImageSource
 
 
 @click.command(epilog="Example: clsp diffusion train --recipe digits --out runs/digits/diffusion")
@@ -36,7 +36,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         )
         return
 
-    anchors = readable_anchors(ImageSource(recipe.anchors), out)
+    anchors = readable_anchors(open_anchors(recipe.anchors), out)
     # Torch, after what needs none
     from ..generate import begun_precision, build_unet, check_out, train_diffusion
 
@@ -48,7 +48,8 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
 
     # Check
     encoder = _cluster_encoder(recipe) if config.condition == "clusters" else None
-    finished = check_out(anchors, recipe.diffusion, out, encoder.digest if encoder else "")
+    digest = encoder.digest if encoder else ""
+    finished = check_out(anchors, config, out, encoder_digest=digest)
     if check:
         build_unet(recipe.diffusion, anchors.size)
         return
@@ -66,9 +67,9 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
             load_encoder(recipe.diffusion.probe_encoder), anchors, recipe.diffusion.probe_images
         )
 
-    recipe.save(out / "recipe.toml")
+    clip = recipe.sampler.clip
     with ProgressReport("diffusion", "steps") as report:
-        train_diffusion(anchors, config, out, report, probe, recipe.sampler.clip, encoder)
+        train_diffusion(anchors, config, out, report, probe, clip, encoder, recipe.content)
 
     say(f"diffusion model: {out}")
 
@@ -80,7 +81,7 @@ def _cluster_encoder(recipe: Recipe) -> "ClusterEncoder":
 
     name = recipe.diffusion.cluster_encoder
 
-    def extract(anchors: ImageSource) -> "np.ndarray":
+    def extract(anchors: "ImageSource") -> "np.ndarray":
         encoder = load_encoder(name)
         with ProgressReport("features to cluster", "anchors") as report:
             return embed_images(encoder, anchors, report).numpy()

@@ -8,7 +8,7 @@ import click
 from ..core import InputError, differences
 from ..shards import ImageSource
 from .options import encoder_option, out_option, set_option
-from .progress import ProgressReport, say, say_if_emulated
+from .progress import ProgressReport, say, say_if_emulated, walking
 from .recipe import load_recipe
 from .shards.plan_make import readable_anchors
 
@@ -56,7 +56,8 @@ def embed(
     precision = recipe.linear_eval.precision
     say_if_emulated("linear_eval.precision", precision == "bf16")
     encoder = load_encoder(encoder_name, precision)
-    images = open_images(location, recipe.anchors, encoder.size)
+    with walking() as report:
+        images = open_images(location, recipe.anchors, encoder.size, report)
     if isinstance(images, ImageSource):
         images = readable_anchors(images, depth="header")
 

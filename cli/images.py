@@ -15,7 +15,7 @@ from ..shards.sources.left_out import write_left_out
 from ..shards.sources.survey import Findings
 from ..shards.sources.walk import reasons_of
 from .options import PATH, set_option
-from .progress import ProgressReport, say
+from .progress import ProgressReport, open_anchors, say
 
 SHOWN = 8
 """Classes, sizes or files that a line names."""
@@ -51,7 +51,7 @@ def images(
 
     # Open the source, in every case with what is left out.
     config = _anchors(source, recipe_name, overrides)
-    anchors = ImageSource(config.model_copy(update={"on_error": "skip"}))
+    anchors = open_anchors(config.model_copy(update={"on_error": "skip"}))
     for line in summary_of(anchors):
         say(line)
 

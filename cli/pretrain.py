@@ -7,14 +7,16 @@ from typing import Any
 import click
 
 from ..core import launched_rank, read_launch
-from ..shards import ImageSource, ShardSet
+from ..shards import ShardSet
 from .options import check_option, expand, out_option, recipe_options
 from .progress import (
     ProgressReport,
+    open_anchors,
     say,
     say_if_emulated,
     say_if_too_few,
     say_unfinished,
+    walking,
 )
 from .recipe import Recipe, load_recipe
 
@@ -59,7 +61,7 @@ def pretrain(
     # Shard set, with the layers that the run began with
     shards = ShardSet(root, layers=layers_used(out))
     if not shards.plan.shards.include_anchors:
-        shards = ShardSet(root, ImageSource(recipe.anchors), layers_used(out))
+        shards = ShardSet(root, open_anchors(recipe.anchors), layers_used(out))
 
     say_unfinished(shards.root, shards.manifest)
 
@@ -78,7 +80,6 @@ def pretrain(
     if loader.dataset.choice.summary:
         say(f"{recipe.pretrain.synthetic.measure}: {loader.dataset.choice.summary}")
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
-    recipe.save(out / "recipe.toml")
     probe = (
         _knn_probe(recipe, shards.size)
         if recipe.pretrain.knn_epochs and launched_rank() == 0
@@ -86,7 +87,7 @@ def pretrain(
     )
 
     with ProgressReport(out.name, "epochs") as report:
-        pretrain(shards, recipe.pretrain, out, report, probe)
+        pretrain(shards, recipe.pretrain, out, report, probe, recipe.content)
 
     say(f"backbone: {out / 'backbone'}")
 
@@ -96,7 +97,8 @@ def _knn_probe(recipe: Recipe, size: int) -> Any:
     from ..evaluate import Encoder, check_labels, evaluate_knn, extract, labelled_sets
 
     # Images
-    train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, size)
+    with walking() as report:
+        train_images, test_images = labelled_sets(recipe.anchors, recipe.linear_eval, size, report)
     say_if_too_few(recipe.knn.k[:1], len(train_images))
     classes = check_labels(train_images.labels(), test_images.labels(), complete=False)
 

@@ -16,7 +16,7 @@ from ..evaluate.probes.registry import (
     probe_of_protocol,
 )
 from .options import PATH, expand, out_option, recipe_options
-from .progress import ProgressReport, say, say_if_emulated, say_if_too_few
+from .progress import ProgressReport, say, say_if_emulated, say_if_too_few, walking
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -89,9 +89,15 @@ def _evaluate(recipe: Recipe, probe: Probe, checkpoint: Path, out: Path, **optio
     chosen = chosen_checkpoint(checkpoint, recipe)
     checkpoint = chosen.checkpoint
     encoder = load_checkpoint(checkpoint, config.precision)
-    train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size)
+    with walking() as report:
+        train_images, test_images = labelled_sets(recipe.anchors, config, encoder.size, report)
     train_labels_N = train_images.labels()
-    classes = check_labels(train_labels_N, test_images.labels(), complete=not config.test_limit)
+    classes = check_labels(
+        train_labels_N,
+        test_images.labels(),
+        complete=not config.test_limit,
+        names=train_images.class_names,
+    )
     if probe.protocol:
         check_amounts(train_labels_N, config.labels)
 

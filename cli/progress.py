@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core import computes_bf16, launched_rank
-from ..shards import Manifest
+from ..shards import AnchorsConfig, ImageSource, Manifest
 from ..shards.editing.extend import unfinished_layer
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -46,17 +46,30 @@ def say_unfinished(root: Path, manifest: Manifest) -> None:
         )
 
 
+def open_anchors(config: AnchorsConfig) -> ImageSource:
+    """Open a source of images, and show how far the walk of a large folder is."""
+    with walking() as report:
+        return ImageSource(config, report)
+
+
+def walking() -> "ProgressReport":
+    """Return what shows how far the walk of a large folder is."""
+    return ProgressReport("looking for images", "files", stays=False)
+
+
 class ProgressReport:
     """Shows how far a piece of work is: a context manager to call with (done, total, metrics).
 
     Args:
         title: what is being done.
         unit: what is counted.
+        stays: False removes the bar from the terminal behind the work.
     """
 
-    def __init__(self, title: str, unit: str):
+    def __init__(self, title: str, unit: str, stays: bool = True):
         self.title = title
         self.unit = unit
+        self.stays = stays
         self._bar: Progress | None = None
         self._task: Any = None
         self._started = self._last = 0.0
@@ -72,7 +85,10 @@ class ProgressReport:
                 TimeRemainingColumn(),
             )
             self._bar = Progress(
-                *columns, TextColumn("{task.fields[metrics]}"), console=Console(stderr=True)
+                *columns,
+                TextColumn("{task.fields[metrics]}"),
+                console=Console(stderr=True),
+                transient=not self.stays,
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=None, metrics="")
@@ -84,24 +100,25 @@ class ProgressReport:
             self._bar.stop()
 
     def __call__(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Show that `done` of `total` are finished."""
+        """Show that `done` of `total` are finished; a total of 0 is not known."""
         text = " ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
         if self._first is None:
             self._first = done
 
         if self._bar:
-            self._bar.update(self._task, completed=done, total=total, metrics=text)
+            self._bar.update(self._task, completed=done, total=total or None, metrics=text)
             return
 
         now = time.monotonic()
         if launched_rank() == 0 and (done == total or now - self._last >= SECONDS_BETWEEN_LINES):
             self._last = now
-            print(
-                f"{self.title}: {done}/{total} {self.unit}{self._eta(done, total, now)} {text}".rstrip(),
-                flush=True,
-            )
+            share = f"{done}/{total}" if total else str(done)
+            eta = self._eta(done, total, now)
+            print(f"{self.title}: {share} {self.unit}{eta} {text}".rstrip(), flush=True)
 
     def _eta(self, done: int, total: int, now: float) -> str:
+        if not total:
+            return ""
         advanced = done - (self._first or 0)
         if done >= total or advanced <= 0:
             return f" in {now - self._started:.0f} s" if done >= total else ""

@@ -42,9 +42,14 @@ class Recipe(Section):
     transfer: TransferConfig = TransferConfig()
     reproduce: ReproduceConfig = ReproduceConfig()
 
+    @property
+    def content(self) -> bytes:
+        """The resolved recipe as TOML, which `--recipe PATH` reads again."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)).encode()
+
     def save(self, path: Path) -> None:
-        """Write the resolved recipe as TOML; `--recipe PATH` reads it again."""
-        write_file(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)).encode())
+        """Write the resolved recipe."""
+        write_file(path, self.content)
 
 
 def shipped_recipes() -> list[str]:

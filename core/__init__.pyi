@@ -24,8 +24,10 @@ from .launch import make_accelerator as make_accelerator
 from .launch import read_launch as read_launch
 from .paths import local_path as local_path
 from .report import Report as Report
+from .run_folder import RECIPE as RECIPE
 from .run_folder import holding as holding
 from .run_folder import owner_of as owner_of
+from .run_folder import set_aside as set_aside
 from .stamp import run_stamp as run_stamp
 from .stamp import utc_now as utc_now
 from .stopping import leave_stopping_to_the_main_process as leave_stopping_to_the_main_process

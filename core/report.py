@@ -3,3 +3,4 @@
 from collections.abc import Callable
 
 Report = Callable[[int, int], None]
+"""Called with (done, total); a total of 0 is not known."""

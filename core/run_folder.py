@@ -2,16 +2,21 @@
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError
 from .files import locked
 
 RECIPE = "recipe.toml"
+ASIDE = "stopped"
 HELD = ".clsp"
 LOCKLESS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """What a file system without locks answers; work goes on without one there."""
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -19,8 +24,10 @@ def holding(
     folder: Path,
     is_main_process: bool = True,
     on_any_rank: Callable[[bool], bool] = bool,
-) -> Iterator[None]:
+) -> Iterator[bool]:
     """Keep other work out of an output folder while the block runs; the lock ends with its holder.
+
+    Gives False where the file system has no locks, so that another process may work there all the same.
 
     Args:
         is_main_process: it alone locks, for all ranks.
@@ -31,6 +38,7 @@ def holding(
     """
     with contextlib.ExitStack() as held:
         is_taken = False
+        is_lockless = False
         if is_main_process:
             try:
                 held.enter_context(locked(folder / HELD, wait=False))
@@ -39,12 +47,13 @@ def holding(
             except OSError as error:
                 if error.errno not in LOCKLESS:
                     raise
+                is_lockless = True
 
         if on_any_rank(is_taken):
             raise InputError(
                 f"another process works in {folder}; wait for it, or choose another --out"
             )
-        yield
+        yield not on_any_rank(is_lockless)
 
 
 def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:
@@ -71,6 +80,30 @@ def owner_of(folder: Path, marker: str, kind: str) -> bytes | None:
         return path.read_bytes()
 
     raise InputError(f"{folder} exists and is no {kind}; choose an empty or new --out")
+
+
+def set_aside(folder: Path, names: Iterable[str], marker: str) -> Path:
+    """Move what work without a result has left in `folder` into a new folder in there, and return that.
+
+    Args:
+        names: files and folders, as far as they are there.
+        marker: the file that names the owner; it is copied, so that the folder has one at any time.
+    """
+    number = 1
+    while (folder / f"{ASIDE}-{number}").exists():
+        number += 1
+    aside = folder / f"{ASIDE}-{number}"
+    aside.mkdir()
+
+    for name in names:
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    shutil.copyfile(folder / marker, aside / marker)
+
+    log.warning(
+        "clsp: what other settings left in %s without a checkpoint is now in %s", folder, aside
+    )
+    return aside
 
 
 def _counts(path: Path) -> bool:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from ..core import (
+    RECIPE,
     InputError,
     StopRequested,
     WorkError,
@@ -29,11 +30,13 @@ from ..core import (
     owner_of,
     replacing,
     saving,
+    set_aside,
     stop_deferred,
     stream_seed,
     write_file,
 )
 from ..shards import ImageSource
+from .clusters import FILE as CLUSTERS
 from .clusters import ClusterEncoder
 from .condition import RECORD, TrainClasses, cluster_classes, label_classes
 from .config import DiffusionConfig
@@ -67,6 +70,7 @@ def train_diffusion(
     probe: Probe | None = None,
     clip: bool = True,
     encoder: ClusterEncoder | None = None,
+    recipe: bytes = b"",
 ) -> Path:
     """Train and save a model that `DDPMPipeline.from_pretrained(out)` loads; resumes from `out` by itself.
 
@@ -77,6 +81,7 @@ def train_diffusion(
         probe: measures images `(B, H, W, 3)` uint8 that the averaged weights make, every `sample_steps`, for the log.
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
         encoder: whose features are clustered, for `condition = "clusters"`.
+        recipe: the content of `recipe.toml`, which is kept beside the model; empty: there is none.
 
     Raises:
         InputError: `out` holds a model trained with other settings or on other images, or another process works there.
@@ -86,7 +91,7 @@ def train_diffusion(
         raise ValueError("condition = clusters needs an encoder whose features are clustered")
 
     digest = encoder.digest if encoder else ""
-    if check_out(anchors, config, out, digest):
+    if check_out(anchors, config, out, encoder_digest=digest):
         return out
 
     # Processes; the others wait while the first one draws images
@@ -98,11 +103,12 @@ def train_diffusion(
 
     # The folder, for this process alone
     on_any_rank = partial(_on_any_rank, accelerator)
-    with holding(out, accelerator.is_main_process, on_any_rank):
-        if not check_out(anchors, config, out, digest):  # another may have finished it since
+    with holding(out, accelerator.is_main_process, on_any_rank) as is_locked:
+        if not check_out(anchors, config, out, is_locked, digest):  # another may have finished it
             if accelerator.is_main_process:
-                write_file(out / IDENTITY, _identity(anchors, config, digest))
+                _claim(out, _identity(anchors, config, digest), recipe)
 
+            accelerator.wait_for_everyone()
             classes = _train_classes(anchors, config, encoder, out, accelerator.is_main_process)
             training = _Training(accelerator, anchors, config, out, probe, clip, classes)
             _train(training, report)
@@ -304,10 +310,12 @@ class _Training:
             return
 
         good = self.out / CHECKPOINT
+        is_saved = good.exists()
         raise WorkError(
             f"the model is not finite any more after step {done}; "
-            f"the last good checkpoint is {good if good.exists() else 'none'}; "
-            "lower diffusion.lr, or train in float32 (diffusion.precision=no)"
+            f"the last good checkpoint is {good if is_saved else 'none'}; "
+            "lower diffusion.lr, or train in float32 (diffusion.precision=no), "
+            f"into {'another' if is_saved else 'the same'} --out"
         )
 
     def stops(self, done: int, requested: bool) -> bool:
@@ -399,23 +407,44 @@ class _Training:
 
 
 def check_out(
-    anchors: ImageSource, config: DiffusionConfig, out: Path, encoder_digest: str = ""
+    anchors: ImageSource,
+    config: DiffusionConfig,
+    out: Path,
+    may_replace: bool = True,
+    encoder_digest: str = "",
 ) -> bool:
     """Return True if `out` holds the finished model of these settings and images, False if it can start or go on there.
 
     Args:
+        may_replace: a training with other settings that came to no checkpoint, not finite or killed before, makes way.
         encoder_digest: of the encoder whose features are clustered.
 
     Raises:
         InputError: it holds something else.
     """
     found = owner_of(out, IDENTITY, "model of clsp diffusion train")
-    if found is not None and found != _identity(anchors, config, encoder_digest):
+    is_another = found is not None and found != _identity(anchors, config, encoder_digest)
+    if is_another and not (may_replace and _is_without_result(out)):
         raise InputError(
             f"{out} holds a model trained with other settings ({out / IDENTITY}); choose another --out"
         )
 
     return (out / "model_index.json").exists()
+
+
+def _is_without_result(out: Path) -> bool:
+    return not any((out / name).exists() for name in (CHECKPOINT, "model_index.json"))
+
+
+def _claim(out: Path, identity: bytes, recipe: bytes) -> None:
+    """Write down whose the folder is; what other settings have left there was found to be without a result."""
+    path = out / IDENTITY
+    if path.exists() and path.read_bytes() != identity:
+        set_aside(out, (RECIPE, LOG, SAMPLES, RECORD, CLUSTERS), IDENTITY)
+
+    write_file(path, identity)
+    if recipe:
+        write_file(out / RECIPE, recipe)
 
 
 def begun_precision(out: Path) -> str | None:

@@ -25,12 +25,9 @@ from .config import PretrainConfig
 from .inputs import InputMaker
 from .methods import Method
 from .progress import Progress
-from .run import BACKBONE, check_folder, check_run, claim_folder, export_backbone
+from .run import BACKBONE, TRACKED, check_folder, check_run, claim_folder, export_backbone
 from .schedule import learning_rate, synthetic_weight
 from .views import Views
-
-TRACKED = "tensorboard"
-"""The folder of TensorBoard's files in the run's own, and the name of the project for other trackers."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 Probe = Callable[[nn.Module], dict[str, float]]
@@ -46,6 +43,7 @@ def pretrain(
     out: Path,
     report: Report | None = None,
     probe: Probe | None = None,
+    recipe: bytes = b"",
 ) -> Path:
     """Pretrain a backbone on a shard set and return the backbone's folder; resumes from `out` by itself.
 
@@ -55,6 +53,7 @@ def pretrain(
     Args:
         report: called after every epoch with (epoch, epochs, the epoch's mean losses).
         probe: measures the backbone every `knn_epochs`, for the log; it must leave it as it is.
+        recipe: the content of `recipe.toml`, which is kept beside the run; empty: there is none.
 
     Raises:
         InputError: `out` holds another run or another process works there, the batch does not fit, or the set lacks
@@ -72,10 +71,10 @@ def pretrain(
         project_dir=out,
     )
     on_any_rank = partial(_on_any_rank, accelerator)
-    with holding(out, accelerator.is_main_process, on_any_rank):
-        if check_folder(shards, config, out):  # another process may have finished it since
+    with holding(out, accelerator.is_main_process, on_any_rank) as is_locked:
+        if check_folder(shards, config, out, is_locked):  # another may have finished it since
             return out / BACKBONE
-        return _pretrain(accelerator, shards, config, out, report, probe)
+        return _pretrain(accelerator, shards, config, out, report, probe, recipe)
 
 
 def _pretrain(
@@ -85,6 +84,7 @@ def _pretrain(
     out: Path,
     report: Report | None,
     probe: Probe | None,
+    recipe: bytes,
 ) -> Path:
     """Pretrain in a folder that no other process works in."""
     # Data
@@ -97,7 +97,7 @@ def _pretrain(
     method = prepared_method(config, accelerator.device)
     loader = pair_loader(shards, config, order)
     if accelerator.is_main_process:
-        claim_folder(shards, config, out)
+        claim_folder(shards, config, out, recipe)
     trackers = {"run": config.run_name, "seed": config.seed, "epochs": config.epochs}
     accelerator.init_trackers(TRACKED, trackers)
     model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
@@ -227,7 +227,8 @@ def _not_finite(error: NotFiniteError, step: int, keys: list[str], out: Path) ->
     return WorkError(
         f"the loss is {error.args[0]} at step {step} (anchors {', '.join(keys[:4])}, …); "
         f"the last good checkpoint is {good}; "
-        "lower pretrain.lr or pretrain.synthetic.weight"
+        "lower pretrain.lr or pretrain.synthetic.weight, "
+        f"into {'another' if saved else 'the same'} --out"
     )
 
 

@@ -8,15 +8,28 @@ from typing import Any
 
 import torch
 
-from ..core import InputError, canonical_json, differences, owner_of, saving, write_file
+from ..core import (
+    RECIPE,
+    InputError,
+    canonical_json,
+    differences,
+    owner_of,
+    saving,
+    set_aside,
+    write_file,
+)
 from ..shards import ShardSet
 from ..shards.format.layout import scores_path
 from .backbone import check_backbone, save_backbone
+from .checkpoint import checkpoints
 from .config import PretrainConfig
 from .methods import Method
 from .run_record import recorded_name
 
 RUN, LOG, BACKBONE = "run.json", "log.jsonl", "backbone"
+TRACKED = "tensorboard"
+"""The folder of TensorBoard's files in the run's own, and the name of the project for other trackers."""
+
 UNESSENTIAL = {"workers", "trackers", "knn_epochs", "checkpoint_epochs", "keep_checkpoints"}
 """Settings that do not make a run another one."""
 
@@ -30,14 +43,19 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
     """
     _check_trackers(config)
     finished = check_folder(shards, config, out)
-    if not (out / RUN).exists():
+    if _is_without_result(out):
         check_backbone(config, shards.size)
 
     return finished
 
 
-def check_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
+def check_folder(
+    shards: ShardSet, config: PretrainConfig, out: Path, may_replace: bool = True
+) -> bool:
     """Return as `check_run` does, without trying the backbone.
+
+    Args:
+        may_replace: another run that came to no checkpoint, not finite or killed before, makes way.
 
     Raises:
         InputError: the folder holds another run (naming what differs) or something else.
@@ -46,23 +64,16 @@ def check_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
     if content is None:
         return False
 
-    found = json.loads(content)
-    run = _identity(shards, config)
-    there = {key: found.get(key) for key in run} | {"name": recorded_name(found)}
-    if "scores" not in found:  # of a version that did not record them
-        run.pop("scores", None)
-        there.pop("scores", None)
-
-    different = differences(there, run)
-    if different:
+    different = _differences(content, _identity(shards, config))
+    if different and not (may_replace and _is_without_result(out)):
         raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
 
     return (out / BACKBONE).exists()
 
 
 def layers_used(out: Path) -> list[str] | None:
-    """Return the layers that the run in `out` reads, or None where none has begun: a set may have grown since."""
-    if not (out / RUN).exists():
+    """Return the layers that the run in `out` reads, or None where it can begin anew: a set may have grown since."""
+    if not (out / RUN).exists() or _is_without_result(out):
         return None
     return (
         sorted(
@@ -98,12 +109,38 @@ def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
     return identity
 
 
-def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> None:
-    """Write down whose the folder is, unless that is there already."""
-    versions = {name: version(name) for name in ("clsp", "torch", "timm", "kornia", "accelerate")}
-    if not (out / RUN).exists():
+def _differences(content: bytes, run: dict[str, Any]) -> list[str]:
+    """Return how the run that a file `run.json` names differs from `run`."""
+    found = json.loads(content)
+    there = {key: found.get(key) for key in run} | {"name": recorded_name(found)}
+    if "scores" not in found:  # of a version that did not record them
+        run = {key: value for key, value in run.items() if key != "scores"}
+        there.pop("scores", None)
+
+    return differences(there, run)
+
+
+def _is_without_result(out: Path) -> bool:
+    return not checkpoints(out) and not (out / BACKBONE).exists()
+
+
+def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path, recipe: bytes) -> None:
+    """Write down whose the folder is; what another run has left there was found to be without a result."""
+    run = _identity(shards, config)
+    path = out / RUN
+    is_new = not path.exists()
+    if not is_new and _differences(path.read_bytes(), run):
+        set_aside(out, (RECIPE, LOG, TRACKED), RUN)
+        is_new = True
+
+    if is_new:
+        names = ("clsp", "torch", "timm", "kornia", "accelerate")
+        versions = {name: version(name) for name in names}
         facts = {"set": shards.set_id, "versions": versions}
-        write_file(out / RUN, canonical_json({**_identity(shards, config), **facts}))
+        write_file(path, canonical_json({**run, **facts}))
+
+    if recipe:
+        write_file(out / RECIPE, recipe)
 
 
 def read_rows(out: Path, step: int) -> list[dict[str, Any]]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from ...core import InputError, owner_of, write_file
-from ...shards import ImageSource
+from ...core import InputError, holding, owner_of, write_file
 from ..options import out_option, recipe_options
-from ..progress import say
+from ..progress import open_anchors, say
 from ..recipe import Recipe, load_recipe
 from .driver import Driver
 from .stages import DDAE, Stage, method_recipe, parse_run, pipeline
@@ -69,8 +68,18 @@ def reproduce(
         resolved[method_recipe(out, method)] = load_recipe(recipe_name, chosen, profile)
     _check_methods(resolved)
     for name in recipe.reproduce.runs:
-        _check_labels(name, resolved[method_recipe(out, parse_run(name).method)])
-    _claim(out, {out / "recipe.toml": recipe, **resolved})
+        method = parse_run(name).method
+        if method != DDAE:
+            _check_labels(name, resolved[method_recipe(out, method)])
+
+    recipes = {out / "recipe.toml": recipe, **resolved}
+    _check_folder(out, recipes)
+
+    # A data set that is missing is found before anything is written
+    open_anchors(recipe.anchors)
+    with holding(out):
+        _check_folder(out, recipes)  # another process may have begun since
+        _claim(out, recipes)
 
     # The stages
     runs = recipe.reproduce.runs
@@ -116,14 +125,13 @@ def _check_labels(name: str, recipe: Recipe) -> None:
         )
 
 
-def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
-    """Write down what the folder holds, or check that it holds just that."""
+def _check_folder(out: Path, recipes: dict[Path, Recipe]) -> None:
+    """Raise InputError if the folder holds something else than the work of these recipes."""
     # Another version's work
-    state = {"clsp": version("clsp")}
     found = owner_of(out, STATE, "work of clsp reproduce")
-    if found is not None and json.loads(found) != state:
+    if found is not None and json.loads(found) != _state():
         raise InputError(
-            f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {state['clsp']}; choose another --out"
+            f"{out} was begun by clsp {json.loads(found).get('clsp')}, this is {_state()['clsp']}; choose another --out"
         )
 
     # Another recipe's; runs and seeds may join it
@@ -134,11 +142,14 @@ def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
                 f"{out} holds the work of another recipe ({path}); choose another --out"
             )
 
-    # A data set that is missing is found before anything is written
-    anchors = next(iter(recipes.values())).anchors
-    ImageSource(anchors)
 
-    write_file(out / STATE, json.dumps(state).encode())
+def _state() -> dict[str, str]:
+    return {"clsp": version("clsp")}
+
+
+def _claim(out: Path, recipes: dict[Path, Recipe]) -> None:
+    """Write down what the folder holds."""
+    write_file(out / STATE, json.dumps(_state()).encode())
     for path, recipe in recipes.items():
         recipe.save(path)
 

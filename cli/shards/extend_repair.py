@@ -19,7 +19,7 @@ from ...shards.editing.repair import (
 )
 from ...shards.format.plan import follow_plan, read_plan
 from ..options import parse_part, set_argument
-from ..progress import ProgressReport, say, say_if_emulated
+from ..progress import ProgressReport, open_anchors, say, say_if_emulated
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -67,7 +67,7 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
     if recipe_name:
         from ..recipe import load_recipe
 
-        return follow_plan(ImageSource(load_recipe(recipe_name).anchors), plan.source)
+        return follow_plan(open_anchors(load_recipe(recipe_name).anchors), plan.source)
 
     source = plan.source
     resize: Any = source.resize
@@ -77,7 +77,7 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
         path=source.name, split=source.split, limit=source.count, on_error=skip, **geometry
     )
 
-    return follow_plan(ImageSource(config), source)
+    return follow_plan(open_anchors(config), source)
 
 
 def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, PartialState]":

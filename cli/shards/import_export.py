@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from ...core import InputError, remove_temporaries
-from ...shards import ImageSource, ShardSet, write_plan
+from ...shards import ShardSet, write_plan
 from ...shards.format.plan import check_plan
 from ..options import PATH, check_option, out_option, recipe_options, set_argument
-from ..progress import ProgressReport, say, say_unfinished
+from ..progress import ProgressReport, open_anchors, say, say_unfinished
 
 
 @click.command(
@@ -27,7 +27,7 @@ def import_npy(
     from ..recipe import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
-    anchors = ImageSource(recipe.anchors)
+    anchors = open_anchors(recipe.anchors)
     array_NKHWC = open_npy(path, anchors)
     plan = import_plan(path, array_NKHWC, anchors, recipe.shards)
     check_plan(out, plan)

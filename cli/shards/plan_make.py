@@ -22,7 +22,7 @@ from ...shards.sources.left_out import write_left_out
 from ...shards.sources.survey import Depth
 from ..images import summary_of, warnings_of
 from ..options import PATH, check_option, out_option, parse_part, recipe_options
-from ..progress import ProgressReport, say, say_if_emulated
+from ..progress import ProgressReport, open_anchors, say, say_if_emulated
 from ..recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def plan(
     # Recipe and anchors
     recipe = load_recipe(recipe_name, overrides)
     path = diffusion_path(recipe, diffusion, out)
-    anchors = readable_anchors(ImageSource(recipe.anchors), out)
+    anchors = readable_anchors(open_anchors(recipe.anchors), out)
     config = resolved_sampler(recipe, out)
     from ...generate import Sampler, estimate, load_diffusion, make_plan
     from ...shards.format.plan import check_plan
@@ -202,7 +202,7 @@ def make(
     recipe = load_recipe(recipe_name, overrides)
     parsed_part = parse_part(part)
     path = diffusion_path(recipe, diffusion, out)
-    anchors = ImageSource(recipe.anchors)
+    anchors = open_anchors(recipe.anchors)
     from ...generate import Sampler, load_diffusion, make_shards
     from ...shards import write_plan
     from ...shards.format.plan import check_plan

@@ -14,7 +14,7 @@ from ...shards.format.layout import scores_path
 from ...shards.reading.measures import find_measure
 from ...shards.reading.scores import add_scores, check_name
 from ..options import PATH, encoder_option, set_argument, set_option
-from ..progress import ProgressReport, say, say_if_emulated
+from ..progress import ProgressReport, open_anchors, say, say_if_emulated, walking
 from ..recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def score(
 
     # The images to measure
     if not shards.plan.shards.include_anchors:
-        shards = ShardSet(root, ImageSource(recipe.anchors) if recipe else None)
+        shards = ShardSet(root, open_anchors(recipe.anchors) if recipe else None)
     test = _test_images(recipe, shards.size) if recipe else None
 
     # Measure
@@ -194,7 +194,8 @@ def _test_images(recipe: Recipe, size: int) -> ImageSource | None:
     from ...evaluate import labelled_sets
 
     try:
-        return labelled_sets(recipe.anchors, recipe.linear_eval, size)[1]
+        with walking() as report:
+            return labelled_sets(recipe.anchors, recipe.linear_eval, size, report)[1]
     except InputError as error:
         if recipe.linear_eval.test_path:
             raise

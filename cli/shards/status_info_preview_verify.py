@@ -7,7 +7,6 @@ import click
 
 from ...core import InputError, replacing
 from ...shards import (
-    ImageSource,
     Plan,
     ShardSet,
     contact_sheet,
@@ -22,7 +21,7 @@ from ...shards.format.manifest import is_sealed
 from ...shards.format.plan import read_plan
 from ...shards.reading.contact_sheet import with_histograms
 from ..options import PATH, set_argument
-from ..progress import ProgressReport, say, say_unfinished
+from ..progress import ProgressReport, open_anchors, say, say_unfinished
 
 
 @click.command(epilog="Example: clsp shards status runs/digits/shards")
@@ -129,7 +128,7 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
     if recipe_name:
         from ..recipe import load_recipe
 
-        anchors = ImageSource(load_recipe(recipe_name).anchors)
+        anchors = open_anchors(load_recipe(recipe_name).anchors)
 
     # Anchors beside their candidates
     shards = ShardSet(root, anchors)

@@ -87,13 +87,16 @@ class FeaturesRecord(BaseModel):
         return self.model_dump(exclude={"versions"})
 
 
-def open_images(location: str, anchors: AnchorsConfig, size: int) -> ImageSource | ShardSet:
+def open_images(
+    location: str, anchors: AnchorsConfig, size: int, report: Report | None = None
+) -> ImageSource | ShardSet:
     """Open the images of any source, or the anchors of a sealed shard set.
 
     Args:
         location: what `anchors.path` takes; or the folder or URL of a shard set, whose anchors are taken as they are.
         anchors: the other keys for the images of a source, and the source of a set without anchors.
         size: of the encoder's images, which those of a source are brought to unless `anchors.size` says otherwise.
+        report: called with (files seen, 0) while a folder is walked.
 
     Raises:
         InputError: there are no such images.
@@ -109,10 +112,10 @@ def open_images(location: str, anchors: AnchorsConfig, size: int) -> ImageSource
         shards = ShardSet(location)
         if shards.plan.shards.include_anchors:
             return shards
-        return ShardSet(location, ImageSource(anchors))
+        return ShardSet(location, ImageSource(anchors, report))
 
     geometry = {"path": location, "size": anchors.size or size}
-    return ImageSource(anchors.model_copy(update=geometry))
+    return ImageSource(anchors.model_copy(update=geometry), report)
 
 
 def describe_source(images: ImageSource | ShardSet) -> EmbeddedSource:

@@ -3,8 +3,9 @@
 Shape legend: N images, F features, B batch.
 """
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 from ...core import InputError, Report, local_path, permutation
 from ...shards import Anchor, AnchorsConfig, ImageSource, screened
 from ...shards.sources.errors import SourceError
+from ...shards.sources.names import some
 from ..config import LinearEvalConfig
 from .encoder import Encoder
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 THREADS = min(16, os.cpu_count() or 1)
@@ -43,16 +47,20 @@ class Features:
 
 
 def labelled_sets(
-    anchors: AnchorsConfig, config: LinearEvalConfig, size: int
+    anchors: AnchorsConfig, config: LinearEvalConfig, size: int, report: Report | None = None
 ) -> tuple[ImageSource, ImageSource]:
-    """Open the training images (the anchors' source) and the test images, at the backbone's image size."""
+    """Open the training images (the anchors' source) and the test images, at the backbone's image size.
+
+    Args:
+        report: called with (files seen, 0) while a folder is walked.
+    """
     # Training images
     test_path = config.test_path or _test_path(anchors.path, config.test_split)
     geometry = anchors.size or size
     train_split = config.train_split or anchors.split
     chosen = {"split": train_split, "limit": config.train_limit, "size": geometry}
     keys = {"split": "linear_eval.train_split" if config.train_split else "anchors.split"}
-    train = screened(open_with_keys(anchors.model_copy(update=chosen), keys))
+    train = screened(open_with_keys(anchors.model_copy(update=chosen), keys, report))
     if (test_path, config.test_split) == (anchors.path, train_split):
         raise InputError(
             f"{test_path} split {train_split} is the training split too; set linear_eval.test_split"
@@ -70,20 +78,55 @@ def labelled_sets(
     keys = {"split": "linear_eval.test_split"}
     if config.test_path:
         keys["path"] = "linear_eval.test_path"
-    test = open_with_keys(anchors.model_copy(update=update), keys)
+    test = open_with_keys(anchors.model_copy(update=update), keys, report)
     number_alike(train, test)
     return train, test
 
 
 def number_alike(train: ImageSource, other: ImageSource) -> None:
-    """Number the classes of another split as those of the training images, by their names, where both have names.
+    """Number the classes of another split as those of the training images, by their names.
+
+    Where one side has numbers alone, names that are numbers too are compared with these. Other names cannot be; their
+    order is taken for that of the numbers, and a line says so.
 
     Raises:
         InputError: the other split has a class that the training images lack.
     """
-    names = train.class_names
-    if names and other.class_names and other.class_names != names:
+    names = train.names_in_use
+    others = other.names_in_use
+    if names is None and others is None:
+        return
+
+    largest = max(train.labels().max(), other.labels().max())  # refused where there are none
+    if names is None:
+        names = tuple(str(number) for number in range(largest + 1))
+        if not all(name.isdecimal() for name in others or ()):
+            _say_taken_for(train, other, others or ())
+            return
+
+    elif others is None and not all(name.isdecimal() for name in names):
+        _say_taken_for(other, train, names)
+        return
+
+    # A class that only other splits have is none of the training images'.
+    if train.class_names and train.class_names != names:
+        train.use_classes(names)
+    if other.class_names != names:
         other.use_classes(names)
+
+
+def _say_taken_for(numbered: ImageSource, named: ImageSource, names: Sequence[str]) -> None:
+    """Say which numbers are taken for which names, where only one side has names."""
+    taken = some(f"{number} for {name}" for number, name in enumerate(names))
+    log.warning(
+        "clsp: note: %s split %s has class numbers without names, %s split %s has names: takes %s; "
+        "if that is wrong, give both numbers, or both names",
+        numbered.config.path,
+        numbered.config.split,
+        named.config.path,
+        named.config.split,
+        taken,
+    )
 
 
 def _bits_in_use(images: ImageSource) -> int:
@@ -92,17 +135,20 @@ def _bits_in_use(images: ImageSource) -> int:
     return images.pixels.bits
 
 
-def open_with_keys(config: AnchorsConfig, keys: Mapping[str, str]) -> ImageSource:
+def open_with_keys(
+    config: AnchorsConfig, keys: Mapping[str, str], report: Report | None = None
+) -> ImageSource:
     """Open images that other keys of the recipe than `[anchors]` name, so that an error says those.
 
     Args:
         keys: for `path` and `split`, where they are not the anchors'.
+        report: called with (files seen, 0) while a folder is walked.
 
     Raises:
         InputError: they cannot be read.
     """
     try:
-        return ImageSource(config)
+        return ImageSource(config, report)
     except SourceError as error:
         key = keys.get(error.key, f"anchors.{error.key}")
         raise InputError(f"{key}: {error.reason}") from error
@@ -121,11 +167,17 @@ def _test_path(path: str, split: str) -> str:
     return str(sibling)
 
 
-def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> int:
+def check_labels(
+    train: np.ndarray,
+    test: np.ndarray,
+    complete: bool = True,
+    names: Sequence[str] | None = None,
+) -> int:
     """Return the number of classes, from the training labels alone.
 
     Args:
         complete: every class has to occur in the test set too, since accuracy per class is a mean over all of them.
+        names: what the classes are called, for messages.
 
     Raises:
         InputError: the training labels are not 0 … n-1, or one of the two sets has a class that the other lacks.
@@ -134,7 +186,7 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     classes = np.unique(train)
     if not np.array_equal(classes, np.arange(len(classes))):
         raise InputError(
-            f"training labels are {classes[:5].tolist()}…, expected every class of 0 … {classes[-1]}"
+            f"training labels are {called(classes)}, expected every class of 0 … {classes[-1]}"
         )
     if len(classes) < 2:
         raise InputError("all training images are of one class; expected at least two classes")
@@ -144,14 +196,22 @@ def check_labels(train: np.ndarray, test: np.ndarray, complete: bool = True) -> 
     missing = np.setdiff1d(classes, test)
     if len(unknown):
         raise InputError(
-            f"test labels {unknown[:5].tolist()} do not occur in training; expected images of the same classes"
+            f"test labels {called(unknown, names)} do not occur in training; expected images of the same classes"
         )
     if complete and len(missing):
         raise InputError(
-            f"test images lack the classes {missing[:5].tolist()}, expected all {len(classes)}"
+            f"test images lack the classes {called(missing, names)}, expected all {len(classes)}"
         )
 
     return len(classes)
+
+
+def called(labels: np.ndarray, names: Sequence[str] | None = None) -> str:
+    """Return what some classes are called, for a message: their names or, in brackets, their numbers."""
+    numbers: list[int] = labels.tolist()
+    if names:
+        return some([names[number] for number in numbers])
+    return f"[{some(map(str, numbers))}]"
 
 
 def hold_out(labels_N: np.ndarray, share: float, *stream: object) -> np.ndarray:

@@ -21,6 +21,7 @@ from ..config import TransferConfig, TransferSet
 from ..features.encoder import Encoder
 from ..features.extract import (
     Features,
+    called,
     check_labels,
     draw_per_class,
     extract,
@@ -75,9 +76,12 @@ def open_splits(name: str, config: TransferSet, size: int, limit: int = 0) -> Sp
     assert train is not None
     validation = split("validation")
     test = split("test")
-    for other in (validation, test):
-        if other:
-            number_alike(train, other)
+    try:
+        for other in (validation, test):
+            if other:
+                number_alike(train, other)
+    except InputError as error:
+        raise InputError(f"transfer set {name}: {error}") from error
 
     return Splits(train, validation, test)
 
@@ -113,7 +117,8 @@ def _features_without_test(
 def _features(
     encoder: Encoder, splits: Splits, test_images: ImageSource, complete: bool
 ) -> tuple[Features, np.ndarray, Features]:
-    check_labels(_labels(splits), test_images.labels(), complete)
+    names = splits.train.class_names
+    check_labels(_labels(splits), test_images.labels(), complete, names)
     train = extract(encoder, splits.train)
     test = extract(encoder, test_images)
     if splits.validation is None:
@@ -141,8 +146,9 @@ def _labels(splits: Splits) -> np.ndarray:
     validation = splits.validation.labels()
     different = np.setxor1d(validation, train)
     if len(different):
+        classes = called(different, splits.train.class_names)
         raise InputError(
-            f"classes {different[:5].tolist()} are in one of the splits train and validation only"
+            f"the classes {classes} are in one of the splits train and validation only"
         )
 
     return np.concatenate([train, validation])

@@ -24,6 +24,7 @@ from .decoding import (
     resized,
 )
 from .errors import SourceError
+from .names import some
 from .opening import Source, open_source
 from .survey import Depth, Findings, Look, Survey, identity, measure_bits
 
@@ -64,6 +65,9 @@ class ImageSource(Sequence[Anchor]):
     Keys are `{split}_{index:08d}`. `digest` is over the identities of all anchors, so it names the source; it and
     `source_count` are those of the whole source also where anchors have been left out.
 
+    Args:
+        report: called with (files seen, 0) while a folder is walked, which may take long.
+
     Raises:
         InputError: the source is missing, has no such split or no image column; or, on access, an image does not
             decode or does not have the expected geometry.
@@ -75,14 +79,14 @@ class ImageSource(Sequence[Anchor]):
     [4, 9, 4]
     """
 
-    def __init__(self, config: AnchorsConfig):
+    def __init__(self, config: AnchorsConfig, report: Report | None = None):
         self.config = config
         if not SPLIT.fullmatch(config.split):
             raise SourceError(
                 "split", f"{config.split!r}; expected up to 64 printable ASCII letters, no slash"
             )
 
-        self.source: Source = open_source(config)
+        self.source: Source = open_source(config, report)
         self.source_count = min(len(self.source), config.limit or len(self.source))
         if self.source_count == 0:
             raise SourceError(
@@ -92,7 +96,7 @@ class ImageSource(Sequence[Anchor]):
         self.indices_N = np.arange(self.source_count)
         self.class_names: tuple[str, ...] | None = self.source.class_names
         """The names of the classes by their numbers; None where they have no names."""
-        self._numbers: list[int] | None = None
+        self._numbers: dict[int, int] | None = None
         self.pixels = Pixels(_background(config.background), config.bits, config.range)
         self._measuring = threading.Lock()
         self._findings: Findings | None = None
@@ -218,21 +222,49 @@ class ImageSource(Sequence[Anchor]):
             self.pixels = self.pixels._replace(bits=findings.bits_in_use)
 
     def use_classes(self, names: Sequence[str]) -> None:
-        """Number the classes as another source does, by their names.
+        """Number the classes as another source does, by their names; a class without a name is called as its number.
 
         Raises:
-            InputError: one of this source's classes is not among them.
+            InputError: an image's class is not among them.
         """
-        mine = self.source.class_names or ()
-        unknown = [name for name in mine if name not in names]
+        places = {name: place for place, name in enumerate(names)}
+        as_numbers = {int(name): place for name, place in places.items() if name.isdecimal()}
+
+        # Only the classes that images have: a source may name more, those of its other splits too
+        mine = self.source.class_names
+        numbers = {}
+        unknown = []
+        for label in self._labels_in_use():
+            name = mine[label] if mine else str(label)
+            place = places.get(name)
+            if place is None and name.isdecimal():
+                place = as_numbers.get(int(name))
+            if place is None:
+                unknown.append(name)
+            else:
+                numbers[label] = place
+
         if unknown:
+            classes = "class" if len(unknown) == 1 else "classes"
+            which = "which is" if len(unknown) == 1 else "which are"
             raise InputError(
-                f"{self.config.path} split {self.config.split} has the class {unknown[0]!r}, which is not among "
-                f"{', '.join(names[:10])}; expected the classes of the training images"
+                f"{self.config.path} split {self.config.split} has the {classes} {some(map(repr, unknown))}, {which} "
+                f"not among {some(names)}; expected the classes of the training images"
             )
 
-        self._numbers = [names.index(name) for name in mine]
+        self._numbers = numbers
         self.class_names = tuple(names)
+
+    def _labels_in_use(self) -> list[int]:
+        """Return the classes of the images, as the source numbers them."""
+        labels = {self.source.label(index) for index in self.indices_N.tolist()}
+        return sorted(label for label in labels if label is not None and label >= 0)
+
+    @property
+    def names_in_use(self) -> tuple[str, ...] | None:
+        """Return the names of the classes that images have, by their numbers; None where classes have no names."""
+        mine = self.source.class_names
+        return None if mine is None else tuple(mine[label] for label in self._labels_in_use())
 
     def use_pixels(
         self, background: str | None, bits: int | None, range: tuple[float, float] | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import SourceError
+from .names import some
 from .walk import LeftOut, printable
 
 Layout = Literal["auto", "classes", "splits", "flat"]
@@ -32,9 +33,6 @@ OUTSIDE_CLASSES = {
     "classes": "outside the folders of classes (anchors.layout=flat takes all, without classes)",
     "splits": "outside the folders of classes",
 }
-
-NAMED = 5
-"""Names of folders that a message shows."""
 
 
 @dataclass
@@ -77,7 +75,7 @@ class Arrangement:
         if len(fitting) > 1:
             raise SourceError(
                 "split",
-                f"the folders {_some(fitting)} of {where} all mean the split {asked!r}; give the name of one of them",
+                f"the folders {some(fitting)} of {where} all mean the split {asked!r}; give the name of one of them",
             )
         if fitting:
             return self.splits[fitting[0]]
@@ -170,7 +168,7 @@ def _guess(
     if as_splits and others:
         raise SourceError(
             "path",
-            f"{where} has folders called like splits ({_some(as_splits)}) beside others ({_some(others)}); set "
+            f"{where} has folders called like splits ({some(as_splits)}) beside others ({some(others)}); set "
             "anchors.layout to classes (every folder is a class), splits (every folder is a split) or flat (neither)",
         )
 
@@ -279,8 +277,3 @@ def _shared_folder(names: Sequence[str]) -> str:
         if len(firsts) != 1 or not only or only.lower() in SPLIT_WORDS:
             return base
         base += f"{only}/"
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

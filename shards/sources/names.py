@@ -1,9 +1,24 @@
 """Name a source as plans and listings record it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...core import local_path
 from ...core.paths import FILE
+
+NAMED = 5
+"""Names that a message shows."""
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first few names, for a message.
+
+    >>> some("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    told = list(names)
+    rest = len(told) - NAMED
+    return ", ".join(told[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def source_name(path: str) -> str:

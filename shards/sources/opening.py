@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ...core import local_path
+from ...core import Report, local_path
 from ...core.paths import FILE
 from .config import AnchorsConfig
 from .digits import DigitsSource
@@ -56,8 +56,11 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: AnchorsConfig) -> Source:
+def open_source(config: AnchorsConfig, report: Report | None = None) -> Source:
     """Open a recipe's source: what is on this machine under its path, else a data set of the hub.
+
+    Args:
+        report: called with (files seen, 0) while a folder is walked.
 
     Raises:
         SourceError: nothing is there, or it cannot be read, or too much of it would be left out.
@@ -69,7 +72,7 @@ def open_source(config: AnchorsConfig) -> Source:
         return DigitsSource(config.split)
 
     if local.is_dir():
-        source = _open_folder(local, config)
+        source = _open_folder(local, config, report)
         check_left_out(source.left_out, len(source), path, config.on_error)
         return source
 
@@ -87,12 +90,12 @@ def open_source(config: AnchorsConfig) -> Source:
     return open_hub(config)
 
 
-def _open_folder(root: Path, config: AnchorsConfig) -> Source:
+def _open_folder(root: Path, config: AnchorsConfig, report: Report | None) -> Source:
     if is_saved(root):
         return open_saved(root, config)
 
     try:
-        found = find_files(root)
+        found = find_files(root, report)
     except OSError as error:
         raise SourceError("path", f"{config.path} cannot be listed: {error.strerror}") from error
 

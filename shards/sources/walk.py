@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ...core import Report
 from .decoding import opens_heif
 
 _IMAGES = """
@@ -35,6 +37,9 @@ OUTPUTS = frozenset(("model_index.json", "plan.json", "recipe.toml"))
 """Files by which a folder inside the images is a diffusion model, a shard set or a run, with pictures of its own."""
 
 HEADER_BYTES = 4096
+TALLIED = 1000
+"""Files of a folder after which a walk tells how far it is."""
+
 THREADS = 16
 """Folders listed at once: a walk waits for the disk or the network, not for the processor."""
 
@@ -88,18 +93,39 @@ class _Folder(NamedTuple):
     above: frozenset[tuple[int, int]]
 
 
-def find_files(root: Path) -> FoundFiles:
+class _Tally:
+    """Counts the files that all threads have seen, and tells it now and then."""
+
+    def __init__(self, report: Report | None):
+        self._report = report
+        self._lock = threading.Lock()
+        self._seen = 0
+
+    def add(self, files: int) -> None:
+        """Count some files more."""
+        if self._report is None:
+            return
+        with self._lock:
+            self._seen += files
+            self._report(self._seen, 0)
+
+
+def find_files(root: Path, report: Report | None = None) -> FoundFiles:
     """Walk `root` and everything below it, through links too, many folders at once.
+
+    Args:
+        report: called with (files seen, 0), from several threads, one at a time.
 
     Raises:
         OSError: the root cannot be listed.
     """
     found = FoundFiles()
     level = [_Folder("", frozenset())]
+    tally = _Tally(report)
 
     with ThreadPoolExecutor(THREADS) as threads:
         while level:
-            listings = threads.map(lambda folder: _list_folder(root, folder), level)
+            listings = threads.map(lambda folder: _list_folder(root, folder, tally), level)
             level = []
             for listing, folders in listings:
                 found.images += listing.images
@@ -115,7 +141,7 @@ def find_files(root: Path) -> FoundFiles:
     return found
 
 
-def _list_folder(root: Path, folder: _Folder) -> tuple[FoundFiles, list[_Folder]]:
+def _list_folder(root: Path, folder: _Folder, tally: _Tally) -> tuple[FoundFiles, list[_Folder]]:
     """Return the files of one folder, and the folders in it."""
     found = FoundFiles()
     folders = []
@@ -136,7 +162,10 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[FoundFiles, list[_Folder]
         return found, []
 
     above = folder.above | {(here.st_dev, here.st_ino)}
-    for entry in entries:
+    for number, entry in enumerate(entries, start=1):
+        if number % TALLIED == 0 or number == len(entries):
+            tally.add((number - 1) % TALLIED + 1)
+
         name = f"{folder.name}/{entry.name}" if folder.name else entry.name
         if entry.name.startswith((".", "__")):
             found.left_out.append(LeftOut(name, "hidden", False))

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from clsp.cli import progress
 from clsp.cli.recipe import shipped_recipes
 from clsp.shards import ShardSet, verify_set
 from conftest import REPOSITORY, settings
@@ -34,6 +35,12 @@ def test_what_is_there(clsp, photos):
     assert re.search(r"mode +RGB 9, RGBA 1", told) and re.search(r"size +8x8 10", told)
     assert "1 image with alpha, which lets a white background through" in told
     assert re.search(r"damaged +0 \(by their headers\)", told)
+
+
+def test_a_walk_that_takes_long_is_shown(clsp, photos, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    shown = [line for line in clsp("images", photos).stdout.splitlines() if "looking for" in line]
+    assert shown and all(re.fullmatch(r"looking for images: \d+ files", line) for line in shown)
 
 
 def test_splits_with_their_classes(clsp, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -116,6 +117,86 @@ def test_a_model_that_blows_up_is_not_saved(digits, tmp_path, monkeypatch):
     assert state["step"] == 4
     assert all(torch.isfinite(value).all() for value in state["unet"].values())
     assert not (tmp_path / "model_index.json").exists() and not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_training_without_a_checkpoint_makes_way_for_corrected_settings(
+    digits, tmp_path, monkeypatch, caplog
+):
+    out = tmp_path / "model"
+    changes = {"steps": 60, "sample_steps": 25, "checkpoint_steps": 100}
+    config = CONFIG.model_copy(update=changes)
+    with monkeypatch.context() as patch:
+        # Good for 50 steps, with a row and two grids, then not finite
+        patch.setattr(DiffusionConfig, "learning_rate", lambda _, step: 1e30 if step > 50 else 1e-4)
+        with pytest.raises(WorkError, match=r"last good checkpoint is none; .* the same --out"):
+            train_diffusion(digits, config, out, recipe=b"wrong")
+    left = {path: (out / path).read_bytes() for path in ("training.json", "log.jsonl")}
+    assert left["log.jsonl"].count(b"\n") == 1
+
+    # The corrected settings, into the same folder
+    corrected = CONFIG.model_copy(update={"lr": 1e-4, "sample_steps": 3})
+    train_diffusion(digits, corrected, out, recipe=b"right")
+    alone = train_diffusion(digits, corrected, tmp_path / "alone")
+    assert weights(out) == weights(alone)
+    for name in ("training.json", "log.jsonl"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes()
+    assert [path.name for path in sorted((out / "samples").iterdir())] == [
+        "step-00000003.png",
+        "step-00000006.png",
+    ]
+
+    # Nothing is lost
+    aside = out / "stopped-1"
+    assert {path: (aside / path).read_bytes() for path in left} == left
+    assert len(list((aside / "samples").iterdir())) == 2
+    assert ((aside / "recipe.toml").read_bytes(), (out / "recipe.toml").read_bytes()) == (
+        b"wrong",
+        b"right",
+    )
+    assert f"is now in {aside}" in caplog.text
+
+
+def test_a_training_with_a_checkpoint_makes_no_way(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        DiffusionConfig, "learning_rate", lambda _, step: 1e30 if step > 3 else 1e-4
+    )
+    with pytest.raises(WorkError, match=r"checkpoint\.pt; .* another --out"):
+        train_diffusion(digits, CONFIG, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="other settings"):
+        train_diffusion(digits, CONFIG.model_copy(update={"lr": 1e-4}), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_no_training_makes_way_where_no_lock_shows_that_it_has_ended(digits, tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    refused = []
+
+    def start_another(*progress):  # before the first checkpoint
+        with pytest.raises(InputError, match="other settings") as error:
+            train_diffusion(digits, CONFIG.model_copy(update={"lr": 1e-4}), tmp_path)
+        refused.append(error)
+
+    train_diffusion(digits, CONFIG.model_copy(update={"steps": 1}), tmp_path, report=start_another)
+    assert len(refused) == 1
+
+
+def test_the_recipe_of_a_command_that_is_kept_out_is_not_written(digits, clsp, tmp_path):
+    out = tmp_path / "model"
+    refused = []
+
+    def start_another(*progress):
+        small = ("--set=diffusion.channels=[32]", "--set=diffusion.attention=[false]")
+        found = clsp("diffusion", "train", "--recipe", "digits", *small, "--out", out)
+        assert found.returncode == 2 and "another process works in" in found.stderr
+        refused.append((out / "recipe.toml").read_bytes())
+
+    config = CONFIG.model_copy(update={"steps": 1})
+    train_diffusion(digits, config, out, report=start_another, recipe=b"the first")
+    assert refused == [b"the first"] == [(out / "recipe.toml").read_bytes()]
 
 
 def test_the_folder_of_another_run_is_refused(digits, tmp_path):

@@ -9,7 +9,7 @@ from clsp.core import InputError, StopRequested, WorkError, sha256_file
 from clsp.shards import ShardSet, merge_sets
 from clsp.train import METHODS, PretrainConfig, layers_used, pretrain
 from clsp.train.pretrain import Trainer
-from conftest import SMALL_METHOD
+from conftest import SMALL_METHOD, SMALL_NETWORKS, settings
 
 BASE = {
     **SMALL_METHOD,
@@ -157,6 +157,65 @@ def test_the_folder_of_another_run_is_refused(shards, tmp_path):
         pretrain(shards, config(epochs=1, lr=0.1), tmp_path / "run")
     pretrain(shards, config(epochs=1, workers=1), tmp_path / "run")
     assert weights(tmp_path / "run") == before
+
+
+def test_a_run_without_a_checkpoint_makes_way_for_corrected_settings(shards, tmp_path, caplog):
+    out = tmp_path / "run"
+    chosen = {"epochs": 1, "trackers": ["tensorboard"]}
+    with pytest.raises(WorkError, match=r"last good checkpoint is none; .* the same --out"):
+        wrong = config(**chosen, lr=1e30, warmup_epochs=0)
+        pretrain(shards, wrong, out, recipe=b"wrong")
+    left = (out / "run.json").read_bytes()
+
+    pretrain(shards, config(**chosen), out, recipe=b"right")
+    pretrain(shards, config(**chosen), tmp_path / "alone")
+    assert weights(out) == weights(tmp_path / "alone")
+    assert losses(out) == losses(tmp_path / "alone")
+    assert (out / "run.json").read_bytes() == (tmp_path / "alone" / "run.json").read_bytes()
+    assert (out / "recipe.toml").read_bytes() == b"right"
+
+    # Nothing is lost, and no curve is mixed with another
+    aside = out / "stopped-1"
+    assert (aside / "run.json").read_bytes() == left
+    assert (aside / "recipe.toml").read_bytes() == b"wrong"
+    for folder in (out, aside):
+        assert len(list((folder / "tensorboard").glob("events.*"))) == 1
+    assert f"is now in {aside}" in caplog.text
+
+
+def test_a_run_with_a_checkpoint_makes_no_way(shards, tmp_path, monkeypatch):
+    stop_at(2, monkeypatch)
+    with pytest.raises(StopRequested):
+        pretrain(shards, config(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"lr: 0.5 there, 0.1 here"):
+        pretrain(shards, config(lr=0.1), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_makes_way_leaves_its_layers_behind(make_set, tmp_path, monkeypatch):
+    root = make_set(tmp_path / "set", candidates=2)
+    stop_at(0, monkeypatch, kill=True)
+    with pytest.raises(CrashError):
+        pretrain(ShardSet(root), config(), tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").exists()
+    assert layers_used(tmp_path / "run") is None
+
+
+def test_the_recipe_of_a_command_that_is_kept_out_is_not_written(shards, shard_set, clsp, tmp_path):
+    out = tmp_path / "run"
+    refused = []
+
+    def start_another(epoch, *progress):
+        if epoch > 1:  # only before the first checkpoint it could make way
+            return
+        small = settings({**SMALL_NETWORKS, "pretrain.lr": 0.1})
+        found = clsp("pretrain", "--recipe", "digits", *small, "--shards", shard_set, "--out", out)
+        assert found.returncode == 2 and "another process works in" in found.stderr
+        refused.append((out / "recipe.toml").read_bytes())
+
+    pretrain(shards, config(epochs=2), out, start_another, recipe=b"the first")
+    assert refused == [b"the first"] == [(out / "recipe.toml").read_bytes()]
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_keys(shards, tmp_path):

@@ -18,7 +18,7 @@ from clsp.cli.recipe import load_recipe
 from clsp.cli.reproduce.command import _claim
 from clsp.cli.reproduce.driver import Driver
 from clsp.cli.reproduce.stages import Stage, parse_run, pipeline
-from clsp.core import InputError, StopRequested, WorkError
+from clsp.core import InputError, StopRequested, WorkError, holding
 from conftest import SMALL_NETWORKS, settings
 
 SMALL = {**SMALL_NETWORKS, "anchors.limit": 64, "shards.records": 16, "reproduce.seeds": 1}
@@ -203,6 +203,13 @@ def test_a_second_driver_is_kept_out(tmp_path):
                 Sleeps(tmp_path, self.stages, 1).run()
 
     Second(tmp_path, [Stage("quick", ("0.5",))], 1).run()
+
+
+def test_the_recipe_of_a_command_that_is_kept_out_is_not_written(clsp, tmp_path):
+    with holding(tmp_path):
+        found = clsp("reproduce", "--recipe", "digits", "--seeds", "2", "--out", tmp_path)
+    assert found.returncode == 2 and "another process works in" in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".clsp.lock"]
 
 
 def test_a_set_that_fails_verification_ends_the_work_with_its_fault(shard_set, tmp_path):

@@ -17,6 +17,18 @@ def reasons(found) -> dict[str, str]:
     return {file.name: file.reason for file in found.left_out}
 
 
+def test_a_walk_tells_how_many_files_it_has_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(walk, "TALLIED", 3)
+    for folder, count in (("a", 7), ("b", 3), ("c", 1)):
+        many(tmp_path / folder, count)
+    (tmp_path / "README").touch()
+    told = []
+    find_files(tmp_path, lambda done, total: told.append((done, total)))
+    seen = [done for done, _ in told]
+    assert seen == sorted(seen) and seen[-1] == 7 + 3 + 1 + 4  # files, and the root's entries
+    assert len(told) == 2 + 3 + 1 + 1 and {total for _, total in told} == {0}
+
+
 @pytest.mark.parametrize(
     "name",
     ["a.JPG", "a.Jpeg", "a.jfif", "a.jpe", "a.PNG", "a.webp", "a.avif", "a.TIFF", "a.bmp", "a.gif"],
