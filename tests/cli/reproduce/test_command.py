@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from clsp.cli.main import STOPPED, root
 from clsp.cli.recipe import load_recipe
-from clsp.cli.reproduce.command import _claim
+from clsp.cli.reproduce.command import _check_folder, _claim
 from clsp.cli.reproduce.driver import Driver
 from clsp.cli.reproduce.stages import Stage, parse_run, pipeline
 from clsp.core import InputError, StopRequested, WorkError, holding
@@ -135,9 +135,9 @@ def test_work_begun_before_there_was_a_choice_goes_on(tmp_path):
     earlier = text.replace('measure = "margin"', 'measure = "agreement"')
     earlier = earlier.replace('weight_map = "value"\n', "").replace("allow_labels = false\n", "")
     path.write_text(earlier)
-    _claim(tmp_path, {path: recipe})
+    _check_folder(tmp_path, {path: recipe})
     with pytest.raises(InputError, match="the work of another recipe"):
-        _claim(tmp_path, {path: load_recipe("digits", settings_of({"anchors.limit": 32}))})
+        _check_folder(tmp_path, {path: load_recipe("digits", settings_of({"anchors.limit": 32}))})
 
 
 def settings_of(values: dict) -> list[str]:
