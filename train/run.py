@@ -46,14 +46,7 @@ def check_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
     if content is None:
         return False
 
-    found = json.loads(content)
-    run = _identity(shards, config)
-    there = {key: found.get(key) for key in run} | {"name": recorded_name(found)}
-    if "scores" not in found:  # of a version that did not record them
-        run.pop("scores", None)
-        there.pop("scores", None)
-
-    different = differences(there, run)
+    different = _differences(content, _identity(shards, config))
     if different:
         raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
 
@@ -96,6 +89,14 @@ def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
             identity["scores"] = scores.sha256
 
     return identity
+
+
+def _differences(content: bytes, run: dict[str, Any]) -> list[str]:
+    """Return in what the run of a record, maybe of an earlier version, is another one than `run`."""
+    found = json.loads(content)
+    here = {key: run[key] for key in run if key != "scores" or key in found}  # not always recorded
+    there = {key: found.get(key) for key in here} | {"name": recorded_name(found)}
+    return differences(there, here)
 
 
 def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path) -> None:
