@@ -177,6 +177,8 @@ class PretrainConfig(Section):
     'mocov2plus+shards'
     """
 
+    added: ClassVar[Mapping[str, Any]] = {"init": "", "schedule": "cosine", "decay_epochs": 10}
+
     method: str = "simclr"
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=1024, ge=2)
@@ -189,6 +191,9 @@ class PretrainConfig(Section):
     """`cifar` gives a ResNet a first convolution of 3x3, stride 1, padding 1, and no max-pool."""
     batch_norm: Literal["joint", "per_view"] = "per_view"
     """One pass over all views together, or one each with running statistics from real views only."""
+    init: str = ""
+    """Whose weights the backbone starts from: a run, the folder of a timm model, or timm's name or hub id of one; they
+    must fit to the last key. Empty: random ones. It was made for images normalised by its own mean and std: use those."""
     projector_hidden: int = Field(default=4096, ge=1)
     projector_out: int = Field(default=256, ge=1)
     projector_layers: int = Field(default=2, ge=1)
@@ -217,6 +222,11 @@ class PretrainConfig(Section):
     warmup_epochs: float = Field(default=10, ge=0)
     warmup_lr: float = Field(default=1e-3, ge=0)
     """Where the linear warm-up of the learning rate starts."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Behind the warm-up the learning rate falls along a cosine to 0 at the last step; or it stays as it is and falls
+    within the last `decay_epochs` only (`wsd`: warm-up, stable, decay): such a run can be given more epochs."""
+    decay_epochs: int = Field(default=10, ge=1)
+    """Of the schedule `wsd`: lr·(1 - sqrt(share of them that is over)), as Hägele et al. (NeurIPS 2024) found best."""
     mean: Ratio = (0.5, 0.5, 0.5)
     std: Ratio = (0.5, 0.5, 0.5)
     augment: AugmentConfig = AugmentConfig()
@@ -232,6 +242,20 @@ class PretrainConfig(Section):
     """Every so many epochs kNN accuracy on the recipe's labelled images goes to the log and the report; 0: never."""
     checkpoint_epochs: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self):
+        needed = self.warmup_epochs + self.decay_epochs
+        if self.schedule == "wsd" and needed > self.epochs:
+            raise ValueError(
+                f"schedule = wsd needs {needed:g} epochs for warmup_epochs and decay_epochs, epochs is {self.epochs}"
+            )
+        return self
+
+    @property
+    def stable_epochs(self) -> int | None:
+        """Return the epoch behind which the rate of the schedule `wsd` falls; None with a cosine."""
+        return self.epochs - self.decay_epochs if self.schedule == "wsd" else None
 
     @property
     def extra(self) -> Literal["shards", "augmentation", "inflation", "none"]:

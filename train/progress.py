@@ -81,7 +81,9 @@ class Progress:
         self.accelerator.log(means, step=self.loader.batch)
         self.sums.clear()
 
-        if epoch % self.config.checkpoint_epochs == 0 or epoch == self.config.epochs:
+        config = self.config
+        is_due = epoch % config.checkpoint_epochs == 0
+        if is_due or epoch in (config.stable_epochs, config.epochs):
             self.save()
         return means
 
@@ -98,7 +100,14 @@ class Progress:
         write_file(self.out / LOG, log.encode())
 
         state = {"step": self.loader.batch, "data": self.loader.state_dict(), "sums": sums}
-        save_checkpoint(self.out, self.method, self.optimizer, state, self.config.keep_checkpoints)
+        keep = self.config.keep_checkpoints
+        save_checkpoint(self.out, self.method, self.optimizer, state, keep, self._stable_step)
+
+    @property
+    def _stable_step(self) -> int | None:
+        """Return the last step before the decay of `wsd`, from which a run that is given more epochs goes on."""
+        epochs = self.config.stable_epochs
+        return None if epochs is None else epochs * self.loader.order.batches_per_epoch
 
     def _mean_over_ranks(self, value: torch.Tensor) -> float:
         mean: Any = self.accelerator.reduce(value, "mean")

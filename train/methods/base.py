@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..backbone import build_backbone, feature_width
+from ..backbone import build_backbone, feature_width, load_initial
 from ..config import PretrainConfig
 from ..losses import alignment
 
@@ -33,11 +33,16 @@ class Method(nn.Module, abc.ABC):
 
     views = 2
     needs_labels = False
+    has_momentum = False
+    """True for a method with an encoder that follows the other by `momentum_start` … `momentum_end`."""
 
     def __init__(self, config: PretrainConfig):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config)
+        if config.init:
+            load_initial(self.backbone, config.init)
+
         features = feature_width(self.backbone)
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
         norm = config.head_norm if config.projector_norm else None
