@@ -193,7 +193,7 @@ class PretrainConfig(Section):
     """One pass over all views together, or one each with running statistics from real views only."""
     init: str = ""
     """Whose weights the backbone starts from: a run, the folder of a timm model, or timm's name or hub id of one; they
-    must fit to the last key. Empty: random ones. It was made for images normalised by its own mean and std: use those."""
+    must fit to the last key. Empty: random ones. Take over its `mean` and `std` too: it was made for such images."""
     projector_hidden: int = Field(default=4096, ge=1)
     projector_out: int = Field(default=256, ge=1)
     projector_layers: int = Field(default=2, ge=1)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..backbone import build_backbone, feature_width, load_initial
 from ..config import PretrainConfig
+from ..health import Embeddings
 from ..losses import alignment
 
 
@@ -39,6 +40,8 @@ class Method(nn.Module, abc.ABC):
     def __init__(self, config: PretrainConfig):
         super().__init__()
         self.config = config
+        self.keeps_embeddings = False
+        self.embeddings: list[Embeddings] = []
         self.backbone = build_backbone(config)
         if config.init:
             load_initial(self.backbone, config.init)
@@ -80,8 +83,13 @@ class Method(nn.Module, abc.ABC):
             weights_B: a weight per sample in the synthetic term.
             labels_B: classes, -1 where there are none.
         """
-        # The method's own
+        # The projections, of some steps kept to be looked at
         y = self._project(list(views), third)
+        if self.keeps_embeddings:
+            positive = y[1] if third is None else y[self.views]
+            self.embeddings.append(Embeddings(y[0].detach(), positive.detach()))
+
+        # The method's own
         losses = self.base_loss(y[: self.views], views, labels_B)
 
         # The synthetic term
