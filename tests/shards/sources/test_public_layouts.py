@@ -16,7 +16,7 @@ PAGE = REPOSITORY / "docs" / "own-images.md"
 
 def write(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
