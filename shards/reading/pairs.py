@@ -109,8 +109,8 @@ class PairDataset(Dataset[PairBatch]):
     ):
         if with_candidates and count > max(1, shards.candidates):
             raise InputError(
-                f"{count} different candidates of each anchor are asked for (pretrain.synthetic.candidates), {shards.root} "
-                f"has {shards.candidates}; ask for fewer, or make more: clsp shards extend"
+                f"{count} different candidates of each anchor are asked for (pretrain.synthetic.candidates), "
+                f"{shards.root} has {shards.candidates}; ask for fewer, or make more: clsp shards extend"
             )
 
         self.shards = shards
