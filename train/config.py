@@ -249,6 +249,12 @@ class PretrainConfig(Section):
     compile: bool = False
     """Compile the backbone by torch.compile."""
     temperature: float = Field(default=0.2, gt=0)
+    decoupled: bool = False
+    """Leave the positive out of the denominator of SimCLR's loss (DCL)."""
+    invariance_weight: float = Field(default=25.0, ge=0)
+    variance_weight: float = Field(default=25.0, ge=0)
+    covariance_weight: float = Field(default=1.0, ge=0)
+    """Of VICReg's three terms."""
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = Field(default=0.5, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -272,7 +278,13 @@ class PretrainConfig(Section):
     checkpoint_epochs: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
 
-    added: ClassVar[Mapping[str, Any]] = {"label": ""}
+    added: ClassVar[Mapping[str, Any]] = {
+        "label": "",
+        "decoupled": False,
+        "invariance_weight": 25.0,
+        "variance_weight": 25.0,
+        "covariance_weight": 1.0,
+    }
 
     @property
     def extra(self) -> Literal["shards", "augmentation", "inflation", "none"]:

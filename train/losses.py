@@ -1,4 +1,4 @@
-"""Losses: pure functions of L2-normalised embeddings.
+"""Losses: pure functions of embeddings, L2-normalised but where a loss says otherwise.
 
 Shape legend: B local batch, N global batch (all ranks), D embedding dimension.
 """
@@ -16,6 +16,8 @@ Result = TypeVar("Result")
 
 TINY = 1e-12
 """Keeps sums of no weights at all from dividing by 0."""
+VARIANCE_FLOOR = 1e-4
+"""VICReg's ε: it keeps the gradient of the square root finite where a dimension has collapsed."""
 
 
 def in_float32(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -48,6 +50,7 @@ def nt_xent(
     all_z1_ND: torch.Tensor | None = None,
     all_z2_ND: torch.Tensor | None = None,
     rank: int = 0,
+    decoupled: bool = False,
 ) -> torch.Tensor:
     """Compute NT-Xent (Chen et al. 2020, equation 1) of the local samples: each view against the 2N-1 other embeddings.
 
@@ -56,6 +59,7 @@ def nt_xent(
         temperature: τ.
         all_z1_ND, all_z2_ND: those of all ranks in rank order, gathered with gradient; default: the local ones.
         rank: whose part of the gathered embeddings is the local one.
+        decoupled: leave the positive out of the denominator (DCL, Yeh et al. 2022): `-s₊/τ + log Σ exp(s₋/τ)`.
 
     Returns:
         The mean over the 2B local queries, a scalar.
@@ -74,8 +78,14 @@ def nt_xent(
     logits = logits.scatter(1, itself[:, None], float("-inf"))
 
     # -log softmax at the other view of the same image
-    positive = torch.cat([own + everyone, own])
-    return F.cross_entropy(logits, positive)
+    places = torch.cat([own + everyone, own])
+    if not decoupled:
+        return F.cross_entropy(logits, places)
+
+    # The same with the sum over the negatives alone
+    positive = logits.gather(1, places[:, None])[:, 0]
+    negatives = logits.scatter(1, places[:, None], float("-inf"))
+    return (negatives.logsumexp(dim=1) - positive).mean()
 
 
 @in_float32
@@ -299,3 +309,40 @@ def redundancy(keys_ND: Sequence[torch.Tensor], y_ND: Sequence[torch.Tensor]) ->
         off.append((correlation.square().sum() - diagonal.square().sum()) / others)
 
     return ((on[0] + on[1]) / 2).sqrt() / 2 + ((off[0] + off[1]) / 2).sqrt() / 2
+
+
+@in_float32
+def invariance(y1_BD: torch.Tensor, y2_BD: torch.Tensor) -> torch.Tensor:
+    """Compute VICReg's s (Bardes et al., ICLR 2022, equation 5), over D as in its authors' code: `mean_nd (y_1 - y_2)²`.
+
+    Args:
+        y1_BD, y2_BD: projections of the two views, not normalised.
+    """
+    return F.mse_loss(y1_BD, y2_BD)
+
+
+@in_float32
+def variance_hinge(y_ND: torch.Tensor) -> torch.Tensor:
+    """Compute VICReg's v (equation 1): `mean_d max(0, 1 - sqrt(Var(y_d) + 1e-4))`.
+
+    Args:
+        y_ND: projections of a view, not normalised, the whole global batch; the variance is over N - 1.
+    """
+    deviations_D = (y_ND.var(dim=0) + VARIANCE_FLOOR).sqrt()
+    return F.relu(1 - deviations_D).mean()
+
+
+@in_float32
+def covariance_penalty(y_ND: torch.Tensor) -> torch.Tensor:
+    """Compute VICReg's c (equations 3 and 4): `1/D · Σ_{i≠j} Cov(y)_ij²`, the covariance over N - 1.
+
+    Args:
+        y_ND: projections of a view, not normalised, the whole global batch.
+    """
+    # Cov(y) = Σ_n (y_n - mean)(y_n - mean)ᵀ / (N - 1)
+    centred_ND = y_ND - y_ND.mean(dim=0)
+    covariance_DD = centred_ND.T @ centred_ND / (len(y_ND) - 1)
+
+    # All but the diagonal
+    is_own_DD = torch.eye(len(covariance_DD), dtype=torch.bool, device=y_ND.device)
+    return covariance_DD.masked_fill(is_own_DD, 0.0).square().sum() / len(covariance_DD)

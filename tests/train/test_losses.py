@@ -7,13 +7,16 @@ import pytest
 import torch
 from clsp.train import alignment, nt_xent
 from clsp.train.losses import (
+    covariance_penalty,
     cross_view,
     info_nce,
+    invariance,
     mean_target,
     multi_positive,
     redundancy,
     robust_info_nce,
     supervised_contrastive,
+    variance_hinge,
 )
 from clsp.train.methods.nnclr import nearest
 
@@ -305,3 +308,68 @@ def test_the_mean_over_ranks_of_several_positives_is_the_loss_of_the_global_batc
     whole = multi_positive(members, weights, 0.2), robust_info_nce(z1, z3, w, 0.2, 0.5, 0.01)
     for parts, expected in zip((several, robust), whole, strict=True):
         assert torch.stack(parts).mean().item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# Without negatives, and without the positive among them
+
+
+def decoupled_by_hand(z1, z2, temperature) -> float:
+    """DCL: the pair is no part of the sum below."""
+    z, count = np.concatenate([z1, z2]), len(z1)
+    total = 0.0
+    for i in range(2 * count):
+        positive = (i + count) % (2 * count)
+        negatives = 0.0
+        for j in range(2 * count):
+            if j not in (i, positive):
+                negatives += math.exp(z[i] @ z[j] / temperature)
+        total += math.log(negatives) - z[i] @ z[positive] / temperature
+    return total / (2 * count)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 1.0])
+@pytest.mark.parametrize("count", [2, 7])
+def test_the_decoupled_loss(count, temperature):
+    z1, z2 = unit(count, 5, 0), unit(count, 5, 1)
+    found = nt_xent(torch.from_numpy(z1), torch.from_numpy(z2), temperature, decoupled=True)
+    assert found.item() == pytest.approx(decoupled_by_hand(z1, z2, temperature), rel=1e-6)
+
+
+def test_the_mean_over_ranks_of_the_decoupled_loss_is_that_of_the_global_batch():
+    z1, z2 = (torch.from_numpy(unit(8, 5, seed)) for seed in (0, 1))
+    parts = []
+    for rank, start in enumerate((0, 4)):
+        own = slice(start, start + 4)
+        parts.append(nt_xent(z1[own], z2[own], 0.2, z1, z2, rank, decoupled=True))
+    expected = nt_xent(z1, z2, 0.2, decoupled=True)
+    assert torch.stack(parts).mean().item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_terms_of_vicreg():
+    """With a dimension that has collapsed, one of more deviation than 1, and two that go together."""
+    dice = np.random.default_rng(0)
+    y1, y2 = dice.normal(size=(6, 5)), dice.normal(size=(6, 5))
+    y1[:, 0] = 3.0
+    y1[:, 1] *= 4
+    y1[:, 2] = 0.1 * y1[:, 1]
+
+    distance = 0.0
+    for n in range(6):
+        for d in range(5):
+            distance += (y1[n, d] - y2[n, d]) ** 2 / 30
+
+    hinge = 0.0
+    for d in range(5):
+        mean = sum(y1[n, d] for n in range(6)) / 6
+        variance = sum((y1[n, d] - mean) ** 2 for n in range(6)) / 5
+        hinge += max(0.0, 1 - math.sqrt(variance + 1e-4)) / 5
+
+    covariance = np.cov(y1, rowvar=False)
+    penalty = sum(covariance[i, j] ** 2 for i in range(5) for j in range(5) if i != j) / 5
+
+    tensor1, tensor2 = torch.from_numpy(y1).requires_grad_(), torch.from_numpy(y2)
+    assert invariance(tensor1, tensor2).item() == pytest.approx(distance, rel=1e-9)
+    assert variance_hinge(tensor1).item() == pytest.approx(hinge, rel=1e-9)
+    assert covariance_penalty(tensor1).item() == pytest.approx(penalty, rel=1e-9)
+    variance_hinge(tensor1).backward()
+    assert torch.isfinite(tensor1.grad).all() and not tensor1.grad[:, 1].any()

@@ -32,6 +32,10 @@ class Method(nn.Module, abc.ABC):
 
     views = 2
     needs_labels = False
+    norm_behind_projector = True
+    """With `projector_norm`: whether the projector's last layer is normalised, too."""
+    has_decoupled_loss = False
+    """Whether it knows `decoupled`."""
 
     def __init__(self, config: PretrainConfig):
         super().__init__()
@@ -41,7 +45,7 @@ class Method(nn.Module, abc.ABC):
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
         norm = config.head_norm if config.projector_norm else None
         self.projector = mlp(
-            [features, *hidden, config.projector_out], norm, norm_last=config.projector_norm
+            [features, *hidden, config.projector_out], norm, self.norm_behind_projector
         )
 
     @abc.abstractmethod
