@@ -78,7 +78,8 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
             weight_map=synthetic.weight_map,
         )
 
-    dataset = PairDataset(shards, config.seed, needs_candidates, choice)
+    count = synthetic.candidates if config.third_view == "shards" else 1
+    dataset = PairDataset(shards, config.seed, needs_candidates, choice, count)
     return PairLoader(
         dataset, order, order.batches_per_epoch * config.epochs, workers=config.workers
     )
