@@ -1,10 +1,14 @@
 """Run by test_distributed.py in each process of a group: every method's gradients and queues of one step."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from clsp.train import METHODS, PretrainConfig, build_method
+from clsp.train.grad_cache import backward_over_batch
+from clsp.train.inputs import StepInputs
+from clsp.train.pretrain import total_loss
 
 NETWORKS = {
     "backbone_kwargs": {
@@ -27,20 +31,29 @@ TERMS = {
     "multi_positive-3": {"candidates": 3, "loss": "multi_positive"},
     "robust-3": {"candidates": 3, "loss": "robust"},
     "multi_positive": {"loss": "multi_positive"},
+    "cached": {},
+    "cached-multi_positive-3": {"candidates": 3, "loss": "multi_positive"},
 }
-"""Settings of the synthetic term; those with several candidates get weights that are 1 in the second half only."""
+"""Settings of the synthetic term; those with several candidates get weights that are 1 in the second half only.
+
+Where they begin with «cached», two processes contrast over their batch in two parts each, one process at once."""
 WEIGHTS_BM = torch.ones(8, 3)
 WEIGHTS_BM[0] = torch.tensor([1.5, 1.5, 0.0])
 WEIGHTS_BM[1] = 0.0
 WEIGHTS_BM[2] = torch.tensor([0.2, 0.9, 0.4])
 
 
+def total_loss_of(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The synthetic term counts half."""
+    return total_loss(losses, 0.5)
+
+
 def gradients_and_queues(accelerator: Accelerator, name: str, term: str) -> dict[str, torch.Tensor]:
     # The method
     torch.manual_seed(0)
-    config = PretrainConfig(
-        method=name, batch_size=8, queue_size=16, synthetic=TERMS[term], **NETWORKS
-    )
+    parts = accelerator.num_processes if term.startswith("cached") else 1
+    settings = {"accumulation": parts, "synthetic": TERMS[term], **NETWORKS}
+    config = PretrainConfig(method=name, batch_size=8, queue_size=16, **settings)
     method = build_method(config).double()  # so that the order of sums is no difference to speak of
     for module in method.modules():
         if isinstance(
@@ -60,8 +73,14 @@ def gradients_and_queues(accelerator: Accelerator, name: str, term: str) -> dict
     labels = torch.arange(8) % 3
 
     # Gradients and queues
-    losses = model([image[own] for image in images[:2]], third[own], weights, labels[own])
-    accelerator.backward(sum(losses.values()))
+    views = [image[own] for image in images[:2]]
+    if parts > 1:
+        inputs = StepInputs(views, third[own], weights, labels[own])
+        with accelerator.no_sync(model):
+            backward_over_batch(method, inputs, parts, total_loss_of, nullcontext, ("test",))
+    else:
+        losses = model(views, third[own], weights, labels[own])
+        accelerator.backward(total_loss_of(losses))
     found = {
         name: parameter.grad
         for name, parameter in method.named_parameters()

@@ -248,7 +248,10 @@ class PretrainConfig(Section):
     sync_batch_norm: bool = False
     """Statistics over all processes (GPUs only)."""
     accumulation: int = Field(default=1, ge=1)
-    """Parts of a batch whose gradients are added up; contrasts are within a part."""
+    """Parts of a batch of which one at a time has its activations in memory; batch norms see a part at a time."""
+    contrast: Literal["batch", "part"] = "batch"
+    """With `accumulation`: contrast over the whole global batch, which takes a second pass over the images (GradCache);
+    or within a part, as versions did that knew no other way."""
     compile: bool = False
     """Compile the backbone by torch.compile."""
     temperature: float = Field(default=0.2, gt=0)
@@ -288,6 +291,7 @@ class PretrainConfig(Section):
 
     added: ClassVar[Mapping[str, Any]] = {
         "init": "",
+        "contrast": "part",
         "schedule": "cosine",
         "decay_epochs": 10,
         "label": "",
@@ -305,6 +309,16 @@ class PretrainConfig(Section):
                 f"schedule = wsd needs {needed:g} epochs for warmup_epochs and decay_epochs, epochs is {self.epochs}"
             )
         return self
+
+    def recorded(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """Return the settings as runs record them: without `contrast`, where a batch is one part."""
+        unused = {"contrast"} if self.accumulation == 1 else set[str]()
+        return super().recorded({*leave_out, *unused})
+
+    @property
+    def cached_parts(self) -> int:
+        """Return the parts of a batch that is contrasted as a whole."""
+        return self.accumulation if self.contrast == "batch" else 1
 
     @property
     def stable_epochs(self) -> int | None:

@@ -22,7 +22,8 @@ from ..shards import PairBatch, ShardSet
 from .build import batch_order, build_optimizer, pair_loader, prepared_method
 from .checkpoint import checkpoints
 from .config import PretrainConfig
-from .inputs import InputMaker
+from .grad_cache import backward_over_batch
+from .inputs import InputMaker, StepInputs
 from .methods import Method
 from .progress import Progress
 from .run import BACKBONE, TRACKED, check_folder, check_run, claim_folder, export_backbone
@@ -191,7 +192,35 @@ class Trainer:
         rank = self.accelerator.process_index
         torch.manual_seed(stream_seed(self.config.seed, step, rank, "model"))
 
-        # Part by part, with the gradients exchanged behind the last
+        # Forward and backward
+        if self.config.cached_parts > 1:
+            losses = self._over_batch(step, inputs, weight)
+        else:
+            losses = self._part_by_part(inputs, weight)
+
+        # Optimizer
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return losses
+
+    def _over_batch(self, step: int, inputs: StepInputs, weight: float) -> dict[str, torch.Tensor]:
+        """Go forward and backward over a batch in parts that contrast with all of it."""
+
+        def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+            return _finite(total_loss(losses, weight))
+
+        with self.accelerator.no_sync(self.model):
+            return backward_over_batch(
+                self.method,
+                inputs,
+                self.config.cached_parts,
+                total,
+                lambda: self.accelerator.autocast(),
+                (self.config.seed, step, self.accelerator.process_index, "model"),
+            )
+
+    def _part_by_part(self, inputs: StepInputs, weight: float) -> dict[str, torch.Tensor]:
+        """Go forward and backward over each part by itself, with the gradients exchanged behind the last."""
         parts = self.config.accumulation
         sums: dict[str, torch.Tensor] = {}
         for number, part in enumerate(inputs.split(parts), start=1):
@@ -200,9 +229,7 @@ class Trainer:
                 # Forward
                 with self.accelerator.autocast():
                     losses = self.model(part.views, part.third, part.weights_B, part.labels_B)
-                loss = total_loss(losses, weight)
-                if not torch.isfinite(loss):
-                    raise NotFiniteError(loss.item())
+                loss = _finite(total_loss(losses, weight))
 
                 # Backward
                 self.accelerator.backward(loss / parts)
@@ -210,9 +237,6 @@ class Trainer:
             for name, value in {"loss": loss, **losses}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
 
-        # Optimizer
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         return sums
 
 
@@ -222,6 +246,13 @@ def total_loss(losses: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
     for name, value in losses.items():
         total = total + value * (weight if name == "synthetic" else 1.0)
     return total
+
+
+def _finite(loss: torch.Tensor) -> torch.Tensor:
+    """Return the loss, or raise NotFiniteError."""
+    if not torch.isfinite(loss):
+        raise NotFiniteError(loss.item())
+    return loss
 
 
 def _not_finite(error: NotFiniteError, step: int, keys: list[str], out: Path) -> WorkError:

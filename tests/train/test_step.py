@@ -92,7 +92,7 @@ def test_weights_of_scores_and_of_the_draw_multiply(shard_set):
 def test_accumulated_gradients_are_the_mean_over_the_parts(shard_set):
     shards = ShardSet(shard_set)
     batch = batch_of(shards)
-    found = trainer(shards, accumulation=2)
+    found = trainer(shards, accumulation=2, contrast="part")
     before = {name: value.clone() for name, value in found.method.named_parameters()}
     losses = found.step(3, batch)
     reference = trainer(shards)

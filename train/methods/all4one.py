@@ -51,7 +51,7 @@ class All4One(Method):
         )
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, DROPOUT, batch_first=True)
         self.attention = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-        self.keys = MomentumCopy(self.backbone, self.projector)
+        self.keys = MomentumCopy(self.backbone, self.projector, parts=config.cached_parts)
         self.queue = Queue(config)
         self.register_buffer("positions", sinusoids(NEIGHBOURS, width), persistent=False)
 

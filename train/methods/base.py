@@ -86,23 +86,39 @@ class Method(nn.Module, abc.ABC):
             weights_B: a weight per sample in the synthetic term; of several third views also `(B, M)`.
             labels_B: classes, -1 where there are none.
         """
+        y_BD = self.project(views, third)
+        return self.losses(y_BD, views, weights_B, labels_B)
+
+    def project(
+        self, views: Sequence[torch.Tensor], third: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Return the projections `(B, D)` of the ordinary views, then of the third ones; not normalised."""
         thirds: Sequence[torch.Tensor] = []
         if third is not None:
             thirds = third.unbind(dim=1) if third.dim() == 5 else [third]
 
-        # The projections, of some steps kept to be looked at
-        y_BD = self._project(views, thirds)
+        return self._project(views, thirds)
+
+    def losses(
+        self,
+        y_BD: Sequence[torch.Tensor],
+        views: Sequence[torch.Tensor],
+        weights_B: torch.Tensor | None,
+        labels_B: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of a batch from its projections, as `project` returns them; see `forward`."""
+        # Of some steps they are kept to be looked at
         own_BD = y_BD[: self.views]
+        thirds_BD = y_BD[self.views :]
         if self.keeps_embeddings:
-            positive_BD = y_BD[self.views] if thirds else y_BD[1]
+            positive_BD = thirds_BD[0] if thirds_BD else y_BD[1]
             self.embeddings.append(Embeddings(y_BD[0].detach(), positive_BD.detach()))
 
         # The method's own
         losses = self.base_loss(own_BD, views, labels_B)
 
         # The synthetic term
-        if thirds:
-            thirds_BD = y_BD[self.views :]
+        if thirds_BD:
             losses["synthetic"] = synthetic_term(self.config, own_BD, thirds_BD, weights_B)
 
         return losses

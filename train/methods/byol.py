@@ -36,7 +36,7 @@ class BYOL(Method):
         self.predictor = mlp(
             [config.projector_out, config.predictor_hidden, config.projector_out], config.head_norm
         )
-        self.keys = MomentumCopy(self.backbone, self.projector)
+        self.keys = MomentumCopy(self.backbone, self.projector, parts=config.cached_parts)
 
     def before_step(self, step: int, steps: int) -> None:
         """Move the momentum encoder."""

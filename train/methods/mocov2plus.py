@@ -31,7 +31,7 @@ class MoCoV2Plus(Method):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        self.keys = MomentumCopy(self.backbone, self.projector)
+        self.keys = MomentumCopy(self.backbone, self.projector, parts=config.cached_parts)
         self.queue1 = Queue(config)
         self.queue2 = Queue(config)
 

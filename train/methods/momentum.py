@@ -20,10 +20,14 @@ class MomentumCopy(nn.Module):
     """Copies modules and lets the copies follow them, `θ_k ← m·θ_k + (1-m)·θ_q`, without gradient.
 
     Batch norms are in train mode.
+
+    Args:
+        parts: that a batch goes through in, one after the other.
     """
 
-    def __init__(self, *modules: nn.Module):
+    def __init__(self, *modules: nn.Module, parts: int = 1):
         super().__init__()
+        self.parts = parts
         self.copies = nn.Sequential(*(copy.deepcopy(module) for module in modules)).requires_grad_(
             False
         )
@@ -38,4 +42,4 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the copies, one after the other."""
-        return self.copies(x)
+        return torch.cat([self.copies(part) for part in x.chunk(self.parts)])
