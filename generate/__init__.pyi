@@ -6,6 +6,7 @@ from .clusters import read_clusters as read_clusters
 from .condition import Condition as Condition
 from .condition import ConditionRecord as ConditionRecord
 from .condition import TrainClasses as TrainClasses
+from .condition import check_guidance as check_guidance
 from .condition import settled_condition as settled_condition
 from .config import DiffusionConfig as DiffusionConfig
 from .config import SamplerConfig as SamplerConfig

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..core import InputError, WorkError
+from ..core import WorkError
+from .condition import check_guidance
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
 from .keyed_noise import Stream, keyed_normal, noise_keys
@@ -73,23 +74,7 @@ class Sampler:
         compiled: Any = torch.compile if config.compile else lambda half: half
         self.encode: Callable[..., Encoded] = partial(compiled(encode), self.unet)
         self.decode: Callable[[Encoded], torch.Tensor] = partial(compiled(decode), self.unet)
-        self._check_guidance()
-
-    def _check_guidance(self) -> None:
-        """Raise InputError if guidance is asked of a model that cannot be guided."""
-        if self.config.guidance == 1:
-            return
-
-        found = f"sampler.guidance is {self.config.guidance:g}, and {self.model.origin}"
-        condition = self.model.condition
-        if condition is None:
-            raise InputError(
-                f"{found} has no classes; set it to 1, or use a model with diffusion.condition"
-            )
-        if condition.null is None:
-            raise InputError(
-                f"{found} has nothing known for «no class»; set it to 1, or name that class in diffusion.null_class"
-            )
+        check_guidance(model.condition, self.config.guidance, model.origin)
 
     def __call__(
         self,

@@ -34,7 +34,7 @@ from ..core import (
     write_file,
 )
 from ..shards import ImageSource
-from .clusters import ClusterEncoder
+from .clusters import ClusterEncoder, check_cluster_count
 from .condition import RECORD, TrainClasses, cluster_classes, label_classes
 from .config import DiffusionConfig
 from .model import NOISE_SCHEDULE, build_unet
@@ -100,10 +100,9 @@ def train_diffusion(
     on_any_rank = partial(_on_any_rank, accelerator)
     with holding(out, accelerator.is_main_process, on_any_rank):
         if not check_out(anchors, config, out, digest):  # another may have finished it since
-            if accelerator.is_main_process:
-                write_file(out / IDENTITY, _identity(anchors, config, digest))
-
-            classes = _train_classes(anchors, config, encoder, out, accelerator.is_main_process)
+            identity = _identity(anchors, config, digest)
+            is_main_process = accelerator.is_main_process
+            classes = _train_classes(anchors, config, encoder, out, identity, is_main_process)
             training = _Training(accelerator, anchors, config, out, probe, clip, classes)
             _train(training, report)
     return out
@@ -114,10 +113,16 @@ def _train_classes(
     config: DiffusionConfig,
     encoder: ClusterEncoder | None,
     out: Path,
+    identity: bytes,
     is_main_process: bool,
 ) -> TrainClasses | None:
-    """Return the classes to train with; the first process makes them, and the others wait for its file."""
+    """Return the classes to train with; the first process makes them, and the others wait for its file.
+
+    The folder becomes this training's behind that: what is refused leaves it free for other settings.
+    """
     if config.condition == "none":
+        if is_main_process:
+            write_file(out / IDENTITY, identity)
         return None
 
     if not is_main_process:
@@ -132,6 +137,7 @@ def _train_classes(
         classes = cluster_classes(anchors, config, encoder, out)
 
     if is_main_process:
+        write_file(out / IDENTITY, identity)
         classes.save(out)
     return classes
 
@@ -407,8 +413,11 @@ def check_out(
         encoder_digest: of the encoder whose features are clustered.
 
     Raises:
-        InputError: it holds something else.
+        InputError: it holds something else, or the settings ask for more clusters than there are anchors.
     """
+    if config.condition == "clusters":
+        check_cluster_count(anchors, config.clusters)
+
     found = owner_of(out, IDENTITY, "model of clsp diffusion train")
     if found is not None and found != _identity(anchors, config, encoder_digest):
         raise InputError(

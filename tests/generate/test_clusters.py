@@ -20,6 +20,7 @@ from clsp.generate import (
     load_diffusion,
     make_plan,
     make_shards,
+    read_clusters,
     settled_condition,
     train_diffusion,
 )
@@ -76,6 +77,24 @@ def test_empty_clusters_and_more_clusters_than_anchors_are_refused(digits, tmp_p
         train_diffusion(digits, config, tmp_path, encoder=PIXELS)
 
 
+def test_a_folder_whose_clusters_were_refused_is_free_for_fewer(digits, tmp_path):
+    flat = ClusterEncoder("flat", "11", lambda images: np.zeros((len(images), 4)))
+    with pytest.raises(InputError, match="clusters are empty"):
+        train_diffusion(digits, CONFIG, tmp_path, encoder=flat)
+
+    fewer = CONFIG.model_copy(update={"clusters": 2, "steps": 1})
+    model = load_diffusion(str(train_diffusion(digits, fewer, tmp_path, encoder=PIXELS)))
+    assert model.condition is not None
+    assert model.condition.classes == 2
+
+
+def test_anchors_are_not_held_decoded_for_their_pseudo_classes(digits, clustered, monkeypatch):
+    clusters = read_clusters(clustered / "clusters.parquet")
+    expected = clusters.of(list(digits))
+    monkeypatch.setattr(ImageSource, "__getitem__", lambda *_: pytest.fail("decoded"))
+    assert clusters.of_source(digits).tolist() == expected
+
+
 def test_the_model_keeps_assignments_their_digest_and_the_encoders(digits, clustered):
     model = load_diffusion(str(clustered), 8)
     assert model.condition is not None
@@ -110,6 +129,13 @@ def test_other_pseudo_classes_make_another_model(clustered, tmp_path):
     pq.write_table(
         table.set_column(2, "cluster", pa.array(moved, pa.int32())), other / "clusters.parquet"
     )
+    with pytest.raises(InputError, match=r"clusters\.parquet has the digest .* fetch"):
+        load_diffusion(str(other))
+
+    # Not by mistake
+    record = json.loads((other / "condition.json").read_text())
+    record["digest"] = read_clusters(other / "clusters.parquet").digest
+    (other / "condition.json").write_text(json.dumps(record))
     assert load_diffusion(str(other)).digest != load_diffusion(str(clustered)).digest
 
 
@@ -212,24 +238,30 @@ def test_labels_are_used_only_where_the_recipe_says_so(digits):
     foreign = Condition("unknown", embeddings=10)
     plain = DiffusionConfig()
     with pytest.raises(InputError, match="not self-supervised.*set diffusion.condition=labels"):
-        settled_condition(foreign, plain, digits, "model")
+        settled_condition(foreign, plain, "model")
 
     labels = DiffusionConfig(condition="labels")
-    settled = settled_condition(foreign, labels, digits, "model")
+    settled = settled_condition(foreign, labels, "model")
     assert settled is not None
     assert settled.kind == "labels"
     assert settled.classes_of(list(digits)) == digits.labels().tolist()
     assert "not self-supervised" in settled.plan.text
 
-    # Labels that the model does not know
+    # Labels that the model does not know, though only one anchor of many has such a one
     with pytest.raises(InputError, match="has the label"):
-        settled_condition(Condition("unknown", embeddings=3), labels, digits, "model")
+        Condition("labels", embeddings=3).check_anchors(digits)
+    with pytest.raises(InputError, match="anchor train_00000025 has the label 9"):
+        Condition("labels", embeddings=10, null=9).check_anchors(digits)
+
+    # A class for none that the model does not have
+    with pytest.raises(InputError, match=r"null_class is 10, .* has the classes 0 … 9"):
+        settled_condition(foreign, labels.model_copy(update={"null_class": 10}), "model")
 
     # A model without classes, or with others than the recipe says
     with pytest.raises(InputError, match="has no classes"):
-        settled_condition(None, labels, digits, "model")
+        settled_condition(None, labels, "model")
     with pytest.raises(InputError, match="has pseudo-classes"):
-        settled_condition(Condition("clusters", 4, 3), labels, digits, "model")
+        settled_condition(Condition("clusters", 4, 3), labels, "model")
 
 
 def test_a_model_trained_with_labels_keeps_a_class_for_none(digits, tmp_path):
