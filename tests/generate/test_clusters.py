@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +25,11 @@ from clsp.generate import (
     settled_condition,
     train_diffusion,
 )
+from clsp.generate import condition as condition_module
 from clsp.generate.train_diffusion import _Training
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, read_manifest, write_plan
 from clsp.shards.format.plan import read_plan
+from huggingface_hub.constants import HF_HUB_CACHE
 from places import contents
 from sklearn.metrics import adjusted_rand_score
 
@@ -48,6 +51,7 @@ def pixels(images: ImageSource) -> np.ndarray:
     return np.stack([image.image.reshape(-1) for image in images]).astype(np.float32)
 
 
+COMMIT = "0123456789" * 4
 PIXELS = ClusterEncoder("pixels", "11", pixels)
 
 
@@ -268,3 +272,35 @@ def test_a_model_trained_with_labels_keeps_a_class_for_none(digits, tmp_path):
     config = CONFIG.model_copy(update={"condition": "labels", "cluster_encoder": "", "steps": 1})
     model = load_diffusion(str(train_diffusion(digits, config, tmp_path)), 8)
     assert model.condition == Condition("labels", embeddings=11, null=10)
+
+
+def cached(name: str, folder: Path) -> Path:
+    """Put a model into the cache of the hub, as if it had been fetched; return the cache's folder of it."""
+    cache = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, cache / "snapshots" / COMMIT)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    return cache
+
+
+def test_a_model_of_the_hub_keeps_its_classes_out_of_reach_of_it(clustered):
+    cache = cached("someone/clusters", clustered)
+    assert load_diffusion("someone/clusters").digest == load_diffusion(str(clustered)).digest
+
+    # Nobody asked for the record before, so nobody knows
+    record = cache / "snapshots" / COMMIT / "condition.json"
+    record.unlink()
+    with pytest.raises(InputError, match=r"found out whether it has condition\.json.*local folder"):
+        load_diffusion("someone/clusters")
+
+    # The hub said that there is none
+    absent = cache / ".no_exist" / COMMIT / "condition.json"
+    absent.parent.mkdir(parents=True)
+    absent.touch()
+    assert load_diffusion("someone/clusters").condition == Condition("unknown", embeddings=4)
+
+
+def test_nothing_is_asked_about_the_classes_of_an_unconditional_model(model_folder, monkeypatch):
+    cached("someone/plain", model_folder)
+    monkeypatch.setattr(condition_module, "hf_hub_download", lambda *_: pytest.fail("asked"))
+    assert load_diffusion("someone/plain").condition is None
