@@ -222,8 +222,13 @@ def test_the_loader_takes_the_three_predictions_and_refuses_latent_models(model_
     (other / "vqvae").mkdir()
     with pytest.raises(InputError, match="makes latents, not pixels .it has a vqvae."):
         load_diffusion(str(other))
-    (other / "vqvae").rmdir()
     index = other / "model_index.json"
+    content = index.read_text()
+    index.unlink()
+    with pytest.raises(InputError, match="makes latents, not pixels .it has a vqvae."):
+        load_diffusion(str(other))
+    (other / "vqvae").rmdir()
+    index.write_text(content)
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "LDMPipeline"}))
     with pytest.raises(InputError, match="makes latents, not pixels .it is of LDMPipeline."):
         load_diffusion(str(other))
