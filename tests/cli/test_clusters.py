@@ -230,6 +230,7 @@ def test_what_a_model_cannot_do_is_refused_by_make_its_check_and_plan(
             ("diffusion.condition=labels", "diffusion.null_class=10"),
             "null_class is 10",
         ),
+        (clustered, ("sampler.window=[1,2]",), "none of the 2 timesteps"),
         (clustered, ("anchors.limit=60",), "anchor train_00000040 has no pseudo-class"),
         (clustered, ("diffusion.condition=labels",), "has pseudo-classes"),
     )
@@ -243,3 +244,17 @@ def test_what_a_model_cannot_do_is_refused_by_make_its_check_and_plan(
         assert found.returncode == 2
         assert message in found.stderr.splitlines()[-1]
         assert not root.exists()
+
+
+def test_sets_guided_away_from_different_classes_are_merged_and_the_same_are_not(
+    with_labels, clsp, tmp_path
+):
+    for name, null in (("a", 8), ("b", 9), ("c", 9)):
+        labels = ("diffusion.condition=labels", f"diffusion.null_class={null}", "anchors.limit=4")
+        assert clsp(*making(with_labels, tmp_path / name, *labels)).returncode == 0
+
+    found = clsp("shards", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "merged")
+    assert found.returncode == 0, found.stderr
+    same = clsp("shards", "merge", tmp_path / "b", tmp_path / "c", "--out", tmp_path / "same")
+    assert same.returncode == 2
+    assert "its candidates are the same images" in same.stderr
