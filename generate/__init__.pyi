@@ -28,6 +28,7 @@ from .model import DiffusionModel as DiffusionModel
 from .model import build_unet as build_unet
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
+from .schedulers import check_window as check_window
 from .train_diffusion import begun_precision as begun_precision
 from .train_diffusion import check_out as check_out
 from .train_diffusion import train_diffusion as train_diffusion

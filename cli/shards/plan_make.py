@@ -253,11 +253,12 @@ def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out
 
 
 def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":
-    """Return the model with its classes as the recipe wants them; refuse guidance of one that cannot be guided."""
-    from ...generate import check_guidance, settled_condition
+    """Return the model with its classes as the recipe wants them; refuse a sampler that does not go with it."""
+    from ...generate import check_guidance, check_window, settled_condition
 
     condition = settled_condition(model.condition, recipe.diffusion, model.origin)
     check_guidance(condition, recipe.sampler.guidance, model.origin)
+    check_window(recipe.sampler, model.noise_schedule)
     return replace(model, condition=condition)
 
 
