@@ -195,7 +195,7 @@ class TrainClasses:
     """Holds the classes that a model is trained with: what they are, how many, and that of every anchor.
 
     >>> from clsp.shards import AnchorsConfig
-    >>> digits = ImageSource(AnchorsConfig(limit=20))
+    >>> digits = ImageSource(AnchorsConfig(limit=40))
     >>> classes = label_classes(digits)
     >>> classes.record.classes, classes.classes_N[:3]
     (10, array([0, 1, 2]))
