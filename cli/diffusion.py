@@ -38,6 +38,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
 
     anchors = readable_anchors(open_anchors(recipe.anchors), out)
     # Torch, after what needs none
+    from ..evaluate import frechet_probe, load_encoder
     from ..generate import begun_precision, build_unet, check_out, train_diffusion
 
     # Precision: of the training that was begun, else the device's
@@ -51,6 +52,8 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     digest = encoder.digest if encoder else ""
     finished = check_out(anchors, config, out, encoder_digest=digest)
     if check:
+        if encoder and not finished:
+            load_encoder(config.cluster_encoder)
         build_unet(recipe.diffusion, anchors.size)
         return
 
@@ -61,8 +64,6 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     # Train
     probe = None
     if recipe.diffusion.probe_images and launched_rank() == 0:
-        from ..evaluate import frechet_probe, load_encoder
-
         probe = frechet_probe(
             load_encoder(recipe.diffusion.probe_encoder), anchors, recipe.diffusion.probe_images
         )
@@ -76,7 +77,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
 
 def _cluster_encoder(recipe: Recipe) -> "ClusterEncoder":
     """Return whose features are clustered, with the way to have them."""
-    from ..evaluate import embed_images, encoder_digest, load_encoder
+    from ..evaluate import embed_images, encoder_digest, encoder_title, load_encoder
     from ..generate import ClusterEncoder
 
     name = recipe.diffusion.cluster_encoder
@@ -86,4 +87,4 @@ def _cluster_encoder(recipe: Recipe) -> "ClusterEncoder":
         with ProgressReport("features to cluster", "anchors") as report:
             return embed_images(encoder, anchors, report).numpy()
 
-    return ClusterEncoder(name, encoder_digest(name), extract)
+    return ClusterEncoder(encoder_title(name), encoder_digest(name), extract)

@@ -11,6 +11,7 @@ from .features.embed import read_record as read_record
 from .features.embed import write_features as write_features
 from .features.encoder import Encoder as Encoder
 from .features.encoder import encoder_digest as encoder_digest
+from .features.encoder import encoder_title as encoder_title
 from .features.encoder import load_encoder as load_encoder
 from .features.extract import Features as Features
 from .features.extract import check_labels as check_labels

@@ -6,6 +6,7 @@ from .clusters import read_clusters as read_clusters
 from .condition import Condition as Condition
 from .condition import ConditionRecord as ConditionRecord
 from .condition import TrainClasses as TrainClasses
+from .condition import check_guidance as check_guidance
 from .condition import settled_condition as settled_condition
 from .config import DiffusionConfig as DiffusionConfig
 from .config import SamplerConfig as SamplerConfig
@@ -27,6 +28,7 @@ from .model import DiffusionModel as DiffusionModel
 from .model import build_unet as build_unet
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
+from .schedulers import check_window as check_window
 from .train_diffusion import begun_precision as begun_precision
 from .train_diffusion import check_out as check_out
 from .train_diffusion import train_diffusion as train_diffusion

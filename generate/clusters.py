@@ -95,22 +95,49 @@ class Clusters:
         Raises:
             InputError: one of them was not clustered, or was another image then.
         """
-        found = []
-        for anchor in anchors:
-            place = self._places.get(anchor.key)
-            if place is None:
+        keys = [anchor.key for anchor in anchors]
+        digests = [anchor.digest for anchor in anchors]
+        return self._assigned(keys, digests).tolist()
+
+    def of_source(self, anchors: ImageSource) -> np.ndarray:
+        """Return the pseudo-classes `(N,)` of all anchors of a source, whose images are read and not decoded.
+
+        Raises:
+            InputError: as `of` does.
+        """
+        places = range(len(anchors))
+        keys = [anchors.key(place) for place in places]
+        digests = [anchors.image_digest(place) for place in places]
+        return self._assigned(keys, digests)
+
+    def _assigned(self, keys: Sequence[str], digests: Sequence[str]) -> np.ndarray:
+        places = self.places_of(keys)
+        for key, digest, place in zip(keys, digests, places, strict=True):
+            if digest != self.image_digests[place]:
                 raise InputError(
-                    f"anchor {anchor.key} has no pseudo-class: the diffusion model was trained with those of "
-                    f"{len(self.keys)} other anchors; use the images that it was trained on, or train another model"
-                )
-            if anchor.digest != self.image_digests[place]:
-                raise InputError(
-                    f"anchor {anchor.key} is another image than the one that was clustered; "
+                    f"anchor {key} is another image than the one that was clustered; "
                     "use the images that the diffusion model was trained on, or train another model"
                 )
-            found.append(int(self.assigned_N[place]))
 
-        return found
+        return self.assigned_N[places]
+
+    def places_of(self, keys: Sequence[str]) -> list[int]:
+        """Return the rows of anchors by their keys.
+
+        Raises:
+            InputError: one of them was not clustered.
+        """
+        places = []
+        for key in keys:
+            place = self._places.get(key)
+            if place is None:
+                raise InputError(
+                    f"anchor {key} has no pseudo-class: the diffusion model was trained with those of "
+                    f"{len(self.keys)} other anchors; use the images that it was trained on, or train another model"
+                )
+            places.append(place)
+
+        return places
 
 
 def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -159,28 +186,34 @@ def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarr
     return assigned_N
 
 
-def make_clusters(anchors: ImageSource, encoder: ClusterEncoder, count: int, seed: int) -> Clusters:
-    """Assign every anchor to one of `count` pseudo-classes by its features.
+def check_cluster_count(anchors: ImageSource, count: int) -> None:
+    """Refuse more clusters than anchors.
 
     Raises:
-        InputError: more clusters than anchors, or a cluster is left without one.
+        InputError: there are more.
     """
     if count > len(anchors):
         raise InputError(
             f"diffusion.clusters is {count}, and there are {len(anchors)} anchors; choose fewer clusters"
         )
 
+
+def make_clusters(anchors: ImageSource, encoder: ClusterEncoder, count: int, seed: int) -> Clusters:
+    """Assign every anchor to one of `count` pseudo-classes by its features.
+
+    Raises:
+        InputError: more clusters than anchors, or a cluster is left without one.
+    """
+    check_cluster_count(anchors, count)
     facts = ClusterFacts(
         clusters=count, seed=seed, encoder=encoder.name, encoder_digest=encoder.digest
     )
     assigned_N = cluster_features(encoder.extract(anchors), count, seed)
-    keys = []
-    digests = []
-    for anchor in anchors:
-        keys.append(anchor.key)
-        digests.append(anchor.digest)
 
-    return Clusters(facts, tuple(keys), tuple(digests), assigned_N)
+    places = range(len(anchors))
+    keys = tuple(anchors.key(place) for place in places)
+    digests = tuple(anchors.image_digest(place) for place in places)
+    return Clusters(facts, keys, digests, assigned_N)
 
 
 def write_clusters(folder: Path, clusters: Clusters) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core import InputError, canonical_json, first_fault, write_file
@@ -37,6 +37,8 @@ class ConditionRecord(BaseModel):
     kind: Literal["clusters", "labels"]
     classes: int
     """The number of them; the class embedding has one row more, for «no class»."""
+    digest: str | None = None
+    """The SHA-256 of the anchors' pseudo-classes."""
 
     @property
     def null(self) -> int:
@@ -97,14 +99,41 @@ class Condition:
         for anchor in anchors:
             label = -1 if anchor.label is None else anchor.label
             if not 0 <= label < self.embeddings or label == self.null:
-                raise InputError(
-                    f"anchor {anchor.key} has the label {anchor.label}, and the diffusion model knows "
-                    f"{self.embeddings} classes from 0 on (none of them for «no class»: {self.null}); "
-                    "give anchors with such labels, or a model without classes"
-                )
+                raise self._no_class(anchor.key, anchor.label)
             found.append(label)
 
         return found
+
+    def check_anchors(self, anchors: ImageSource) -> None:
+        """Refuse anchors of which any has no class: all labels and keys are looked at, and the bytes of a few images.
+
+        Raises:
+            InputError: one has none, or was another image when it was clustered.
+        """
+        if self.clusters is not None:
+            keys = [anchors.key(place) for place in range(len(anchors))]
+            self.clusters.places_of(keys)
+        else:
+            self._check_labels(anchors)
+
+        self.classes_of([anchors[place] for place in anchors.spread(16)])
+
+    def _check_labels(self, anchors: ImageSource) -> None:
+        labels_N = anchors.labels()
+        is_class_N = (labels_N >= 0) & (labels_N < self.embeddings)
+        if self.null is not None:
+            is_class_N &= labels_N != self.null
+
+        outside = np.flatnonzero(~is_class_N)
+        if len(outside):
+            raise self._no_class(anchors.key(int(outside[0])), int(labels_N[outside[0]]))
+
+    def _no_class(self, key: str, label: int | None) -> InputError:
+        none = "" if self.null is None else f", of which {self.null} stands for «no class»"
+        return InputError(
+            f"anchor {key} has the label {label}, and the diffusion model knows the classes 0 … "
+            f"{self.embeddings - 1}{none}; give anchors with such labels, or a model without classes"
+        )
 
     def as_recorded(self, plan: ConditionPlan | None) -> "Condition":
         """Return the condition as the plan of a set that exists has it, which says what the classes are."""
@@ -154,6 +183,10 @@ def read_condition(path: str, embeddings: int) -> Condition:
             f"{path}: {FILE} has {clusters.facts.clusters} clusters, {RECORD} {record.classes}; "
             "fetch the folder again"
         )
+    if record.digest not in (None, clusters.digest):
+        raise InputError(
+            f"{path}: {FILE} has the digest {clusters.digest}, {RECORD} names {record.digest}; fetch the folder again"
+        )
     return Condition("clusters", embeddings, record.null, clusters)
 
 
@@ -162,7 +195,7 @@ class TrainClasses:
     """Holds the classes that a model is trained with: what they are, how many, and that of every anchor.
 
     >>> from clsp.shards import AnchorsConfig
-    >>> digits = ImageSource(AnchorsConfig(limit=20))
+    >>> digits = ImageSource(AnchorsConfig(limit=40))
     >>> classes = label_classes(digits)
     >>> classes.record.classes, classes.classes_N[:3]
     (10, array([0, 1, 2]))
@@ -171,10 +204,13 @@ class TrainClasses:
     record: ConditionRecord
     classes_N: np.ndarray
     """`(N,)` int64, in the order of the anchors."""
+    clusters: Clusters | None = None
 
     def save(self, folder: Path) -> None:
-        """Write down in a model's folder what the classes of its U-Net are."""
-        write_file(folder / RECORD, canonical_json(self.record.model_dump()))
+        """Write down in a model's folder what the classes of its U-Net are; the record, for which others wait, last."""
+        if self.clusters is not None and not (folder / FILE).exists():
+            write_clusters(folder, self.clusters)
+        write_file(folder / RECORD, canonical_json(self.record.model_dump(exclude_none=True)))
 
 
 def label_classes(anchors: ImageSource) -> TrainClasses:
@@ -196,32 +232,32 @@ def label_classes(anchors: ImageSource) -> TrainClasses:
 def cluster_classes(
     anchors: ImageSource, config: DiffusionConfig, encoder: ClusterEncoder, out: Path
 ) -> TrainClasses:
-    """Return the anchors' pseudo-classes as a model's classes: those in its folder, or new ones that are put there.
+    """Return the anchors' pseudo-classes as a model's classes: those in its folder, or new ones.
 
     Raises:
         InputError: they cannot be made, or those in the folder are of other anchors.
     """
     file = out / FILE
-    if file.exists():
-        clusters = read_clusters(file)
-    else:
-        clusters = make_clusters(anchors, encoder, config.clusters, config.seed)
-        write_clusters(out, clusters)
+    is_begun = file.exists()
+    clusters = (
+        read_clusters(file)
+        if is_begun
+        else make_clusters(anchors, encoder, config.clusters, config.seed)
+    )
 
-    record = ConditionRecord(kind="clusters", classes=config.clusters)
-    classes_N = np.array(clusters.of(list(anchors)), np.int64)
-    return TrainClasses(record, classes_N)
+    record = ConditionRecord(kind="clusters", classes=config.clusters, digest=clusters.digest)
+    return TrainClasses(record, clusters.of_source(anchors), clusters)
 
 
 def settled_condition(
-    found: Condition | None, config: DiffusionConfig, anchors: ImageSource, name: str
+    found: Condition | None, config: DiffusionConfig, name: str
 ) -> Condition | None:
-    """Return the condition of a model as the recipe wants it for these anchors.
+    """Return the condition of a model as the recipe wants it.
 
     Labels are never used without a word: the recipe has to say `diffusion.condition = "labels"`.
 
     Raises:
-        InputError: the model has other classes than the recipe says, or the anchors do not have them.
+        InputError: the model has other classes than the recipe says.
     """
     wanted = config.condition
     if found is None:
@@ -243,26 +279,71 @@ def settled_condition(
             f"diffusion.condition is labels, and the diffusion model {name} has pseudo-classes; "
             "set diffusion.condition=clusters"
         )
-    if found.kind == "unknown":
-        found = replace(found, kind="labels", null=config.null_class)
+    if found.kind != "unknown":
+        return found
 
-    # Some of the anchors tell whether they have such classes at all
-    found.classes_of([anchors[place] for place in anchors.spread(16)])
-    return found
+    # Only the recipe knows which of its classes is none
+    null = config.null_class
+    if null is not None and null >= found.embeddings:
+        raise InputError(
+            f"diffusion.null_class is {null}, and the diffusion model {name} has the classes 0 … "
+            f"{found.embeddings - 1}; set it to the one that stands for «no class», or leave it out"
+        )
+    return replace(found, kind="labels", null=null)
+
+
+def check_guidance(condition: Condition | None, guidance: float, name: str) -> None:
+    """Refuse guidance by a model that cannot be guided.
+
+    Args:
+        guidance: `sampler.guidance`; 1 is none.
+        name: of the model.
+
+    Raises:
+        InputError: the model has no classes, or none is known to stand for «no class».
+    """
+    if guidance == 1:
+        return
+
+    found = f"sampler.guidance is {guidance:g}, and {name}"
+    if condition is None:
+        raise InputError(
+            f"{found} has no classes; set it to 1, or use a model with diffusion.condition"
+        )
+    if condition.null is None:
+        raise InputError(
+            f"{found} has nothing known for «no class»; set it to 1, or name that class in diffusion.null_class"
+        )
 
 
 def _model_file(path: str, name: str) -> Path | None:
-    """Return a file beside a U-Net, in its folder or fetched from the hub; None where it has none."""
+    """Return a file beside a U-Net, in its folder or fetched from the hub; None where it has none.
+
+    Raises:
+        InputError: the hub cannot be asked, and it is not known from before: a model must not lose its classes by that.
+    """
     if Path(path).exists():
         file = Path(path) / name
         return file if file.exists() else None
 
     try:
         return Path(hf_hub_download(path, name))
-    except (EntryNotFoundError, HFValidationError):
-        return None
-    except (HfHubHTTPError, OSError) as error:
+    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        # The hub says so, now or when it was asked before; out of reach it says nothing
+        is_absent = isinstance(error, EntryNotFoundError) and not isinstance(
+            error, LocalEntryNotFoundError
+        )
+        if is_absent or _is_known_to_lack(path, name):
+            return None
+
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"diffusion model {path}: it could not be found out whether it has {name} ({reason})"
+            f"diffusion model {path}: it could not be found out whether it has {name} ({reason}); "
+            "try again with the hub in reach, or give a local folder"
         ) from error
+
+
+def _is_known_to_lack(path: str, name: str) -> bool:
+    """Return True if the cache of the hub has noted that a model has no such file."""
+    found = try_to_load_from_cache(path, name)
+    return found is not None and not isinstance(found, str)

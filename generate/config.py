@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..core import Section
 
+Timestep = Annotated[int, Field(ge=0)]
+
 
 def _ascending(value: Any) -> Any:
     """Put the ends of a window in ascending order: sampling goes from high timesteps to low ones."""
@@ -156,7 +158,7 @@ class SamplerConfig(Section):
     mixing: Literal["linear", "slerp"] = "linear"
     """How the two are mixed: by a weighted sum (the paper), or along the arc between them, with the anchor's features
     brought to the sample's norm (InjectFusion, WACV 2024)."""
-    window: Annotated[tuple[int, int], BeforeValidator(_ascending)] | None = None
+    window: Annotated[tuple[Timestep, Timestep], BeforeValidator(_ascending)] | None = None
     """Mix at the timesteps from … to only, both included, of 0 (the image) … 999 (noise); outside of it the sample goes
     its own way, and the anchor needs no pass. None: at all."""
     guidance: float = Field(default=1.0, ge=0, le=100)

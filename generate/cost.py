@@ -11,6 +11,7 @@ from ..shards import ImageSource, Plan
 from ..shards.format.codec import encode
 from .pixels import to_model_range
 from .sampler import Sampler
+from .schedulers import mixing_timesteps
 
 SAMPLE, TAR_OVERHEAD, JSON_BYTES = 64, 1024, 512
 TIMESTEP = 500
@@ -48,7 +49,8 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
     candidates = plan.shards.candidates
     encoding, decoding = _seconds_per_pass(anchors, sampler, seconds)
     sample_passes = config.steps * candidates
-    anchor_passes = sampler.mixing_steps * (1 if config.share_anchor else candidates)
+    mixing_steps = len(mixing_timesteps(config, sampler.model.noise_schedule))
+    anchor_passes = mixing_steps * (1 if config.share_anchor else candidates)
     spent = sample_passes * (encoding + decoding) + anchor_passes * encoding
     if config.guidance != 1:
         spent *= 2

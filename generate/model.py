@@ -157,12 +157,12 @@ def _refuse_latent(path: str) -> None:
     try:
         pipeline: Any = DDPMPipeline.load_config(path)
     except OSError:
-        return  # a U-Net and a scheduler without a pipeline around them
+        pipeline = {}  # a U-Net and a scheduler without a pipeline around them
 
     name = pipeline.get("_class_name", "")
-    folders = [part for part in LATENT_PARTS if part in pipeline or (Path(path) / part).is_dir()]
-    if folders or name.startswith(("LDM", "StableDiffusion")):
-        found = f"it has a {folders[0]}" if folders else f"it is of {name}"
+    parts = [part for part in LATENT_PARTS if part in pipeline or (Path(path) / part).is_dir()]
+    if parts or name.startswith(("LDM", "StableDiffusion")):
+        found = f"it has a {parts[0]}" if parts else f"it is of {name}"
         raise InputError(
             f"diffusion model {path} makes latents, not pixels ({found}); expected a model of RGB images, DDPMPipeline"
         )

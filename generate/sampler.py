@@ -11,13 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..core import InputError, WorkError
+from ..core import WorkError
+from .condition import check_guidance
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
 from .keyed_noise import Stream, keyed_normal, noise_keys
 from .model import DiffusionModel
 from .pixels import to_model_range, to_uint8
-from .schedulers import as_epsilon, clip_predicted_x0, make_scheduler, noise_to
+from .schedulers import (
+    as_epsilon,
+    check_window,
+    clip_predicted_x0,
+    make_scheduler,
+    mixing_timesteps,
+    noise_to,
+)
 
 Classes = torch.Tensor | None
 """The classes of a micro-batch `(B,)` int64; None for a model without classes."""
@@ -73,23 +81,8 @@ class Sampler:
         compiled: Any = torch.compile if config.compile else lambda half: half
         self.encode: Callable[..., Encoded] = partial(compiled(encode), self.unet)
         self.decode: Callable[[Encoded], torch.Tensor] = partial(compiled(decode), self.unet)
-        self._check_guidance()
-
-    def _check_guidance(self) -> None:
-        """Raise InputError if guidance is asked of a model that cannot be guided."""
-        if self.config.guidance == 1:
-            return
-
-        found = f"sampler.guidance is {self.config.guidance:g}, and {self.model.origin}"
-        condition = self.model.condition
-        if condition is None:
-            raise InputError(
-                f"{found} has no classes; set it to 1, or use a model with diffusion.condition"
-            )
-        if condition.null is None:
-            raise InputError(
-                f"{found} has nothing known for «no class»; set it to 1, or name that class in diffusion.null_class"
-            )
+        check_guidance(model.condition, self.config.guidance, model.origin)
+        check_window(self.config, model.noise_schedule)
 
     def __call__(
         self,
@@ -156,11 +149,12 @@ class Sampler:
             keyed_normal(keys_B2, shape, 0, first + k, Stream.INITIAL) for k in range(candidates)
         ]
 
+        mixed_at = set(mixing_timesteps(config, self.model.noise_schedule))
         for timestep in schedulers[0].timesteps.tolist():
             alpha_bar = float(schedulers[0].alphas_cumprod[timestep])
 
             # h_anchor, of the anchor noised to t: one for all candidates, or one each
-            is_mixed = self._mixes_at(timestep)
+            is_mixed = timestep in mixed_at
             shared = None
             if is_mixed and config.share_anchor:
                 shared = self._encode_anchors(batch, timestep, alpha_bar, Stream.SHARED_ANCHOR, 0)
@@ -227,22 +221,6 @@ class Sampler:
         assert self.model.condition is not None
         assert self.model.condition.null is not None
         return [classes_B, torch.full_like(classes_B, self.model.condition.null)]
-
-    def _mixes_at(self, timestep: int) -> bool:
-        """Return True if the anchor's features take part at a timestep."""
-        if self.config.weight == 1:
-            return False
-        if self.config.window is None:
-            return True
-
-        lowest, highest = self.config.window
-        return lowest <= timestep <= highest
-
-    @property
-    def mixing_steps(self) -> int:
-        """Return at how many of the steps the anchor's features take part."""
-        timesteps = make_scheduler(self.config, self.model.noise_schedule).timesteps.tolist()
-        return sum(self._mixes_at(timestep) for timestep in timesteps)
 
     @contextlib.contextmanager
     def pinned_threads(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from ..core import InputError
 from .config import SamplerConfig
 
 
@@ -31,6 +32,34 @@ def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any
 
     scheduler.set_timesteps(config.steps)
     return scheduler
+
+
+def mixing_timesteps(config: SamplerConfig, noise_schedule: dict[str, Any]) -> list[int]:
+    """Return the timesteps at which the anchor's features take part, in the order of sampling."""
+    timesteps = make_scheduler(config, noise_schedule).timesteps.tolist()
+    if config.weight == 1:
+        return []
+    if config.window is None:
+        return timesteps
+
+    lowest, highest = config.window
+    return [timestep for timestep in timesteps if lowest <= timestep <= highest]
+
+
+def check_window(config: SamplerConfig, noise_schedule: dict[str, Any]) -> None:
+    """Refuse a window between the timesteps: the anchors would have no part in their positives.
+
+    Raises:
+        InputError: no timestep of the sampling lies in it.
+    """
+    if config.window is None or config.weight == 1 or mixing_timesteps(config, noise_schedule):
+        return
+
+    timesteps = make_scheduler(config, noise_schedule).timesteps.tolist()
+    raise InputError(
+        f"sampler.window is {list(config.window)}, and none of the {len(timesteps)} timesteps {timesteps[-1]} … "
+        f"{timesteps[0]} lies in it; widen it, or set sampler.weight=1 to leave the anchor out"
+    )
 
 
 def noise_to(x0: torch.Tensor, noise: torch.Tensor, alpha_bar: float) -> torch.Tensor:

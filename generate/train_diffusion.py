@@ -37,7 +37,7 @@ from ..core import (
 )
 from ..shards import ImageSource
 from .clusters import FILE as CLUSTERS
-from .clusters import ClusterEncoder
+from .clusters import ClusterEncoder, check_cluster_count
 from .condition import RECORD, TrainClasses, cluster_classes, label_classes
 from .config import DiffusionConfig
 from .model import NOISE_SCHEDULE, build_unet
@@ -420,8 +420,11 @@ def check_out(
         encoder_digest: of the encoder whose features are clustered.
 
     Raises:
-        InputError: it holds something else.
+        InputError: it holds something else, or the settings ask for more clusters than there are anchors.
     """
+    if config.condition == "clusters":
+        check_cluster_count(anchors, config.clusters)
+
     found = owner_of(out, IDENTITY, "model of clsp diffusion train")
     is_another = found is not None and found != _identity(anchors, config, encoder_digest)
     if is_another and not (may_replace and _is_without_result(out)):

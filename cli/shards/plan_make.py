@@ -155,7 +155,8 @@ def plan(
     from ...shards.format.plan import check_plan
 
     # The plan
-    model = _settled(load_diffusion(path, anchors.size), recipe, anchors)
+    model = _settled(load_diffusion(path, anchors.size), recipe)
+    _check_classes(model, anchors)
     the_plan = make_plan(anchors, model, config, recipe.shards)
     if out:
         check_plan(out, the_plan)
@@ -207,7 +208,7 @@ def make(
     from ...shards import write_plan
     from ...shards.format.plan import check_plan
 
-    model = _settled(load_diffusion(path, anchors.size), recipe, anchors)
+    model = _settled(load_diffusion(path, anchors.size), recipe)
 
     if check:
         check_plan(out, _new_plan(recipe, anchors, model, out))
@@ -245,17 +246,26 @@ def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out
     from ...generate import check_statistics, make_plan
 
     anchors = readable_anchors(anchors, out)
+    _check_classes(model, anchors)
     if not (out / PLAN).exists():
         check_statistics(model, anchors, _device(), recipe.sampler.clip)
     return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
 
 
-def _settled(model: "DiffusionModel", recipe: Recipe, anchors: ImageSource) -> "DiffusionModel":
-    """Return the model with its classes as the recipe wants them for these anchors."""
-    from ...generate import settled_condition
+def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":
+    """Return the model with its classes as the recipe wants them; refuse a sampler that does not go with it."""
+    from ...generate import check_guidance, check_window, settled_condition
 
-    condition = settled_condition(model.condition, recipe.diffusion, anchors, model.origin)
+    condition = settled_condition(model.condition, recipe.diffusion, model.origin)
+    check_guidance(condition, recipe.sampler.guidance, model.origin)
+    check_window(recipe.sampler, model.noise_schedule)
     return replace(model, condition=condition)
+
+
+def _check_classes(model: "DiffusionModel", anchors: ImageSource) -> None:
+    """Refuse anchors without a class of the model, those that do not decode left aside."""
+    if model.condition is not None:
+        model.condition.check_anchors(anchors)
 
 
 def _device() -> str:

@@ -4,6 +4,7 @@ Shape legend: B batch, H height, W width, C channels, F features.
 """
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,26 @@ def encoder_digest(name: str | Path) -> str:
 
     folder = Path(local_path(str(name)))
     return checkpoint_digest(folder) if folder.exists() else str(name)
+
+
+def encoder_title(name: str | Path) -> str:
+    """Return an encoder's name as it stands in what is published: of a folder without those that it lies in.
+
+    >>> encoder_title("/usr/lib"), encoder_title("resnet18.a1_in1k")
+    ('lib', 'resnet18.a1_in1k')
+    """
+    if is_unet_name(str(name)):
+        from .unet_encoder import parse_unet_name
+
+        unet = parse_unet_name(str(name))
+        return replace(unet, path=_title_of_path(unet.path)).text
+
+    return _title_of_path(str(name))
+
+
+def _title_of_path(name: str) -> str:
+    path = local_path(name)
+    return Path(path).resolve().name if Path(path).exists() else name
 
 
 def compute_device() -> torch.device:

@@ -193,9 +193,14 @@ def _merge_candidates(one: ShardSet, other: ShardSet, out: Path, report: Report 
 
 def _same_images(own: Plan, other: Plan) -> bool:
     same_model = own.diffusion.digest == other.diffusion.digest
+    same_none = _class_for_none(own) == _class_for_none(other)  # which guidance goes away from
     same_sampler = own.sampler == other.sampler
     overlap = own.start < other.end and other.start < own.end
-    return same_model and same_sampler and overlap
+    return same_model and same_none and same_sampler and overlap
+
+
+def _class_for_none(plan: Plan) -> int | None:
+    return plan.diffusion.condition.null if plan.diffusion.condition else None
 
 
 def _merge_anchors(one: ShardSet, other: ShardSet, out: Path, report: Report | None) -> str:

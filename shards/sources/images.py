@@ -144,6 +144,10 @@ class ImageSource(Sequence[Anchor]):
         """Return the anchor's name in shard sets and in the noise: no dots, unique."""
         return f"{self.config.split.replace('.', '_')}_{self.indices_N[place]:08d}"
 
+    def image_digest(self, place: int) -> str:
+        """Return the `digest` of an anchor, without decoding it."""
+        return identity(self._content(int(self.indices_N[place])))
+
     def spread(self, count: int) -> list[int]:
         """Return up to `count` places, evenly over all anchors."""
         return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,15 @@ from clsp.generate import (
     load_diffusion,
     make_plan,
     make_shards,
+    read_clusters,
     settled_condition,
     train_diffusion,
 )
+from clsp.generate import condition as condition_module
 from clsp.generate.train_diffusion import _Training
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, read_manifest, write_plan
 from clsp.shards.format.plan import read_plan
+from huggingface_hub.constants import HF_HUB_CACHE
 from places import contents
 from sklearn.metrics import adjusted_rand_score
 
@@ -47,6 +51,7 @@ def pixels(images: ImageSource) -> np.ndarray:
     return np.stack([image.image.reshape(-1) for image in images]).astype(np.float32)
 
 
+COMMIT = "0123456789" * 4
 PIXELS = ClusterEncoder("pixels", "11", pixels)
 
 
@@ -74,6 +79,24 @@ def test_empty_clusters_and_more_clusters_than_anchors_are_refused(digits, tmp_p
     config = CONFIG.model_copy(update={"clusters": 41})
     with pytest.raises(InputError, match=r"diffusion\.clusters is 41, and there are 40 anchors"):
         train_diffusion(digits, config, tmp_path, encoder=PIXELS)
+
+
+def test_a_folder_whose_clusters_were_refused_is_free_for_fewer(digits, tmp_path):
+    flat = ClusterEncoder("flat", "11", lambda images: np.zeros((len(images), 4)))
+    with pytest.raises(InputError, match="clusters are empty"):
+        train_diffusion(digits, CONFIG, tmp_path, encoder=flat)
+
+    fewer = CONFIG.model_copy(update={"clusters": 2, "steps": 1})
+    model = load_diffusion(str(train_diffusion(digits, fewer, tmp_path, encoder=PIXELS)))
+    assert model.condition is not None
+    assert model.condition.classes == 2
+
+
+def test_anchors_are_not_held_decoded_for_their_pseudo_classes(digits, clustered, monkeypatch):
+    clusters = read_clusters(clustered / "clusters.parquet")
+    expected = clusters.of(list(digits))
+    monkeypatch.setattr(ImageSource, "__getitem__", lambda *_: pytest.fail("decoded"))
+    assert clusters.of_source(digits).tolist() == expected
 
 
 def test_the_model_keeps_assignments_their_digest_and_the_encoders(digits, clustered):
@@ -110,6 +133,13 @@ def test_other_pseudo_classes_make_another_model(clustered, tmp_path):
     pq.write_table(
         table.set_column(2, "cluster", pa.array(moved, pa.int32())), other / "clusters.parquet"
     )
+    with pytest.raises(InputError, match=r"clusters\.parquet has the digest .* fetch"):
+        load_diffusion(str(other))
+
+    # Not by mistake
+    record = json.loads((other / "condition.json").read_text())
+    record["digest"] = read_clusters(other / "clusters.parquet").digest
+    (other / "condition.json").write_text(json.dumps(record))
     assert load_diffusion(str(other)).digest != load_diffusion(str(clustered)).digest
 
 
@@ -212,27 +242,65 @@ def test_labels_are_used_only_where_the_recipe_says_so(digits):
     foreign = Condition("unknown", embeddings=10)
     plain = DiffusionConfig()
     with pytest.raises(InputError, match="not self-supervised.*set diffusion.condition=labels"):
-        settled_condition(foreign, plain, digits, "model")
+        settled_condition(foreign, plain, "model")
 
     labels = DiffusionConfig(condition="labels")
-    settled = settled_condition(foreign, labels, digits, "model")
+    settled = settled_condition(foreign, labels, "model")
     assert settled is not None
     assert settled.kind == "labels"
     assert settled.classes_of(list(digits)) == digits.labels().tolist()
     assert "not self-supervised" in settled.plan.text
 
-    # Labels that the model does not know
+    # Labels that the model does not know, though only one anchor of many has such a one
     with pytest.raises(InputError, match="has the label"):
-        settled_condition(Condition("unknown", embeddings=3), labels, digits, "model")
+        Condition("labels", embeddings=3).check_anchors(digits)
+    with pytest.raises(InputError, match="anchor train_00000025 has the label 9"):
+        Condition("labels", embeddings=10, null=9).check_anchors(digits)
+
+    # A class for none that the model does not have
+    with pytest.raises(InputError, match=r"null_class is 10, .* has the classes 0 … 9"):
+        settled_condition(foreign, labels.model_copy(update={"null_class": 10}), "model")
 
     # A model without classes, or with others than the recipe says
     with pytest.raises(InputError, match="has no classes"):
-        settled_condition(None, labels, digits, "model")
+        settled_condition(None, labels, "model")
     with pytest.raises(InputError, match="has pseudo-classes"):
-        settled_condition(Condition("clusters", 4, 3), labels, digits, "model")
+        settled_condition(Condition("clusters", 4, 3), labels, "model")
 
 
 def test_a_model_trained_with_labels_keeps_a_class_for_none(digits, tmp_path):
     config = CONFIG.model_copy(update={"condition": "labels", "cluster_encoder": "", "steps": 1})
     model = load_diffusion(str(train_diffusion(digits, config, tmp_path)), 8)
     assert model.condition == Condition("labels", embeddings=11, null=10)
+
+
+def cached(name: str, folder: Path) -> Path:
+    """Put a model into the cache of the hub, as if it had been fetched; return the cache's folder of it."""
+    cache = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, cache / "snapshots" / COMMIT)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    return cache
+
+
+def test_a_model_of_the_hub_keeps_its_classes_out_of_reach_of_it(clustered):
+    cache = cached("someone/clusters", clustered)
+    assert load_diffusion("someone/clusters").digest == load_diffusion(str(clustered)).digest
+
+    # Nobody asked for the record before, so nobody knows
+    record = cache / "snapshots" / COMMIT / "condition.json"
+    record.unlink()
+    with pytest.raises(InputError, match=r"found out whether it has condition\.json.*local folder"):
+        load_diffusion("someone/clusters")
+
+    # The hub said that there is none
+    absent = cache / ".no_exist" / COMMIT / "condition.json"
+    absent.parent.mkdir(parents=True)
+    absent.touch()
+    assert load_diffusion("someone/clusters").condition == Condition("unknown", embeddings=4)
+
+
+def test_nothing_is_asked_about_the_classes_of_an_unconditional_model(model_folder, monkeypatch):
+    cached("someone/plain", model_folder)
+    monkeypatch.setattr(condition_module, "hf_hub_download", lambda *_: pytest.fail("asked"))
+    assert load_diffusion("someone/plain").condition is None

@@ -23,6 +23,7 @@ from clsp.generate import (
     load_diffusion,
     noise_keys,
 )
+from clsp.generate.schedulers import mixing_timesteps
 from diffusers import DDIMScheduler, DDPMScheduler
 from pydantic import ValidationError
 
@@ -107,7 +108,7 @@ def test_outside_of_its_window_the_anchor_has_no_part_and_no_pass(model, digits,
     )
     found = sampler(anchor.image[None], [anchor.key], 1)
     assert sorted(passes) == sorted([*TIMESTEPS, 799, 599])
-    assert sampler.mixing_steps == 2
+    assert mixing_timesteps(config, SCHEDULE) == [799, 599]
 
     # The same by hand
     scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing")
@@ -129,6 +130,17 @@ def test_outside_of_its_window_the_anchor_has_no_part_and_no_pass(model, digits,
 
     expected = ((x.clamp(-1, 1) + 1) * 127.5).round()[0].permute(1, 2, 0).numpy()
     assert np.abs(found[0, 0].astype(int) - expected).max() <= 1
+
+
+def test_a_window_between_the_timesteps_is_refused(model):
+    settings = {"scheduler": "ddim", "steps": STEPS, "window": (200, 300)}
+    with pytest.raises(
+        InputError, match=r"window is \[200, 300\], .* of the 5 timesteps 199 … 999"
+    ):
+        Sampler(model, SamplerConfig(**settings))
+    Sampler(model, SamplerConfig(**settings, weight=1.0))
+    with pytest.raises(ValidationError, match="window"):
+        SamplerConfig.model_validate({"window": [-5, 300]})
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 0.0])
@@ -222,8 +234,13 @@ def test_the_loader_takes_the_three_predictions_and_refuses_latent_models(model_
     (other / "vqvae").mkdir()
     with pytest.raises(InputError, match="makes latents, not pixels .it has a vqvae."):
         load_diffusion(str(other))
-    (other / "vqvae").rmdir()
     index = other / "model_index.json"
+    content = index.read_text()
+    index.unlink()
+    with pytest.raises(InputError, match="makes latents, not pixels .it has a vqvae."):
+        load_diffusion(str(other))
+    (other / "vqvae").rmdir()
+    index.write_text(content)
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "LDMPipeline"}))
     with pytest.raises(InputError, match="makes latents, not pixels .it is of LDMPipeline."):
         load_diffusion(str(other))
