@@ -2,6 +2,7 @@ from .config import Section as Section
 from .device import computes_bf16 as computes_bf16
 from .digests import pixel_digest as pixel_digest
 from .digests import sha256_file as sha256_file
+from .digests import shape_digest as shape_digest
 from .errors import InputError as InputError
 from .errors import StopRequested as StopRequested
 from .errors import WorkError as WorkError

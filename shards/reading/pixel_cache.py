@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ from ...core import (
     InputError,
     canonical_json,
     locked,
-    pixel_digest,
     sha256_file,
+    shape_digest,
     write_file,
 )
 from ..format.layout import layer_name
@@ -223,6 +223,7 @@ class LayerPixels:
         self.has_anchors = layer.plan.shards.include_anchors
         self.shape = (len(shards), self.members, size, size, 3)
         self.bytes = int(np.prod(self.shape))
+        self._shape_digest = shape_digest(self.shape[2:])
 
         index = shards.identity["layers"][layer_name(layer.number)]
         self.owner = _Owner(layer.plan.digest, index, list(self.shape))
@@ -231,13 +232,13 @@ class LayerPixels:
         self.building = root / f"{name}-{socket.gethostname()}"
         """Images are added on one machine alone: others may see the mark of an image ahead of its pixels."""
         self._mapped: _Mapped | None = None
-        self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {
-            "_mapped": None,
-            "_process": 0,
-        }  # other processes map the files anew
+        return self.__dict__ | {"_mapped": None, "_shape_digest": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)  # another process maps the files anew
+        self._shape_digest = shape_digest(self.shape[2:])
 
     def exists(self) -> bool:
         """Return True if the array is there, with or without all of its images."""
@@ -266,7 +267,9 @@ class LayerPixels:
                 reason = error.strerror or str(error)
                 if error.errno in DISK_FULL and error.errno != errno.EROFS:
                     free = shutil.disk_usage(existing_part(self.building)).free
-                    raise _too_large(self.bytes, free, self.building.parent.parent) from error
+                    raise _too_large(
+                        self.bytes, free, self.building.parent.parent, reason
+                    ) from error
                 raise InputError(
                     f"the cache folder {self.building.parent.parent} cannot be used ({reason}); {_advice()}"
                 ) from error
@@ -281,17 +284,23 @@ class LayerPixels:
         """Return the pixels of members of this layer, `(B, H, W, 3)`."""
         mapped = self._mapped or self.open()
         places_B = self.places(members)
-        images_BHWC = mapped.pixels_RHWC.take(places_B, axis=0)
+        is_present_B = mapped.present_R.take(places_B) != 0
+        if is_present_B.all():
+            return mapped.pixels_RHWC.take(places_B, axis=0)
 
         # Those that are not there yet
-        missing = np.flatnonzero(mapped.present_R.take(places_B) == 0)
-        if len(missing):
-            absent = [members[row] for row in missing.tolist()]
-            decoded_BHWC = decode(absent).numpy()
-            self._check(absent, decoded_BHWC)
-            mapped.add(places_B[missing], decoded_BHWC)
-            images_BHWC[missing] = decoded_BHWC
+        missing = np.flatnonzero(~is_present_B)
+        absent = [members[row] for row in missing.tolist()]
+        decoded_BHWC = decode(absent).numpy()
+        self._check(absent, decoded_BHWC)
+        mapped.add(places_B[missing], decoded_BHWC)
+        if len(missing) == len(members):
+            return decoded_BHWC
 
+        # And the others, without touching the empty pages of the array
+        images_BHWC = np.empty((len(members), *self.shape[2:]), np.uint8)
+        images_BHWC[missing] = decoded_BHWC
+        images_BHWC[is_present_B] = mapped.pixels_RHWC.take(places_B[is_present_B], axis=0)
         return images_BHWC
 
     def places(self, members: Sequence[Member]) -> np.ndarray:
@@ -403,12 +412,18 @@ class LayerPixels:
         """Return the digests of a shard's images in the index, `(N, M)` of 16 bytes."""
         return self.layer.index.pixel_digests(shard)
 
+    def _digest(self, image_HWC: np.ndarray) -> bytes:
+        """Return the `pixel_digest` of an image of this layer, whose shape is hashed already."""
+        digest = self._shape_digest.copy()
+        digest.update(image_HWC.data)
+        return digest.digest()
+
     def _check(self, members: Sequence[Member], images_BHWC: np.ndarray) -> None:
         """Raise WorkError unless decoded pixels have the digests of the index."""
         records = self.shards.plan.shards.records
         for (_, position, member), image in zip(members, images_BHWC, strict=True):
             shard, row = divmod(position, records)
-            if bytes.fromhex(pixel_digest(image)) != self._digests(shard)[row][member]:
+            if self._digest(image) != self._digests(shard)[row, member]:
                 key = self.shards.key(position)
                 field = self.layer.plan.image_fields[member]
                 raise self.shards.damaged(key, f"has other pixels in {field} than the index says")
@@ -434,7 +449,7 @@ class LayerPixels:
         for number in present[:most].tolist():
             row, member = divmod(number, self.members)
             image = mapped.pixels_RHWC[first + number]
-            if bytes.fromhex(pixel_digest(image)) != self._digests(shard)[row][member]:
+            if self._digest(image) != self._digests(shard)[row, member]:
                 yield first + number
 
 
@@ -446,13 +461,11 @@ class _Mapped:
         self.folder = folder
         self.is_finished = is_finished
         self.pixels_RHWC = _map(folder / ARRAY, (rows, *shape[2:]))
-        self.present_R = _map(folder / PRESENT, (rows,))
+        self.present_R = _map(folder / PRESENT, (rows,), "r" if is_finished else "r+")
         self._image_bytes = int(np.prod(shape[2:]))
 
-        # Written by hand, not through the map, where a full disk would end the process
-        self._written: list[int] = []
-        if not is_finished:
-            self._written = [os.open(folder / name, os.O_RDWR) for name in (ARRAY, PRESENT)]
+        # Pixels are written by hand, not through the map, where a full disk would end the process
+        self._array = None if is_finished else os.open(folder / ARRAY, os.O_RDWR)
 
         # In use as long as any process has this file
         owner = os.open(folder / OWNER, os.O_RDONLY)
@@ -460,30 +473,30 @@ class _Mapped:
         with contextlib.suppress(OSError):
             os.utime(folder / OWNER)
 
-        weakref.finalize(self, _close, [owner, *self._written])
+        opened = [owner] if self._array is None else [owner, self._array]
+        weakref.finalize(self, _close, opened)
 
     def add(self, places_B: np.ndarray, images_BHWC: np.ndarray) -> None:
         """Add images: first their pixels, then the marks."""
-        if not self._written:
+        if self._array is None:
             return
 
-        pixels, present = self._written
         try:
             for place, image in zip(places_B.tolist(), images_BHWC, strict=True):
-                os.pwrite(pixels, np.ascontiguousarray(image).data, place * self._image_bytes)
-                os.pwrite(present, b"\1", place)
+                os.pwrite(self._array, image.data, place * self._image_bytes)
+            self.present_R[places_B] = 1
         except OSError as error:
             log.warning("%s takes no more images (%s)", self.folder, error.strerror)
-            self._written = []
+            self._array = None
 
     def forget(self, place: int) -> None:
         """Take back the mark of an image."""
-        os.pwrite(self._written[1], b"\0", place)
+        self.present_R[place] = 0
 
     def sync(self) -> None:
-        """Make all that was added durable."""
-        for descriptor in self._written:
-            os.fsync(descriptor)
+        """Make all pixels durable."""
+        if self._array is not None:
+            os.fsync(self._array)
 
 
 def _close(descriptors: list[int]) -> None:
@@ -491,8 +504,8 @@ def _close(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
+def _map(path: Path, shape: tuple[int, ...], mode: Literal["r", "r+"] = "r") -> np.ndarray:
+    return np.asarray(np.memmap(path, np.uint8, mode, shape=shape))
 
 
 def _remove_unused(folder: Path) -> bool:
@@ -517,10 +530,10 @@ def existing_part(path: Path) -> Path:
     return path
 
 
-def _too_large(needed: int, free: int, folder: Path) -> InputError:
+def _too_large(needed: int, free: int, folder: Path, reason: str = "") -> InputError:
     return InputError(
-        f"the decoded pixels are too large for the disk: they need {gigabytes(needed)}, {gigabytes(free)} free in "
-        f"{folder}; {_advice()}"
+        f"the decoded pixels are too large for the disk{f' ({reason})' * bool(reason)}: they need "
+        f"{gigabytes(needed)}, {gigabytes(free)} free in {folder}; {_advice()}"
     )
 
 
@@ -530,4 +543,7 @@ def _advice() -> str:
 
 def gigabytes(count: int) -> str:
     """Return a number of bytes as people read it."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size / 10:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

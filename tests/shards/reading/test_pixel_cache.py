@@ -1,10 +1,12 @@
 """Decoded pixels in mapped files: the same batches, each image decoded once, and what is damaged is found."""
 
+import errno
 import json
 import logging
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 from types import SimpleNamespace
 
@@ -107,22 +109,22 @@ def test_the_array_holds_the_images_of_the_set(shards):
             assert np.array_equal(array[position, 1 + candidate], expected)
 
 
-def test_layers_have_an_array_each_which_sets_share(make_set, tmp_path, decoded):
+def test_layers_have_an_array_each_which_serves_with_and_without_the_others(
+    make_set, tmp_path, decoded
+):
     root = make_set(tmp_path / "set", candidates=2)
     other = make_set(tmp_path / "other", {"seed": 5}, candidates=2)
-    fill(ShardSet(root, cache=tmp_path / "cache"))
     merge_sets(ShardSet(root), ShardSet(other), tmp_path / "grown")
-    shards = ShardSet(tmp_path / "grown", cache=tmp_path / "cache")
-    expected = contents(loader(shards, None))
-    decoded.images = 0
+    fill(ShardSet(tmp_path / "grown", layers=["layer-000"], cache=tmp_path / "cache"))
 
+    shards = ShardSet(tmp_path / "grown", cache=tmp_path / "cache")
+    expected = contents(loader(shards, None, last=60))
     cache = PixelCache(shards)
-    bytes_of_a_layer = 40 * IMAGE
-    if shards.layers[0].plan.digest == ShardSet(root).plan.digest:
-        assert cache.bytes_needed == 2 * bytes_of_a_layer  # of the new layer alone
+    assert (cache.bytes, cache.bytes_needed) == (40 * 5 * IMAGE, 40 * 2 * IMAGE)
     cache.open()
-    assert contents(loader(shards, cache)) == expected
-    assert cache.bytes == 5 * bytes_of_a_layer
+    decoded.images = 0
+    assert contents(loader(shards, cache, last=60)) == expected
+    assert 0 < decoded.images <= 80  # of the other layer alone
 
 
 def read_by_a_rank(shards, rank, results):
@@ -193,7 +195,7 @@ def test_pixels_that_the_index_does_not_know_are_refused(shards, monkeypatch):
         return 255 - decode(*arguments)
 
     monkeypatch.setattr(pairs, "decode_image", wrong)
-    with pytest.raises(WorkError, match=r"record train_\d+ has other pixels in anchor.webp than"):
+    with pytest.raises(WorkError, match=r"record train_\d+ has other pixels in \w+.webp than"):
         list(loader(shards, open_pixels(shards, "memory")))
 
 
@@ -269,9 +271,50 @@ def test_what_a_crash_of_the_machine_lost_is_decoded_again(shards, decoded, lost
 
 def test_too_large_for_the_disk_is_told_with_both_figures(shards, monkeypatch):
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=9999))
-    with pytest.raises(InputError, match=r"need 0.0 MB, 0.0 MB free in .*cache; choose pretrain"):
+    with pytest.raises(InputError, match=r"need 30.7 kB, 10.0 kB free in .*cache; choose pretrain"):
         open_pixels(shards, "memory")
     assert not shards.cache.exists()
+
+
+def open_with_small_files(shards, kind, results):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SET - 1, SET - 1))  # as `ulimit -f`
+    try:
+        results.put(contents(loader(shards, open_pixels(shards, kind))))
+    except InputError as error:
+        results.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("kind", ["memory", "auto"])
+def test_a_file_that_cannot_grow_leaves_nothing_behind(shards, kind):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=open_with_small_files, args=(shards, kind, results))
+    process.start()
+    found = results.get(timeout=60)
+    process.join()
+
+    if kind == "auto":
+        assert found == contents(loader(shards, None))
+    else:
+        assert re.search(
+            r"too large for the disk \(File too large\): they need 30.7 kB, .* free in .*cache; choose",
+            found,
+        )
+    assert not list((shards.cache / "pixels").glob("*/"))
+
+
+def test_a_disk_that_is_full_after_all_costs_no_run(shards, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = contents(loader(shards, None))
+    cache = PixelCache(shards)
+    cache.open()
+    monkeypatch.setattr(pixel_cache.os, "pwrite", full)
+    assert contents(loader(shards, cache)) == expected
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "takes no more images (No space left on device)" in line
 
 
 def test_a_folder_that_cannot_be_written_is_told(shards, monkeypatch):
@@ -322,7 +365,7 @@ def test_an_array_in_use_makes_no_room(make_set, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"AUTO_BYTES": 9999}, "no pixel cache: it would have 0.0 MB, auto takes 0.0 MB"),
+        ({"AUTO_BYTES": 9999}, "no pixel cache: it would have 30.7 kB, auto takes 10.0 kB"),
         ({"available_memory": lambda: 2 * SET - 1}, "no pixel cache: .* of memory are free"),
         ({"shutil": SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=SET))}, "it needs"),
     ],
