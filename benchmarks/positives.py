@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional
 
-NAME = "ddae"
+NAME = "unet"
 MEASURES = {"margin": 1, "anchor_rank": -1, "cosine": 1}
 """The measures that choose, with the sign of their better direction."""
 KEPT = (1, 2, 4)

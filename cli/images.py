@@ -155,6 +155,8 @@ def _folders(source: FolderSource) -> list[str]:
     for name, images in arrangement.splits.items():
         told = images.class_counts(arrangement.class_names or ())
         classes = _counts({label: count for label, count in told.items() if count})
+        if arrangement.class_names and not classes:
+            classes = ", no classes"
         below = f" (all of {images.folder}/)" if images.folder != name else ""
         lines.append(f"    {name}{below}: {_count(len(images.names), 'image')}{classes}")
 
@@ -167,6 +169,8 @@ def _classes(anchors: ImageSource) -> str:
     labels = [source.label(index) for index in range(anchors.source_count)]
     counts = Counter(label for label in labels if label is not None)
     if not counts:
+        if isinstance(source, FolderSource):
+            return "no classes, which folders or a metadata.csv beside the images would tell"
         return "no classes"
 
     names = source.class_names or ()

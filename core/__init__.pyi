@@ -16,6 +16,7 @@ from .files import sync_directory as sync_directory
 from .files import write_file as write_file
 from .json import canonical_json as canonical_json
 from .json import differences as differences
+from .json import different_values as different_values
 from .json import first_fault as first_fault
 from .json import json_line as json_line
 from .launch import LaunchError as LaunchError

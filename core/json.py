@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -35,16 +35,37 @@ def first_fault(error: ValidationError) -> str:
     return f"{field}: {fault['msg']}"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return `section.key: old there, new here` for every value in which two nested mappings differ."""
-    rows = []
-    # In the order of the new mapping, then what the old one alone has.
-    for section in new | old:
+class DifferentValue(NamedTuple):
+    """Names a value in which two nested mappings differ, and the value in each; None where one has none.
+
+    >>> different_values({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}})
+    [DifferentValue(key='a.b', old=1, new=3)]
+    """
+
+    key: str
+    old: Any
+    new: Any
+
+
+def different_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[DifferentValue]:
+    """Return every value in which two nested mappings differ, those of the new one in its order, then the old one's."""
+    found = []
+    for section in {**new, **old}:
         before = old.get(section)
         after = new.get(section)
         if isinstance(before, dict) and isinstance(after, dict):
-            rows += [f"{section}.{row}" for row in differences(before, after)]
+            for value in different_values(before, after):
+                found.append(value._replace(key=f"{section}.{value.key}"))
         elif before != after:
-            rows.append(f"{section}: {before} there, {after} here")
+            found.append(DifferentValue(section, before, after))
+
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return `section.key: old there, new here` for every value in which two nested mappings differ."""
+    rows = []
+    for value in different_values(old, new):
+        rows.append(f"{value.key}: {value.old} there, {value.new} here")
 
     return rows

@@ -117,7 +117,7 @@ def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarr
     """Assign each of N images to one of `count` clusters by k-means on its features; `(N,)` int64.
 
     The features are standardised and then scaled to length 1, so that neither what all images share nor a few strong
-    features decide. scikit-learn's MiniBatchKMeans, the best of 10 starts, on one thread.
+    features decide. scikit-learn's MiniBatchKMeans, from the best of 10 starts, on one thread.
 
     Raises:
         InputError: a cluster is left without an image.
@@ -142,8 +142,6 @@ def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarr
         random_state=seed,
         batch_size=BATCH,
         n_init=starts,
-        max_iter=300,
-        max_no_improvement=30,
     )
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

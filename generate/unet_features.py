@@ -16,8 +16,8 @@ from .keyed_noise import Stream, keyed_normal, noise_keys
 from .model import DiffusionModel
 from .schedulers import make_scheduler, noise_to
 
-TIMESTEP = 50
-"""The default: low noise, at which the images are still what they are."""
+TIMESTEP = 100
+"""The default: noise enough that the network looks at the whole, little enough that the image is what it was."""
 
 
 def block_names(model: DiffusionModel) -> list[str]:
@@ -35,12 +35,13 @@ def block_names(model: DiffusionModel) -> list[str]:
 
 
 def default_block(model: DiffusionModel) -> str:
-    """Return the block whose features are taken where nobody chose one: the up block behind the middle of the decoder.
+    """Return the block whose features are taken where nobody chose one: two thirds of the way up the decoder.
 
-    Of four up blocks that is the third, whose features were the best of the paper's 35.7 M network on CIFAR-10 (DDAE).
+    Of four up blocks that is the third, whose features were the best of the paper's 35.7 M network on CIFAR-10 (DDAE);
+    of two or three it is the one before the last: the last one's features are of pixels.
     """
     net: Any = model.unet
-    return f"up{len(net.up_blocks) // 2}"
+    return f"up{2 * (len(net.up_blocks) - 1) // 3}"
 
 
 class UNetFeatures(nn.Module):

@@ -20,9 +20,28 @@ NETWORKS = {
 }
 
 
-def gradients_and_queues(accelerator: Accelerator, name: str) -> dict[str, torch.Tensor]:
+TERMS = {
+    "alignment": {},
+    "alignment-3": {"candidates": 3},
+    "mean_target-3": {"candidates": 3, "loss": "mean_target"},
+    "multi_positive-3": {"candidates": 3, "loss": "multi_positive"},
+    "robust-3": {"candidates": 3, "loss": "robust"},
+    "multi_positive": {"loss": "multi_positive"},
+}
+"""Settings of the synthetic term; those with several candidates get weights that are 1 in the second half only."""
+WEIGHTS_BM = torch.ones(8, 3)
+WEIGHTS_BM[0] = torch.tensor([1.5, 1.5, 0.0])
+WEIGHTS_BM[1] = 0.0
+WEIGHTS_BM[2] = torch.tensor([0.2, 0.9, 0.4])
+
+
+def gradients_and_queues(accelerator: Accelerator, name: str, term: str) -> dict[str, torch.Tensor]:
+    # The method
     torch.manual_seed(0)
-    method = build_method(PretrainConfig(method=name, batch_size=8, queue_size=16, **NETWORKS))
+    config = PretrainConfig(
+        method=name, batch_size=8, queue_size=16, synthetic=TERMS[term], **NETWORKS
+    )
+    method = build_method(config).double()  # so that the order of sums is no difference to speak of
     for module in method.modules():
         if isinstance(
             module, torch.nn.Dropout | torch.nn.MultiheadAttention
@@ -30,11 +49,18 @@ def gradients_and_queues(accelerator: Accelerator, name: str) -> dict[str, torch
             setattr(module, "p" if isinstance(module, torch.nn.Dropout) else "dropout", 0.0)
     method.before_step(0, 1)
     model = accelerator.prepare(method)
-    images = [torch.randn(8, 3, 8, 8) for _ in range(3)]
+
+    # This process's part of the batch
+    images = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(5)]
+    count = config.synthetic.candidates
+    third = images[2] if count == 1 else torch.stack(images[2:], dim=1)
     local = 8 // accelerator.num_processes
     own = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+    weights = None if count == 1 or (WEIGHTS_BM[own] == 1).all() else WEIGHTS_BM[own]
     labels = torch.arange(8) % 3
-    losses = model([image[own] for image in images[:2]], images[2][own], None, labels[own])
+
+    # Gradients and queues
+    losses = model([image[own] for image in images[:2]], third[own], weights, labels[own])
     accelerator.backward(sum(losses.values()))
     found = {
         name: parameter.grad
@@ -45,9 +71,12 @@ def gradients_and_queues(accelerator: Accelerator, name: str) -> dict[str, torch
 
 
 def save_steps(folder: Path) -> None:
-    """Save them in a file per method and rank."""
+    """Save them in a file per method, synthetic term and rank."""
     accelerator = Accelerator(cpu=True)
     for name in METHODS:
-        rank = f"{name}-{accelerator.num_processes}-{accelerator.process_index}"
-        torch.save(gradients_and_queues(accelerator, name), folder / f"{rank}.pt")
+        for term in TERMS:
+            rank = f"{accelerator.num_processes}-{accelerator.process_index}"
+            torch.save(
+                gradients_and_queues(accelerator, name, term), folder / f"{name}-{term}-{rank}.pt"
+            )
     accelerator.end_training()

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..core import InputError, write_file
+from ..core import InputError, local_path, sha256_file, write_file
 from .cifar_resnet import default_cfgs
 from .config import PretrainConfig
 
@@ -183,6 +183,64 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise InputError(f"{folder} is no loadable timm backbone: {_reason(error)}") from error
 
     return model.eval().requires_grad_(False), config
+
+
+def load_initial(model: nn.Module, name: str) -> None:
+    """Load the weights that a backbone starts from, `pretrain.init`, into a model; every key has to fit.
+
+    Raises:
+        InputError: there is no such model, or it is of another architecture; names the first keys that do not fit.
+    """
+    weights = _initial_model(name).state_dict()
+    own = model.state_dict()
+    faults = []
+    for key in [*own, *(key for key in weights if key not in own)]:
+        there = tuple(weights[key].shape) if key in weights else "absent"
+        here = tuple(own[key].shape) if key in own else "absent"
+        if there != here:
+            faults.append(f"{key}: {there} there, {here} here")
+
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(
+            f"pretrain.init = {name} does not fit pretrain.backbone ({'; '.join(faults[:3])}{more}); "
+            "expected the same architecture, stem and backbone_kwargs"
+        )
+    model.load_state_dict(weights, strict=True)
+
+
+def _initial_model(name: str) -> nn.Module:
+    folder = _initial_folder(name)
+    if folder is not None:
+        return load_backbone(folder)[0]
+
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"pretrain.init = {name}: no folder of a run or of a timm model, and timm cannot load it ({_reason(error)})"
+        ) from error
+
+
+def _initial_folder(name: str) -> Path | None:
+    """Return the folder of a run's backbone or of a timm model; None for a name of timm's or a hub id."""
+    path = Path(local_path(name))
+    for folder in (path / "backbone", path):
+        if (folder / "config.json").exists():
+            return folder
+
+    is_path = name.startswith(("/", ".", "~")) or path.exists()
+    if is_path:
+        raise InputError(
+            f"pretrain.init = {name} holds no backbone; expected a finished run or the folder of a timm model"
+        )
+    return None
+
+
+def initial_digest(name: str) -> str:
+    """Return the SHA-256 of the weights of `pretrain.init`; timm's name or the hub id where that is one."""
+    folder = _initial_folder(name)
+    return name if folder is None else sha256_file(folder / "model.safetensors")
 
 
 def embed(model: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:

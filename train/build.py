@@ -64,6 +64,8 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
             f"pretrain.method = {config.method} needs labels, and {shards.root} has anchors without one"
         )
 
+    _check_momentum(config)
+
     # Which candidate is drawn
     choice = None
     if needs_candidates and synthetic.scores:
@@ -78,10 +80,21 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
             weight_map=synthetic.weight_map,
         )
 
-    dataset = PairDataset(shards, config.seed, needs_candidates, choice)
+    count = synthetic.candidates if config.third_view == "shards" else 1
+    dataset = PairDataset(shards, config.seed, needs_candidates, choice, count)
     return PairLoader(
         dataset, order, order.batches_per_epoch * config.epochs, workers=config.workers
     )
+
+
+def _check_momentum(config: PretrainConfig) -> None:
+    """Raise InputError where the momentum depends on the length of a run that may be given more epochs."""
+    changes = config.momentum_start != config.momentum_end
+    if config.schedule == "wsd" and changes and method_class(config).has_momentum:
+        raise InputError(
+            f"pretrain.schedule = wsd, and the momentum of {config.method} rises from {config.momentum_start} to "
+            f"{config.momentum_end} over the whole run, whose length is open then; set momentum_start = momentum_end"
+        )
 
 
 def prepared_method(config: PretrainConfig, device: torch.device) -> Method:

@@ -16,9 +16,18 @@ FOLDER = "checkpoints"
 
 
 def save_checkpoint(
-    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    out: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    kept_step: int | None = None,
 ) -> None:
-    """Write everything that a run needs to go on after `state["step"]` steps; the last `keep` files stay."""
+    """Write everything that a run needs to go on after `state["step"]` steps; the last `keep` files stay.
+
+    Args:
+        kept_step: the checkpoint of this step stays as well.
+    """
     # Weights
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
 
@@ -32,10 +41,15 @@ def save_checkpoint(
     # The new file in, the oldest out
     metadata = {"state": json.dumps(state)}
     content = safetensors.torch.save(unshared(tensors), metadata)
-    path = out / FOLDER / f"step-{state['step']:09d}.safetensors"
-    write_file(path, content)
+    write_file(checkpoint_path(out, state["step"]), content)
     for old in checkpoints(out)[:-keep]:
-        old.unlink(missing_ok=True)
+        if kept_step is None or old != checkpoint_path(out, kept_step):
+            old.unlink(missing_ok=True)
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """Return the file of the checkpoint after so many steps."""
+    return out / FOLDER / f"step-{step:09d}.safetensors"
 
 
 def checkpoints(out: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from ..core.run_name import WITH_CANDIDATES, RunName
 from ..shards.reading.measures import Keep, WeightMap, find_measure
 
 Ratio = tuple[float, float, float]
+SyntheticLoss = Literal["alignment", "mean_target", "multi_positive", "robust"]
 
 MEASURE = "margin"
 FORMER_MEASURE = "agreement"
@@ -60,6 +61,9 @@ class SyntheticConfig(Section):
 
     >>> PretrainConfig(synthetic=SyntheticConfig(source="augmentation")).run_name
     'simclr+augmentation'
+    >>> four = SyntheticConfig(candidates=4, loss="multi_positive")  # four positives more for each anchor
+    >>> PretrainConfig(synthetic=four, label="m4").run_name
+    'simclr+shards@m4'
     >>> best = SyntheticConfig(scores="resnet", measure="margin", keep=2)  # the two best of each anchor
     >>> PretrainConfig(synthetic=best).run_name
     'simclr+shards'
@@ -70,6 +74,16 @@ class SyntheticConfig(Section):
     source: Literal["shards", "augmentation", "inflation", "none"] = "shards"
     """The third view: a candidate of the shard set, a third ordinary view of the anchor (the control), or none.
     `inflation` has no third view: candidates are unpaired anchors among the real ones, with weaker augmentation."""
+    candidates: int = Field(default=1, ge=1)
+    """M, the third views a step: different candidates of the anchor, or in the control as many more ordinary views."""
+    loss: SyntheticLoss = "alignment"
+    """The paper's, the mean over the M; towards the mean of the M projections; SynCLR's, in which a sample's views are
+    each other's positives and all others negatives; or RINCE's, which bounds the pull of a wrong positive. The last two
+    go by `pretrain.temperature`; docs/methods.md has the formulas."""
+    robust_q: float = Field(default=0.1, gt=0, le=1)
+    """RINCE's q: near 0 it is InfoNCE, at 1 wrong positives pull least."""
+    robust_lambda: float = Field(default=0.01, gt=0, le=1)
+    """RINCE's λ, the weight of all pairs against that of the positive one."""
     probability: float = Field(default=1.0, ge=0, le=1)
     """Share of the samples, drawn per step, that take part in the term."""
     warmup: float = Field(default=0.0, ge=0)
@@ -93,7 +107,14 @@ class SyntheticConfig(Section):
     allow_labels: bool = False
     """Allow a measure that uses labels; the run's name says that it went by one."""
 
-    added: ClassVar[Mapping[str, Any]] = {"keep": None, "weight_map": "value"}
+    added: ClassVar[Mapping[str, Any]] = {
+        "candidates": 1,
+        "loss": "alignment",
+        "robust_q": 0.1,
+        "robust_lambda": 0.01,
+        "keep": None,
+        "weight_map": "value",
+    }
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -130,6 +151,22 @@ class SyntheticConfig(Section):
         if self.weight_map != "value" and not self.weighted:
             raise ValueError(
                 f"synthetic.weight_map = {self.weight_map} maps no weights; set synthetic.weighted=true, too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_loss_has_a_use(self):
+        if self.source == "inflation" and (self.candidates > 1 or self.loss != "alignment"):
+            raise ValueError(
+                "synthetic.candidates and synthetic.loss are of third views, and inflation has none; leave them out"
+            )
+        is_tuned = any(
+            getattr(self, key) != self.added[key] for key in ("robust_q", "robust_lambda")
+        )
+        if is_tuned and self.loss != "robust":
+            raise ValueError(
+                f"synthetic.robust_q and .robust_lambda are of synthetic.loss = robust, and it is {self.loss}; leave "
+                "them out"
             )
         return self
 
@@ -178,6 +215,8 @@ class PretrainConfig(Section):
     """
 
     method: str = "simclr"
+    label: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Joins the run's name, to tell runs apart that differ in other settings: `m4` gives `simclr+shards@m4`."""
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=1024, ge=2)
     """Global: over all processes."""
@@ -189,6 +228,9 @@ class PretrainConfig(Section):
     """`cifar` gives a ResNet a first convolution of 3x3, stride 1, padding 1, and no max-pool."""
     batch_norm: Literal["joint", "per_view"] = "per_view"
     """One pass over all views together, or one each with running statistics from real views only."""
+    init: str = ""
+    """Whose weights the backbone starts from: a run, the folder of a timm model, or timm's name or hub id of one; they
+    must fit to the last key. Empty: random ones. Take over its `mean` and `std` too: it was made for such images."""
     projector_hidden: int = Field(default=4096, ge=1)
     projector_out: int = Field(default=256, ge=1)
     projector_layers: int = Field(default=2, ge=1)
@@ -210,6 +252,12 @@ class PretrainConfig(Section):
     compile: bool = False
     """Compile the backbone by torch.compile."""
     temperature: float = Field(default=0.2, gt=0)
+    decoupled: bool = False
+    """Leave the positive out of the denominator of SimCLR's loss (DCL)."""
+    invariance_weight: float = Field(default=25.0, ge=0)
+    variance_weight: float = Field(default=25.0, ge=0)
+    covariance_weight: float = Field(default=1.0, ge=0)
+    """Of VICReg's three terms."""
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = Field(default=0.5, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -217,6 +265,11 @@ class PretrainConfig(Section):
     warmup_epochs: float = Field(default=10, ge=0)
     warmup_lr: float = Field(default=1e-3, ge=0)
     """Where the linear warm-up of the learning rate starts."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Behind the warm-up the learning rate falls along a cosine to 0 at the last step; or it stays as it is and falls
+    within the last `decay_epochs` only (`wsd`: warm-up, stable, decay): such a run can be given more epochs."""
+    decay_epochs: int = Field(default=10, ge=1)
+    """Of the schedule `wsd`: lr·(1 - sqrt(share of them that is over)), as Hägele et al. (NeurIPS 2024) found best."""
     mean: Ratio = (0.5, 0.5, 0.5)
     std: Ratio = (0.5, 0.5, 0.5)
     augment: AugmentConfig = AugmentConfig()
@@ -237,11 +290,35 @@ class PretrainConfig(Section):
     checkpoint_epochs: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
 
-    added: ClassVar[Mapping[str, Any]] = {"cache": "none"}
+    added: ClassVar[Mapping[str, Any]] = {
+        "cache": "none",
+        "init": "",
+        "schedule": "cosine",
+        "decay_epochs": 10,
+        "label": "",
+        "decoupled": False,
+        "invariance_weight": 25.0,
+        "variance_weight": 25.0,
+        "covariance_weight": 1.0,
+    }
 
     def recorded(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
         """Return the settings as runs record them: where pixels are kept makes no run another one."""
         return super().recorded({*leave_out, "cache"})
+
+    @model_validator(mode="after")
+    def _schedule_fits(self):
+        needed = self.warmup_epochs + self.decay_epochs
+        if self.schedule == "wsd" and needed > self.epochs:
+            raise ValueError(
+                f"schedule = wsd needs {needed:g} epochs for warmup_epochs and decay_epochs, epochs is {self.epochs}"
+            )
+        return self
+
+    @property
+    def stable_epochs(self) -> int | None:
+        """Return the epoch behind which the rate of the schedule `wsd` falls; None with a cosine."""
+        return self.epochs - self.decay_epochs if self.schedule == "wsd" else None
 
     @property
     def extra(self) -> Literal["shards", "augmentation", "inflation", "none"]:
@@ -265,9 +342,10 @@ class PretrainConfig(Section):
     def run_name(self) -> str:
         """Return `simclr`, `simclr+shards` (CLSP-SimCLR), `simclr+augmentation` (the third-view control), …
 
-        `simclr+shards+labels` is a run whose candidates were chosen by a measure that uses labels.
+        `simclr+shards+labels` is a run whose candidates were chosen by a measure that uses labels, `simclr+shards@m4`
+        one with the label `m4`.
         """
-        return str(RunName(self.method, self.extra, self.goes_by_labels))
+        return str(RunName(self.method, self.extra, self.goes_by_labels, self.label))
 
     @property
     def goes_by_measure(self) -> bool:

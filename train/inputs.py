@@ -1,6 +1,6 @@
 """The inputs of a step: what the method sees of a batch of the shard set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,10 @@ class StepInputs:
 
     Args:
         views: the ordinary views, normalised images `(B, 3, H, W)` each.
-        third: the synthetic view, or the control's third ordinary one; None without one.
-        weights_B: what each sample counts in the synthetic term; None where all count 1.
+        third: the synthetic view, or the control's third ordinary one; None without one. Where a step has M > 1 of
+            them, `(B, M, 3, H, W)`.
+        weights_B: what each sample counts in the synthetic term, or each of its M candidates, `(B, M)`; None where all
+            count 1.
         labels_B: classes, -1 where there are none.
     """
 
@@ -77,17 +79,28 @@ class InputMaker:
         for view in range(1, self.ordinary + 1):
             views.append(self.views(anchors_BCHW, view, step, self.rank))
 
-        # The third view: of a candidate, or in the control of the anchor
+        # The third views: of candidates, or in the control of the anchor
         if self.config.third_view == "none":
             return StepInputs(views, None, None, labels_B)
 
-        images_BCHW = batch.anchors_BCHW
+        third = self._third(step, batch)
+        return StepInputs(views, third, self._weights(step, batch.weights_B), labels_B)
+
+    def _third(self, step: int, batch: PairBatch) -> torch.Tensor:
+        """Return the third view or views of a batch; their numbers go on behind the ordinary ones."""
+        count = self.config.synthetic.candidates
+        images: Sequence[torch.Tensor] = [batch.anchors_BCHW] * count
         if self.config.third_view == "shards":
             assert batch.candidates_BCHW is not None
-            images_BCHW = batch.candidates_BCHW
+            images = [batch.candidates_BCHW]
+            if count > 1:  # copied to the device at once
+                images = batch.candidates_BCHW.to(self.device, non_blocking=True).unbind(dim=1)
 
-        third = self.views(images_BCHW, self.ordinary + 1, step, self.rank)
-        return StepInputs(views, third, self._weights(step, batch.weights_B), labels_B)
+        thirds = []
+        for view, images_BCHW in enumerate(images, start=self.ordinary + 1):
+            thirds.append(self.views(images_BCHW, view, step, self.rank))
+
+        return thirds[0] if count == 1 else torch.stack(thirds, dim=1)
 
     def inflated(self, step: int, batch: PairBatch) -> torch.Tensor:
         """Return the anchors, some of them replaced by a candidate (AdaInf).
@@ -105,11 +118,14 @@ class InputMaker:
         return torch.where(made_B111, batch.candidates_BCHW, batch.anchors_BCHW)
 
     def _weights(self, step: int, weights_B: torch.Tensor) -> torch.Tensor | None:
-        """Return the samples' weights, 0 where the draw of `synthetic.probability` leaves one out."""
+        """Return the weights, 0 where the draw of `synthetic.probability` leaves a sample out."""
         probability = self.config.synthetic.probability
         if probability < 1:
             torch.manual_seed(stream_seed(self.config.seed, step, self.rank, "synthetic"))
-            weights_B = weights_B * (torch.rand(len(weights_B)) < probability)
+            takes_part = torch.rand(len(weights_B)) < probability
+            if weights_B.dim() == 2:  # a sample with all its candidates
+                takes_part = takes_part[:, None]
+            weights_B = weights_B * takes_part
 
         if bool((weights_B == 1).all()):
             return None

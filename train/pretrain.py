@@ -184,6 +184,10 @@ class Trainer:
         weight = synthetic_weight(step, self.per_epoch, self.config)
         self.method.before_step(step, self.per_epoch * self.config.epochs)
 
+        # The embeddings of an epoch's last batch are looked at
+        self.method.embeddings.clear()
+        self.method.keeps_embeddings = (step + 1) % self.per_epoch == 0
+
         # Views
         inputs = self.inputs(step, batch)
         rank = self.accelerator.process_index

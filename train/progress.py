@@ -1,5 +1,6 @@
 """Keep what a run has besides its weights: the losses of the epoch, the log, the checkpoints."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,11 @@ from ..core import json_line, write_file
 from ..shards import PairLoader
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import PretrainConfig
+from .health import Health, joined, measure_health
 from .methods import Method
 from .run import LOG, read_rows
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -62,7 +66,10 @@ class Progress:
         rate: float,
         probe: Callable[[nn.Module], dict[str, float]] | None,
     ) -> dict[str, float]:
-        """Log the epoch's means and what the probe finds, save a checkpoint if one is due, return the means."""
+        """Log the epoch's means, the health of the embeddings and what the probe finds; return means and findings.
+
+        A checkpoint is saved if one is due.
+        """
         # The mean of every loss, over steps and ranks
         means = {}
         for name, value in self.sums.items():
@@ -74,16 +81,37 @@ class Progress:
             means |= probe(self.method.backbone)
 
         # The log
-        row = {"epoch": epoch, "step": self.loader.batch, **means, "lr": rate}
+        health = self._health(epoch)
+        row = {"epoch": epoch, "step": self.loader.batch, **means, **health, "lr": rate}
         row["seconds"] = round(time.time() - self.started, 3)
         row["waited"] = round(self.loader.waited, 3)
         self.rows.append(row)
-        self.accelerator.log(means, step=self.loader.batch)
+        self.accelerator.log({**means, **health}, step=self.loader.batch)
         self.sums.clear()
 
-        if epoch % self.config.checkpoint_epochs == 0 or epoch == self.config.epochs:
+        config = self.config
+        is_due = epoch % config.checkpoint_epochs == 0
+        if is_due or epoch in (config.stable_epochs, config.epochs):
             self.save()
         return means
+
+    def _health(self, epoch: int) -> dict[str, float]:
+        """Measure the embeddings of the epoch's last batch, a mean over ranks; say if they collapse."""
+        health = measure_health(joined(self.method.embeddings)).content()
+        for name, value in health.items():
+            on_device = torch.tensor(value, device=self.accelerator.device)
+            health[name] = self._mean_over_ranks(on_device)
+
+        found = Health(**health)
+        if found.collapses and self.accelerator.is_main_process:
+            log.warning(
+                "clsp: epoch %d: this run collapses: its embeddings are nearly all alike (deviation %.3f of 1, "
+                "RankMe %.1f); lower pretrain.synthetic.weight or pretrain.lr, or set pretrain.synthetic.warmup",
+                epoch,
+                found.deviation,
+                found.rankme,
+            )
+        return health
 
     def save(self) -> None:
         """Write log and checkpoint.
@@ -98,7 +126,14 @@ class Progress:
         write_file(self.out / LOG, log.encode())
 
         state = {"step": self.loader.batch, "data": self.loader.state_dict(), "sums": sums}
-        save_checkpoint(self.out, self.method, self.optimizer, state, self.config.keep_checkpoints)
+        keep = self.config.keep_checkpoints
+        save_checkpoint(self.out, self.method, self.optimizer, state, keep, self._stable_step)
+
+    @property
+    def _stable_step(self) -> int | None:
+        """Return the last step before the decay of `wsd`, from which a run that is given more epochs goes on."""
+        epochs = self.config.stable_epochs
+        return None if epochs is None else epochs * self.loader.order.batches_per_epoch
 
     def _mean_over_ranks(self, value: torch.Tensor) -> float:
         mean: Any = self.accelerator.reduce(value, "mean")

@@ -20,8 +20,8 @@ from ..core import (
 )
 from ..shards import ShardSet
 from ..shards.format.layout import scores_path
-from .backbone import check_backbone, save_backbone
-from .checkpoint import checkpoints
+from .backbone import check_backbone, initial_digest, save_backbone
+from .checkpoint import checkpoint_path, checkpoints
 from .config import PretrainConfig
 from .methods import Method
 from .run_record import recorded_name
@@ -71,11 +71,58 @@ def check_folder(
     if content is None:
         return False
 
-    different = _differences(content, _identity(shards, config))
+    run = _identity(shards, config)
+    different = _differences(content, run)
     if different and not (may_replace and _is_without_result(out)):
-        raise InputError(f"{out} holds another run ({'; '.join(different)}); choose another --out")
+        # More epochs for a run of the schedule wsd
+        shorter = shorter_run(content, run)
+        if shorter is None:
+            raise InputError(
+                f"{out} holds another run ({'; '.join(different)}); choose another --out{_advice(content, run)}"
+            )
+        if not (out / BACKBONE).exists() or stable_checkpoint(shards, config, shorter, out):
+            return False
+        raise InputError(
+            f"{out} has no checkpoint from before its decay any more, from which a longer run could go on; "
+            "choose another --out, and start it from this one with pretrain.init"
+        )
 
     return (out / BACKBONE).exists()
+
+
+def shorter_run(content: bytes, run: dict[str, Any]) -> int | None:
+    """Return the epochs of the run that `run.json` names, if `run` is that very run with more of them; else None."""
+    found = json.loads(content)
+    epochs = found.get("pretrain", {}).get("epochs", 0)
+    settings = run["pretrain"]
+    if settings.get("schedule") != "wsd" or not 0 < epochs < settings["epochs"]:
+        return None
+
+    as_short = {**run, "pretrain": {**settings, "epochs": epochs}}
+    return None if _differences(content, as_short) else epochs
+
+
+def stable_checkpoint(
+    shards: ShardSet, config: PretrainConfig, epochs: int, out: Path
+) -> Path | None:
+    """Return the last checkpoint from before the decay of a run of the schedule wsd with so many epochs."""
+    per_epoch = len(shards) // config.batch_size
+    last_step = (epochs - config.decay_epochs) * per_epoch
+    stable = [path for path in checkpoints(out) if path <= checkpoint_path(out, last_step)]
+    return stable[-1] if stable else None
+
+
+def _advice(content: bytes, run: dict[str, Any]) -> str:
+    """Return what to do where the epochs alone are more, and the schedule is a cosine over all of them."""
+    settings = run["pretrain"]
+    epochs = json.loads(content).get("pretrain", {}).get("epochs", 0)
+    is_longer = "schedule" not in settings and 0 < epochs < settings["epochs"]
+    if not is_longer or _differences(content, {**run, "pretrain": {**settings, "epochs": epochs}}):
+        return ""
+    return (
+        "; the rate of a cosine depends on its length: start another run from this one with pretrain.init, "
+        "and plan runs that may grow with pretrain.schedule=wsd"
+    )
 
 
 def layers_used(out: Path) -> list[str] | None:
@@ -104,8 +151,10 @@ def _identity(shards: ShardSet, config: PretrainConfig) -> dict[str, Any]:
         "name": config.run_name,
         "seed": config.seed,
         "data": shards.identity,
-        "pretrain": config.recorded(leave_out=UNESSENTIAL),
+        "pretrain": config.recorded(leave_out={*UNESSENTIAL, "init"}),
     }
+    if config.init:
+        identity["init"] = initial_digest(config.init)
 
     # A set scored elsewhere may have other scores under this name
     if config.goes_by_measure:
@@ -137,7 +186,11 @@ def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path, recipe: by
     path = out / RUN
     is_new = not path.exists()
     if not is_new and _differences(path.read_bytes(), run):
-        set_aside(out, (RECIPE, LOG, TRACKED), RUN)
+        shorter = shorter_run(path.read_bytes(), run)
+        if shorter is None or _is_without_result(out):
+            set_aside(out, (RECIPE, LOG, TRACKED), RUN)
+        else:
+            _lengthen(shards, config, shorter, out)
         is_new = True
 
     if is_new:
@@ -148,6 +201,17 @@ def claim_folder(shards: ShardSet, config: PretrainConfig, out: Path, recipe: by
 
     if recipe:
         write_file(out / RECIPE, recipe)
+
+
+def _lengthen(shards: ShardSet, config: PretrainConfig, epochs: int, out: Path) -> None:
+    """Let a run of so many epochs go on from before its decay; the backbone that it came to is kept beside."""
+    last = stable_checkpoint(shards, config, epochs, out)
+    for path in checkpoints(out):
+        if last is None or path > last:
+            path.unlink()
+
+    if (out / BACKBONE).exists():
+        (out / BACKBONE).rename(out / f"{BACKBONE}-epoch-{epochs}")
 
 
 def read_rows(out: Path, step: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What `run.json` records of a run, read also where another version wrote it."""
+"""Read what `run.json` records of a run, also where another version wrote it."""
 
 from collections.abc import Mapping
 from dataclasses import replace

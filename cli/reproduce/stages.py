@@ -35,7 +35,7 @@ def parse_run(name: str) -> RunName:
         InputError: it is none, or has no such source.
     """
     run = RunName.parse(name)
-    is_known = run.source in (NO_SOURCE, *SOURCES) and str(run) == name
+    is_known = run.source in (NO_SOURCE, *SOURCES) and str(run) == name and not run.label
     is_trained = run.method != DDAE or name == DDAE
     has_candidates = run.source in WITH_CANDIDATES
     if not is_known or not is_trained or (run.by_labels and not has_candidates):

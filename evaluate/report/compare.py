@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ...core import InputError, differences
+from ...core import InputError, differences, different_values
 from ...core.run_name import NO_SOURCE, RunName
+from ..features.checkpoint import read_run
 from ..probes.registry import PROBES, Probe, find_probe
 from .published import PublishedRow, published_rows
 from .results import RunResult, read_results
@@ -99,6 +100,22 @@ class DifferenceRow(_Row):
     metrics: dict[str, Difference]
 
 
+class MixedRow(_Row):
+    """Holds the settings in which two runs of one name differ, so that its mean is over more than seeds.
+
+    >>> mixed = MixedRow(name="a", folder="a-s0", other="a-s1", settings=["lr", "synthetic.candidates"])
+    >>> mixed.settings[0]
+    'lr'
+    """
+
+    name: str
+    folder: str
+    other: str
+    """The first one that differs from it."""
+    settings: list[str]
+    """Keys of `[pretrain]`."""
+
+
 class Comparison(_Row):
     """Holds what `results.json` does: every run, means, differences and published figures, accuracies in percent.
 
@@ -110,6 +127,7 @@ class Comparison(_Row):
     summary: list[SummaryRow]
     differences: list[DifferenceRow] = []
     published: list[PublishedRow] = []
+    mixed: list[MixedRow] = []
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,8 @@ class _Run:
     folder: str
     results: list[RunResult]
     metrics: dict[str, int | float]
+    settings: dict[str, Any] | None = None
+    """`[pretrain]` as the run recorded it, without what is another one for each seed; None where no run lies there."""
 
     @property
     def first(self) -> RunResult:
@@ -186,6 +206,7 @@ def compare_runs(
         summary=[_summary_row(name, members) for name, members in by_name.items()],
         differences=_difference_rows(by_name, baseline),
         published=published_rows([run.first for run in runs]),
+        mixed=_mixed_rows(by_name),
     )
 
 
@@ -195,7 +216,13 @@ def _read_run(folder: Path, out: Path) -> _Run:
     for result in results:
         metrics |= result.figures
 
-    return _Run(os.path.relpath(folder.absolute(), out.absolute()), results, metrics)
+    settings = None
+    record = read_run(folder)
+    if record and "pretrain" in record:
+        settings = {key: value for key, value in record["pretrain"].items() if key != "seed"}
+
+    name = os.path.relpath(folder.absolute(), out.absolute())
+    return _Run(name, results, metrics, settings)
 
 
 # What may be compared
@@ -289,6 +316,21 @@ def _refuse_several_precisions(runs: Sequence[_Run]) -> None:
         )
 
 
+def _mixed_rows(by_name: dict[str, list[_Run]]) -> list[MixedRow]:
+    """Return for each run name the first run whose settings are other ones than those of the first of that name."""
+    rows = []
+    for name, runs in by_name.items():
+        recorded = [(run.folder, run.settings) for run in runs if run.settings is not None]
+        for other, settings in recorded[1:]:
+            folder, first = recorded[0]
+            different = [value.key for value in different_values(first, settings)]
+            if different:
+                rows.append(MixedRow(name=name, folder=folder, other=other, settings=different))
+                break
+
+    return rows
+
+
 # Means and differences
 
 
@@ -364,14 +406,20 @@ def _default_baseline(names: Iterable[str]) -> str:
 
 
 def _control_pairs(names: Iterable[str], base: str) -> list[tuple[str, str]]:
-    """Pair every source of a method with that method's third-view control, where there is one."""
+    """Pair every source of a method with that method's third-view control: of the same label, or else without one."""
     names = list(names)
     pairs = []
     for name in names:
         run = RunName.parse(name)
-        control = str(RunName(run.method, CONTROL))
-        if run.source not in (NO_SOURCE, CONTROL) and control in names and control != base:
-            pairs.append((name, control))
+        if run.source in (NO_SOURCE, CONTROL):
+            continue
+
+        for label in dict.fromkeys((run.label, "")):
+            control = str(RunName(run.method, CONTROL, label=label))
+            if control in names:
+                if control != base:
+                    pairs.append((name, control))
+                break
 
     return pairs
 

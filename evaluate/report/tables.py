@@ -59,9 +59,17 @@ def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
 def footnotes(comparison: Comparison) -> list[str]:
     """Say what the marks in the table mean.
 
-    These are labels that chose candidates, deviations over draws, and what is different about published figures.
+    These are runs of one name with different settings, labels that chose candidates, deviations over draws, and what is
+    different about published figures.
     """
     notes = []
+    for row in comparison.mixed:
+        more = f" and {len(row.settings) - 1} more" if len(row.settings) > 1 else ""
+        notes.append(
+            f"{row.name}: its runs differ in more than their seeds: {row.folder} and {row.other} in "
+            f"pretrain.{row.settings[0]}{more}; give one of the two another name, by pretrain.label."
+        )
+
     if any(RunName.parse(row.name).by_labels for row in comparison.summary):
         notes.append(BY_LABELS)
 

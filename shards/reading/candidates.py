@@ -1,4 +1,4 @@
-"""Draw the candidate that a sample gets in an epoch: uniform, or among those that a measure chooses."""
+"""Draw the candidates that a sample gets in an epoch: uniform, or among those that a measure chooses."""
 
 from dataclasses import dataclass
 
@@ -46,24 +46,65 @@ class CandidateChoice:
 
     def draw(self, epoch: int, position: int, key: str, candidates: int) -> tuple[int, float]:
         """Draw a candidate and return its number and weight, which is 0 where none of the sample's is allowed."""
-        weight = 1.0
-        if self.allowed_NK is None:
-            drawn = draw_candidate(self.seed, epoch, key, candidates)
-        else:
+        drawn, weights = self.draw_several(epoch, position, key, candidates, 1)
+        return drawn[0], weights[0]
+
+    def draw_several(
+        self, epoch: int, position: int, key: str, candidates: int, count: int
+    ) -> tuple[list[int], list[float]]:
+        """Draw `count` different candidates and return their numbers and weights; the first is that of `draw`.
+
+        A sample of which fewer are allowed takes those there are. They come again in the places that are left, with
+        weight 0, and weigh more for it, so that a mean over the `count` is the mean over the different ones.
+
+        >>> choice = CandidateChoice(0, allowed_NK=np.array([[False, True, False, True]]))
+        >>> choice.draw_several(epoch=5, position=0, key="train_00000000", candidates=4, count=3)
+        ([1, 3, 1], [1.5, 1.5, 0.0])
+        """
+        # The numbers that may be drawn, and the places of some among them
+        allowed = None
+        there = candidates
+        if self.allowed_NK is not None:
             allowed = np.flatnonzero(self.allowed_NK[position])
-            if not len(allowed):
-                return 0, 0.0
-            drawn = int(allowed[draw_candidate(self.seed, epoch, key, len(allowed))])
+            there = len(allowed)
+            if not there:
+                return [0] * count, [0.0] * count
 
+        different = min(count, there)
+        drawn = draw_candidates(self.seed, epoch, key, there, different)
+        if allowed is not None:
+            drawn = [int(allowed[place]) for place in drawn]
+
+        # What each counts
+        weights = [1.0] * different
         if self.weights_NK is not None:
-            weight = float(self.weights_NK[position, drawn])
+            weights = [float(self.weights_NK[position, number]) for number in drawn]
 
-        return drawn, weight
+        # Fewer than are asked for
+        if different < count:
+            weights = [weight * count / different for weight in weights]
+            weights += [0.0] * (count - different)
+            drawn = [drawn[place % different] for place in range(count)]
+
+        return drawn, weights
 
 
 def draw_candidate(seed: int, epoch: int, key: str, candidates: int) -> int:
     """Draw a sample's candidate in an epoch, uniform over 0 … candidates-1: a pure function of (seed, epoch, key)."""
     return stream_key(seed, epoch, key, "candidate") % candidates
+
+
+def draw_candidates(seed: int, epoch: int, key: str, candidates: int, count: int) -> list[int]:
+    """Draw `count` different candidates of a sample in an epoch, the first by `draw_candidate`.
+
+    Each of the others is uniform over those that are not drawn yet, so more of them leave the earlier ones as they are.
+    """
+    drawn = [draw_candidate(seed, epoch, key, candidates)]
+    for place in range(1, count):
+        left = [number for number in range(candidates) if number not in drawn]
+        drawn.append(left[stream_key(seed, epoch, key, "candidate", place) % len(left)])
+
+    return drawn
 
 
 # The choice by scores

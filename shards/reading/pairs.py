@@ -51,7 +51,8 @@ def decode_image(
 class PairBatch:
     """Holds anchors and one candidate of each, `(B, 3, H, W)` uint8; `candidates_BCHW` is None where none is asked for.
 
-    `weights_B` are the candidates' weights: 1 but where scores say otherwise.
+    `weights_B` are the candidates' weights: 1 but where scores say otherwise. Where M > 1 candidates of each anchor are
+    asked for, `candidates_BCHW` is `(B, M, 3, H, W)` and `weights_B` `(B, M)`.
 
     >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     >>> batch = PairBatch(images, None, torch.arange(4), torch.ones(4), keys=list("abcd"))
@@ -86,7 +87,11 @@ class PairDataset(Dataset[PairBatch]):
         seed: of the draw.
         with_candidates: False reads no candidate at all.
         choice: among the candidates; uniform by default.
+        count: how many different candidates of each anchor are drawn.
         pixels: a cache of decoded images, so that none is decoded twice.
+
+    Raises:
+        InputError: there are not that many.
 
     Labels are -1 where the set has none.
 
@@ -108,12 +113,20 @@ class PairDataset(Dataset[PairBatch]):
         seed: int,
         with_candidates: bool = True,
         choice: CandidateChoice | None = None,
+        count: int = 1,
         pixels: Pixels | None = None,
     ):
+        if with_candidates and count > max(1, shards.candidates):
+            raise InputError(
+                f"{count} different candidates of each anchor are asked for (pretrain.synthetic.candidates), "
+                f"{shards.root} has {shards.candidates}; ask for fewer, or make more: clsp shards extend"
+            )
+
         self.shards = shards
         self.seed = seed
         self.with_candidates = with_candidates
         self.choice = choice or CandidateChoice(seed)
+        self.count = count
         self.pixels = pixels
 
     def __len__(self) -> int:
@@ -140,7 +153,7 @@ class PairDataset(Dataset[PairBatch]):
         labels = [-1 if label is None else label for _, label in found]
 
         candidates = None
-        weights = [1.0] * len(keys)
+        weights = torch.ones(len(keys))
         if self.with_candidates:
             candidates, weights = self._candidates(items, keys)
 
@@ -148,7 +161,7 @@ class PairDataset(Dataset[PairBatch]):
             anchors_BCHW=self._anchors(positions),
             candidates_BCHW=candidates,
             labels_B=torch.tensor(labels),
-            weights_B=torch.tensor(weights),
+            weights_B=weights,
             keys=keys,
         )
 
@@ -164,16 +177,24 @@ class PairDataset(Dataset[PairBatch]):
 
     def _candidates(
         self, items: Sequence[tuple[int, int]], keys: Sequence[str]
-    ) -> tuple[torch.Tensor, list[float]]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the candidates drawn for a batch and their weights, with a dimension for M where it is above 1."""
         members = []
-        weights = []
+        weights_BM = []
         for (epoch, position), key in zip(items, keys, strict=True):
-            drawn, weight = self.choice.draw(epoch, position, key, self.shards.candidates)
-            layer, member = self.shards.candidate_member(drawn)
-            members.append((layer, position, member))
-            weights.append(weight)
+            numbers, weights = self.choice.draw_several(
+                epoch, position, key, self.shards.candidates, self.count
+            )
+            for number in numbers:
+                layer, member = self.shards.candidate_member(number)
+                members.append((layer, position, member))
+            weights_BM.append(weights)
 
-        return self._decode(members), weights
+        images = self._decode(members)
+        if self.count == 1:
+            return images, torch.tensor(weights_BM)[:, 0]
+
+        return images.unflatten(0, (len(keys), self.count)), torch.tensor(weights_BM)
 
     def _decode(self, members: Sequence[Member]) -> torch.Tensor:
         """Return members (layer, position, place in the record) as `(B, 3, H, W)`, in memory channels last."""

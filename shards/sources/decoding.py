@@ -109,6 +109,15 @@ def read_header(image: bytes | Path) -> Header:
         )
 
 
+def is_image(content: bytes) -> bool:
+    """Return True for bytes that begin like an image."""
+    try:
+        with _opened(content):
+            return True
+    except Exception:  # Pillow raises many kinds
+        return False
+
+
 def decode_rgb(content: bytes, pixels: Pixels) -> np.ndarray:
     """Decode an image, upright, to `(H, W, 3)` uint8 RGB.
 

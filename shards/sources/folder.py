@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -15,13 +16,20 @@ import pyarrow.parquet as pq
 from .config import AnchorsConfig
 from .errors import SourceError
 from .labels import find_classes, label_column, label_rule, unknown_column_note
-from .layout import Arrangement, arrange, split_meant
-from .names import source_name
+from .layout import SPLIT_WORDS, Arrangement, arrange, split_meant
+from .names import some, source_name
 from .walk import FoundFile, FoundFiles, LeftOut, printable
 
 FILE_COLUMN = "file_name"
 COLUMN_OF_FOLDERS = "label"
 """What `datasets` calls the classes that folders tell, so that one may ask for them."""
+
+
+LIST_SUFFIXES = frozenset((".txt", ".csv", ".tsv", ".json"))
+LIST_WORDS = frozenset(
+    ("trainval", *(word for word, split in SPLIT_WORDS.items() if split in ("test", "validation")))
+)
+"""Words in the names of files that list the images of a split, as public sets have them: `meta/test.txt`."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class FolderSource:
         if told and self.arrangement.layout == "classes":
             self.arrangement = arrange(all_names, "flat", config.path)
         self.left_out += self.arrangement.left_out
+        if self.arrangement.layout != "splits" and not tables:
+            self.notes += _notes_of_lists(found)
         images = self.arrangement.split(_split_to_read(self.arrangement, config, root), config.path)
 
         # The classes that folders tell. Versions before took none beside a table, and numbered others by texts.
@@ -169,6 +179,28 @@ class FolderSource:
         self.class_names = told.names
         self.classes_from = told.origin
         self.label_rule = told.rule
+
+
+def _notes_of_lists(found: FoundFiles) -> list[str]:
+    """Return a note where text files are called like lists of the images of splits, which are not read."""
+    lists = []
+    for file in found.left_out:
+        path = PurePath(file.name)
+        if path.suffix.lower() in LIST_SUFFIXES:
+            words = re.findall("[a-z]+", path.stem.lower())
+            lists += [file.name] if set(words) & LIST_WORDS else []
+
+    # A caption beside an image called `test_1` is no list.
+    if lists:
+        images = {str(PurePath(image.name).with_suffix("")) for image in found.images}
+        lists = [name for name in lists if str(PurePath(name).with_suffix("")) not in images]
+    if not lists:
+        return []
+
+    return [
+        f"{some(lists)}: called like lists of splits, which are not read, so that all images are split train; put the "
+        "images of each split, or links to them, into a folder train, test, …"
+    ]
 
 
 def _holds_integers(values: Sequence[Any]) -> bool:

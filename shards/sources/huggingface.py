@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from ...core import InputError
 from .config import AnchorsConfig
+from .decoding import is_image
 from .errors import SourceError
 from .labels import (
     FIRST_NAMES,
@@ -21,11 +22,17 @@ from .labels import (
     unknown_column_note,
 )
 from .layout import SPLIT_WORDS, folder_meant, split_meant
-from .names import source_name
+from .names import some, source_name
 from .walk import FoundFile, LeftOut
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 """The readers of `datasets` for files with these endings."""
+
+IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png")
+"""Columns, in any case, that are taken for the images where several hold some."""
+
+SAMPLED = 16
+"""Rows that are looked at for images."""
 
 SHARDED = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 """The name of a file on the hub, from the name of its split on."""
@@ -34,9 +41,10 @@ SHARDED = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 class HFSource:
     """Reads one split of a data set that `datasets` has opened.
 
-    The image column is the first one that holds images; the classes are those of the recipe's `anchors.label` or, where
-    that is empty, of a column of class numbers with a usual name, else of the first column of class labels, else of any
-    column with a usual name.
+    The image column is the first one that holds images by the data set's own word, else the one whose plain bytes are
+    images, of several the one with a usual name such as `image`. The classes are those of the recipe's `anchors.label`
+    or, where that is empty, of a column of class numbers with a usual name, else of the first column of class labels,
+    else of any column with a usual name.
     """
 
     def __init__(self, dataset: Any, config: AnchorsConfig, files: Sequence[FoundFile] = ()):
@@ -53,9 +61,11 @@ class HFSource:
         self._labels: list[int | None] | None = None
 
         # Choose the columns, and keep images encoded.
-        self._image_column = _image_column(dataset.features, path)
+        self._image_column = _image_column(dataset, path)
         self._take_labels(dataset, config)
         images = dataset.select_columns([self._image_column])
+        if _kind_of_bytes(images.features[self._image_column]) == "binary_view":
+            images = images.cast_column(self._image_column, _plain_binary())
         self._images = images.cast_column(self._image_column, _undecoded())
 
     def __len__(self) -> int:
@@ -373,20 +383,63 @@ def _undecoded() -> Any:
     return Image(decode=False)
 
 
-def _image_column(features: Any, path: str) -> str:
+def _plain_binary() -> Any:
+    from datasets import Value
+
+    return Value("binary")
+
+
+def _image_column(dataset: Any, path: str) -> str:
+    """Return the column of the images.
+
+    Raises:
+        SourceError: there is none, or several that may be it.
+    """
     from datasets import Image
 
+    # By the data set's own word, the first one
+    features = dataset.features
     for name, feature in features.items():
         # A parquet file without the hub's metadata shows an image as the plain structure {bytes, path}.
         is_plain = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
         if isinstance(feature, Image) or is_plain:
             return name
 
+    # Plain bytes, as pandas and polars write them
+    of_bytes = [name for name, feature in features.items() if _kind_of_bytes(feature)]
+    fitting = [name for name in of_bytes if _holds_images(dataset, name)]
+    usual = [name for name in fitting if name.lower() in IMAGE_NAMES]
+    if len(usual) == 1 or len(fitting) == 1:
+        return (usual or fitting)[0]
+
+    if fitting:
+        raise SourceError(
+            "path",
+            f"{path} has images in the columns {some(usual or fitting)}; expected one such column, or one of them "
+            "called image: leave the others out, or rename one",
+        )
+
+    no_images = f" ({some(of_bytes)}: bytes that are no images)" if of_bytes else ""
     raise SourceError(
         "path",
-        f"{path} has the columns {', '.join(features)}; expected one that holds images, as `datasets` writes them "
-        "(cast_column(name, datasets.Image()))",
+        f"{path} has the columns {some(features)}{no_images}; expected one that holds images: encoded (PNG, "
+        "JPEG, …), as plain bytes or as `datasets` writes them (cast_column(name, datasets.Image()))",
     )
+
+
+def _kind_of_bytes(feature: Any) -> str:
+    """Return what a column of bytes is for Arrow, `struct` for a plain structure of bytes alone; else nothing."""
+    if isinstance(feature, dict):
+        return "struct" if set(feature) == {"bytes"} else ""
+    kind = str(getattr(feature, "dtype", ""))
+    return kind if kind in ("binary", "large_binary", "binary_view") else ""
+
+
+def _holds_images(dataset: Any, column: str) -> bool:
+    """Return True if one of the first cells with something in it is an image."""
+    cells = dataset.select_columns([column])[:SAMPLED][column]
+    contents = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    return any(content and is_image(content) for content in contents)
 
 
 def _label_column(features: Any, columns: Sequence[str], config: AnchorsConfig) -> str | None:

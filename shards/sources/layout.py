@@ -28,6 +28,9 @@ SPLIT_WORDS = {
 }
 """Folder names, in lower case, that are splits, and the split that each means."""
 
+PICTURE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages", "jpg"))
+"""Folder names, in lower case, that no class has: what lies beside is masks, annotations or parts of the images."""
+
 OUTSIDE_SPLITS = "outside the folders of splits"
 OUTSIDE_CLASSES = {
     "classes": "outside the folders of classes (anchors.layout=flat takes all, without classes)",
@@ -135,21 +138,25 @@ def arrange(names: Sequence[str], layout: Layout, where: str) -> Arrangement:
     Raises:
         SourceError: some folders are called like splits and others not, or two are the same split.
     """
-    base = _shared_folder(names) if layout == "auto" else ""
+    is_auto = layout == "auto"
+    base = _shared_folder(names) if is_auto else ""
     folders = sorted({first for name in names if (first := _first_folder(name, base))})
 
-    if layout == "auto":
+    if is_auto:
         layout = _guess(names, folders, base, where)
 
     if layout == "flat":
         flat = SplitImages("", list(names), [-1] * len(names))
         return Arrangement("flat", {"train": flat}, None)
 
-    if layout == "classes":
-        return _arrange_splits(names, {"train": base}, "classes", where)
+    prefixes = {"train": base}
+    if layout == "splits":
+        prefixes = _class_prefixes(names, {folder: f"{base}{folder}/" for folder in folders})
 
-    prefixes = _class_prefixes(names, {folder: f"{base}{folder}/" for folder in folders})
-    return _arrange_splits(names, prefixes, "splits", where)
+    arrangement = _arrange_splits(names, prefixes, layout, where)
+    if is_auto:
+        _check_classes_of_pictures(arrangement, where)
+    return arrangement
 
 
 def _guess(
@@ -174,6 +181,21 @@ def _guess(
 
     # One folder of images, or none, tells no classes apart.
     return "classes" if len(others) > 1 else "flat"
+
+
+def _check_classes_of_pictures(arrangement: Arrangement, where: str) -> None:
+    """Refuse a folder called `images` as one class beside others, which would be masks or the like."""
+    classes = arrangement.class_names or ()
+    pictures = [name for name in classes if name.lower() in PICTURE_FOLDERS]
+    others = [name for name in classes if name.lower() not in PICTURE_FOLDERS]
+    if not pictures or not others:
+        return
+
+    raise SourceError(
+        "path",
+        f"{where} has the folder {pictures[0]} beside others ({some(others)}), which look like no classes; give the "
+        f"folder {pictures[0]} alone, or set anchors.layout={arrangement.layout} if every one is a class",
+    )
 
 
 def _class_prefixes(names: Sequence[str], prefixes: dict[str, str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Open the source that `anchors.path` names, by what is there."""
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,10 @@ from .walk import FoundFiles, LeftOut, find_files, reasons_of
 
 FEW_PICTURES = 10
 """Fewer images beside data files are pictures of a description."""
+
+
+ARRAYS = re.compile(r"(_batch(_\d+)?|-ubyte|\.(bin|npy|npz|mat|h5|pkl))$|(^|/)(train|test)$")
+"""Names of files that hold many images as one array, such as those of CIFAR, MNIST and STL-10."""
 
 
 class Source(Protocol):
@@ -109,7 +114,8 @@ def _open_folder(root: Path, config: AnchorsConfig, report: Report | None) -> So
     if not found.images:
         raise SourceError(
             "path",
-            f"{config.path} has no images; {_what_is_there(found)}; expected images in it or in folders below",
+            f"{config.path} has no images; {_what_is_there(found)}; expected images in it or in folders below"
+            f"{_what_to_do(found)}",
         )
 
     source = FolderSource(root, config, found)
@@ -146,3 +152,13 @@ def _what_is_there(found: FoundFiles) -> str:
         return "it is empty"
 
     return f"it holds {'; '.join(reasons_of(found.left_out)[:3])}"
+
+
+def _what_to_do(found: FoundFiles) -> str:
+    arrays = [file.name for file in found.left_out if ARRAYS.search(file.name)]
+    if not arrays:
+        return ""
+    return (
+        f", no arrays such as {arrays[0]}: save their images as files (docs/own-images.md), or give a data set of "
+        "the hub"
+    )

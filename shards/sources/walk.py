@@ -1,6 +1,5 @@
 """Find the images of a folder: every file below it is taken, or left out for a reason that is kept."""
 
-import io
 import os
 import stat
 import threading
@@ -10,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from PIL import Image
-
 from ...core import Report
-from .decoding import opens_heif
+from .decoding import is_image, opens_heif
 
 _IMAGES = """
     .jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .avifs .jp2 .j2k .jpx
@@ -219,9 +216,9 @@ def _suffix(name: str) -> str:
 
 def _begins_like_an_image(path: Path) -> bool:
     try:
-        with path.open("rb") as file, Image.open(io.BytesIO(file.read(HEADER_BYTES))):
-            return True
-    except Exception:  # Pillow raises many kinds
+        with path.open("rb") as file:
+            return is_image(file.read(HEADER_BYTES))
+    except OSError:
         return False
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from clsp.generate import Stream, keyed_normal, noise_keys
 from clsp.shards.format.plan import read_plan
-from clsp.shards.reading.candidates import draw_candidate
+from clsp.shards.reading.candidates import draw_candidate, draw_candidates
 from clsp.shards.reading.order import epoch_order
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "format.md").read_text()
@@ -87,3 +87,8 @@ def test_the_reading_order_is_the_one_of_the_page():
         draw_candidate(3, 7, "train_00000001", 8)
         == name_hash(3, 7, "train_00000001", "candidate") % 8
     )
+    left = list(range(8))
+    several = [left.pop(name_hash(3, 7, "train_00000001", "candidate") % 8)]
+    for place in (1, 2):
+        several.append(left.pop(name_hash(3, 7, "train_00000001", "candidate", place) % len(left)))
+    assert draw_candidates(3, 7, "train_00000001", 8, 3) == several

@@ -114,7 +114,7 @@ def test_inline_tables_of_overrides_replace_and_dotted_keys_add():
     [
         (
             "[methods.mocov2]\nlr = 0.1",
-            r"\[methods.mocov2\] names no method; there are all4one, mocov2plus",
+            r"\[methods.mocov2\] names no method; there are all4one, byol, mocov2plus",
         ),
         ("methods = 3", "methods is 3, expected a table"),
         ("pretrain = 3", "pretrain is 3, expected a table"),

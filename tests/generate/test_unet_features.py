@@ -55,7 +55,7 @@ def test_only_the_blocks_up_to_the_chosen_one_are_computed(model):
 
 
 def test_blocks_and_timesteps_that_a_unet_lacks_are_refused(model):
-    assert default_block(model) == "up1"
+    assert default_block(model) == "up0"
     with pytest.raises(InputError, match="no block up7, expected one of down0, down1, mid, up0"):
         UNetFeatures(model, "up7", 50)
     with pytest.raises(InputError, match="timesteps 0 … 999, expected one of them, found 1000"):

@@ -10,7 +10,7 @@ import torch
 from clsp.cli.main import run
 from clsp.train import METHODS
 from conftest import ON_CPU, SMALL_NETWORKS, launcher, settings
-from distributed_step import save_steps
+from distributed_step import TERMS, save_steps
 from processes import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -18,16 +18,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """One step of every method, by one process and by two."""
+    """One step of every method with every synthetic term, by one process and by two."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
         run_ranks(processes, save_steps, folder)
     return folder
 
 
+@pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method, steps):
-    one, *two = (torch.load(steps / f"{method}-{rank}.pt") for rank in ("1-0", "2-0", "2-1"))
+def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method, term, steps):
+    ranks = ("1-0", "2-0", "2-1")
+    one, *two = (torch.load(steps / f"{method}-{term}-{rank}.pt") for rank in ranks)
     assert {"mocov2plus": 2, "nnclr": 1, "all4one": 1}.get(method, 0) == sum(
         name.endswith("embeddings_QD") for name in one
     )
@@ -37,8 +39,8 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joint_batch(method
             torch.testing.assert_close(
                 found[name],
                 expected,
-                atol=1e-6,
-                rtol=1e-4,
+                atol=1e-11,
+                rtol=1e-9,
                 msg=lambda text, name=name: f"{name}: {text}",
             )
 

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 from clsp.train import alignment, nt_xent
-from clsp.train.losses import cross_view, info_nce, redundancy, supervised_contrastive
+from clsp.train.losses import (
+    covariance_penalty,
+    cross_view,
+    info_nce,
+    invariance,
+    mean_target,
+    multi_positive,
+    redundancy,
+    robust_info_nce,
+    supervised_contrastive,
+    variance_hinge,
+)
 from clsp.train.methods.nnclr import nearest
 
 
@@ -138,3 +149,227 @@ def test_losses_compute_in_float32_under_autocast():
         assert torch.equal(one, other)
     halves = nt_xent(z1.bfloat16(), z2.bfloat16(), 0.05)
     assert halves.dtype == torch.float32
+
+
+# Several positives
+
+
+def members_and_weights(samples: int, views: int, candidates: int, weights=None):
+    members = unit(samples * (views + candidates), 5, 3).reshape(samples, views + candidates, 5)
+    weights = np.ones((samples, candidates)) if weights is None else np.asarray(weights, float)
+    return members, weights
+
+
+def mean_target_by_hand(z1, thirds, weights) -> float:
+    total = 0.0
+    for b in range(len(z1)):
+        mean = sum(w * z for w, z in zip(weights[b], thirds[b], strict=True))
+        if weights[b].any():
+            cosine = z1[b] @ mean / np.linalg.norm(mean)
+            total += weights[b].mean() * (2 - 2 * cosine)
+    return total / len(z1)
+
+
+def multi_positive_by_hand(members, weights, temperature) -> float:
+    """One query after the other, over lists of those that take part."""
+    samples, candidates = weights.shape
+    views = members.shape[1] - candidates
+    there = []  # (sample, embedding, what it counts in its sample)
+    for b in range(samples):
+        if not weights[b].any():
+            continue
+        there += [(b, members[b, v], 1.0) for v in range(views)]
+        positive = weights[b][weights[b] > 0]
+        for m in range(candidates):
+            if weights[b, m] > 0:
+                there.append((b, members[b, views + m], weights[b, m] / positive.mean()))
+
+    total = 0.0
+    for b in range(samples):
+        loss = counted = 0.0
+        for i, (own, z, share) in enumerate(there):
+            if own != b:
+                continue
+            others = [other for j, other in enumerate(there) if j != i]
+            denominator = sum(math.exp(z @ other / temperature) for _, other, _ in others)
+            alike = [(other, count) for sample, other, count in others if sample == b]
+            shares = sum(count for _, count in alike)
+            for other, count in alike:
+                q = math.exp(z @ other / temperature) / denominator
+                loss -= share * count / shares * math.log(q)
+            counted += share
+        total += weights[b].mean() * (loss / counted if counted else 0.0)
+    return total / samples
+
+
+def robust_by_hand(z1, z3, weights, temperature, q, strength) -> float:
+    total = 0.0
+    for queries, keys in ((z1, z3), (z3, z1)):
+        for b in range(len(z1)):
+            positive = math.exp(queries[b] @ keys[b] / temperature)
+            negatives = 0.0
+            for other in range(len(z1)):
+                if other != b and weights[other] > 0:
+                    for z in (z1, z3):
+                        negatives += math.exp(queries[b] @ z[other] / temperature)
+            value = -(positive**q) / q + (strength * (positive + negatives)) ** q / q
+            total += weights[b] * value
+    return total / (2 * len(z1))
+
+
+UNEVEN = [[1.5, 1.5, 0.0], [0.2, 0.7, 0.4], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]]
+"""Of four samples: two candidates there, weights by a measure, none allowed, one there."""
+
+
+@pytest.mark.parametrize("weights", [None, UNEVEN])
+def test_mean_target(weights):
+    members, weights = members_and_weights(4, 1, 3, weights)
+    z1, thirds = members[:, 0], members[:, 1:]
+    found = mean_target(*map(torch.from_numpy, (z1, thirds, weights)))
+    assert found.item() == pytest.approx(mean_target_by_hand(z1, thirds, weights), rel=1e-6)
+
+
+def test_mean_target_of_one_candidate_is_alignment():
+    members, weights = members_and_weights(4, 1, 1, [[1.0], [0.5], [0.0], [2.0]])
+    z1, thirds, weights = map(torch.from_numpy, (members[:, 0], members[:, 1:], weights))
+    expected = alignment(z1, thirds[:, 0], weights[:, 0])
+    assert mean_target(z1, thirds, weights).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("weights", [None, UNEVEN])
+def test_multi_positive(views, weights):
+    members, weights = members_and_weights(4, views, 3, weights)
+    found = multi_positive(*map(torch.from_numpy, (members, weights)), 0.2)
+    expected = multi_positive_by_hand(members, weights, 0.2)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_multi_positive_with_equal_weights_is_the_supervised_loss_with_samples_as_classes():
+    members, weights = map(torch.from_numpy, members_and_weights(5, 2, 3))
+    everyone = members.flatten(0, 1)
+    samples = torch.arange(5).repeat_interleave(5)
+    expected = supervised_contrastive(everyone, everyone, torch.arange(25), samples, 0.2)
+    assert multi_positive(members, weights, 0.2).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("q", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 1.0], [0.5, 0.0, 2.0, 1.0]])
+def test_robust_info_nce(q, weights):
+    z1, z3 = unit(4, 5, 0), unit(4, 5, 1)
+    tensors = map(torch.from_numpy, (z1, z3, np.array(weights)))
+    found = robust_info_nce(*tensors, 0.2, q, 0.01)
+    expected = robust_by_hand(z1, z3, weights, 0.2, q, 0.01)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_robust_info_nce_with_a_small_q_has_the_gradient_of_nt_xent():
+    gradients = []
+    for loss in (
+        lambda z1, z3: robust_info_nce(z1, z3, torch.ones(6), 0.2, 1e-6, 0.01),
+        lambda z1, z3: nt_xent(z1, z3, 0.2),
+    ):
+        z1, z3 = (torch.from_numpy(unit(6, 5, seed)).requires_grad_() for seed in (0, 1))
+        loss(z1, z3).backward()
+        gradients.append(torch.cat([z1.grad, z3.grad]))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [UNEVEN, [[0.0] * 3] * 4])
+def test_what_has_weight_0_takes_no_part_and_all_of_them_give_no_nan(weights):
+    """Another image in its place changes nothing, and it gets no gradient; in float32 at a low temperature, too."""
+    members, weights = members_and_weights(4, 2, 3, weights)
+    out = np.concatenate([np.repeat(weights.any(1)[:, None], 2, axis=1), weights > 0], axis=1)
+    for dtype in (torch.float64, torch.float32):
+        losses = []
+        for replaced in (False, True):
+            images = np.where(out[:, :, None] | (not replaced), members, members[::-1, ::-1])
+            z = torch.from_numpy(images).to(dtype).requires_grad_()
+            w = torch.from_numpy(weights).to(dtype)
+            several = multi_positive(z, w, 0.05)
+            mean = mean_target(z[:, 0], z[:, 2:], w)
+            robust = robust_info_nce(z[:, 0], z[:, 2], w[:, 0], 0.05, 0.5, 0.01)
+            (several + mean + robust).backward()
+            assert torch.isfinite(z.grad).all()
+            assert not z.grad[~torch.from_numpy(out)].any()
+            losses.append([several.item(), mean.item(), robust.item()])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        assert all(losses[0]) == weights.any()
+
+
+def test_the_mean_over_ranks_of_several_positives_is_the_loss_of_the_global_batch():
+    members, weights = map(torch.from_numpy, members_and_weights(4, 2, 3, UNEVEN))
+    several, robust = [], []
+    z1, z3, w = members[:, 0], members[:, 2], weights[:, 0]
+    for rank in (0, 1):
+        own = slice(rank * 2, rank * 2 + 2)
+        several.append(multi_positive(members[own], weights[own], 0.2, members, weights, rank))
+        robust.append(robust_info_nce(z1[own], z3[own], w[own], 0.2, 0.5, 0.01, z1, z3, w, rank))
+    whole = multi_positive(members, weights, 0.2), robust_info_nce(z1, z3, w, 0.2, 0.5, 0.01)
+    for parts, expected in zip((several, robust), whole, strict=True):
+        assert torch.stack(parts).mean().item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# Without negatives, and without the positive among them
+
+
+def decoupled_by_hand(z1, z2, temperature) -> float:
+    """DCL: the pair is no part of the sum below."""
+    z, count = np.concatenate([z1, z2]), len(z1)
+    total = 0.0
+    for i in range(2 * count):
+        positive = (i + count) % (2 * count)
+        negatives = 0.0
+        for j in range(2 * count):
+            if j not in (i, positive):
+                negatives += math.exp(z[i] @ z[j] / temperature)
+        total += math.log(negatives) - z[i] @ z[positive] / temperature
+    return total / (2 * count)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 1.0])
+@pytest.mark.parametrize("count", [2, 7])
+def test_the_decoupled_loss(count, temperature):
+    z1, z2 = unit(count, 5, 0), unit(count, 5, 1)
+    found = nt_xent(torch.from_numpy(z1), torch.from_numpy(z2), temperature, decoupled=True)
+    assert found.item() == pytest.approx(decoupled_by_hand(z1, z2, temperature), rel=1e-6)
+
+
+def test_the_mean_over_ranks_of_the_decoupled_loss_is_that_of_the_global_batch():
+    z1, z2 = (torch.from_numpy(unit(8, 5, seed)) for seed in (0, 1))
+    parts = []
+    for rank, start in enumerate((0, 4)):
+        own = slice(start, start + 4)
+        parts.append(nt_xent(z1[own], z2[own], 0.2, z1, z2, rank, decoupled=True))
+    expected = nt_xent(z1, z2, 0.2, decoupled=True)
+    assert torch.stack(parts).mean().item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_terms_of_vicreg():
+    """With a dimension that has collapsed, one of more deviation than 1, and two that go together."""
+    dice = np.random.default_rng(0)
+    y1, y2 = dice.normal(size=(6, 5)), dice.normal(size=(6, 5))
+    y1[:, 0] = 3.0
+    y1[:, 1] *= 4
+    y1[:, 2] = 0.1 * y1[:, 1]
+
+    distance = 0.0
+    for n in range(6):
+        for d in range(5):
+            distance += (y1[n, d] - y2[n, d]) ** 2 / 30
+
+    hinge = 0.0
+    for d in range(5):
+        mean = sum(y1[n, d] for n in range(6)) / 6
+        variance = sum((y1[n, d] - mean) ** 2 for n in range(6)) / 5
+        hinge += max(0.0, 1 - math.sqrt(variance + 1e-4)) / 5
+
+    covariance = np.cov(y1, rowvar=False)
+    penalty = sum(covariance[i, j] ** 2 for i in range(5) for j in range(5) if i != j) / 5
+
+    tensor1, tensor2 = torch.from_numpy(y1).requires_grad_(), torch.from_numpy(y2)
+    assert invariance(tensor1, tensor2).item() == pytest.approx(distance, rel=1e-9)
+    assert variance_hinge(tensor1).item() == pytest.approx(hinge, rel=1e-9)
+    assert covariance_penalty(tensor1).item() == pytest.approx(penalty, rel=1e-9)
+    variance_hinge(tensor1).backward()
+    assert torch.isfinite(tensor1.grad).all() and not tensor1.grad[:, 1].any()

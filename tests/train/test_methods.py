@@ -2,10 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from clsp.core import InputError
-from clsp.train import METHODS, PretrainConfig, build_method
+from clsp.train import METHODS, PretrainConfig, build_method, nt_xent
 from clsp.train.methods.momentum import key_momentum
 from clsp.train.methods.queue import Queue
 from conftest import SMALL_METHOD
@@ -121,6 +122,70 @@ def test_all4one_finds_its_neighbours_by_the_momentum_encoder(views):
     ]
     contrast = sum(cross_entropy(centroid[a] @ shifted[1 - a].T / 0.1, own) for a in (0, 1)) / 2
     torch.testing.assert_close(found["centroid"], 0.5 * contrast)
+
+
+def test_byol_by_hand(views):
+    method = built("byol", momentum_start=0.5, momentum_end=0.9, projector_norm=True)
+    before = copy.deepcopy(method)
+    with torch.no_grad():
+        for parameter in method.backbone.parameters():
+            parameter.add_(1.0)
+        for parameter in method.projector.parameters():
+            parameter.sub_(2.0)
+
+    # θ' ← m·θ' + (1 - m)·θ, with m half-way along the cosine from 0.5 to 0.9
+    method.before_step(5, 10)
+    kinds = zip((before.backbone, before.projector), method.keys.copies, (1.0, -2.0), strict=True)
+    for old, follower, change in kinds:
+        for name, parameter in old.named_parameters():
+            moved = dict(follower.named_parameters())[name]
+            torch.testing.assert_close(moved, parameter + 0.3 * change)
+
+    # Both directions of 2 - 2·cos, the targets constant
+    twin = copy.deepcopy(method)
+    found = method(views[:2], None, None, LABELS)["regression"]
+    p1, p2 = (twin.predictor(twin.projector(twin.backbone(view))) for view in views[:2])
+    t1, t2 = (twin.keys(view) for view in views[:2])
+    expected = 0.0
+    for p, t in ((p1, t2), (p2, t1)):
+        for one, other in zip(p.double(), t.double(), strict=True):
+            expected += (2 - 2 * one @ other / one.norm() / other.norm()) / 8
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not t1.requires_grad and not t2.requires_grad
+
+
+def test_vicreg_by_hand(views):
+    method = built("vicreg", invariance_weight=2.0, variance_weight=3.0, covariance_weight=5.0)
+    twin = copy.deepcopy(method)
+    found = method(views[:2], None, None, LABELS)
+    y = [twin.projector(twin.backbone(view)).detach().double().numpy() for view in views[:2]]
+    hinge = penalty = 0.0
+    for view in y:
+        hinge += np.mean(np.maximum(0, 1 - np.sqrt(view.var(axis=0, ddof=1) + 1e-4)))
+        covariance = np.cov(view, rowvar=False)
+        penalty += (np.sum(covariance**2) - np.sum(np.diag(covariance) ** 2)) / 8
+    assert found["invariance"].item() == pytest.approx(2 * np.mean((y[0] - y[1]) ** 2), rel=1e-4)
+    assert found["variance"].item() == pytest.approx(3 * hinge, rel=1e-4)
+    assert found["covariance"].item() == pytest.approx(5 * penalty, rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "layers"), [("byol", 2), ("vicreg", 3)])
+def test_heads_are_those_of_solo_learn_with_no_norm_behind_the_last_layer(method, layers):
+    found = built(method, projector_norm=True, projector_layers=layers)
+    kinds = [type(layer).__name__ for layer in found.projector]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * (layers - 1) + ["Linear"]
+
+
+def test_simclr_takes_the_decoupled_loss_and_no_other_method_does(views):
+    plain, decoupled = built("simclr"), built("simclr", decoupled=True)
+    found = decoupled(views[:2], None, None, LABELS)["contrastive"]
+    z1, z2 = (normalize(plain.projector(plain.backbone(view)), dim=1) for view in views[:2])
+    torch.testing.assert_close(found, nt_xent(z1, z2, 0.2, decoupled=True))
+    assert found != plain(views[:2], None, None, LABELS)["contrastive"]
+    for method in set(METHODS) - {"simclr"}:
+        with pytest.raises(InputError, match=f"option of simclr, and pretrain.method = {method}"):
+            built(method, decoupled=True)
+    assert "decoupled" not in PretrainConfig().recorded()
 
 
 def test_the_queue_holds_the_last_embeddings_in_turn():

@@ -86,8 +86,9 @@ def test_a_second_run_is_kept_out_of_a_folder(shards, tmp_path):
             "synthetic": {"probability": 0.5, "warmup": 2},
         },
         {"optimizer": "adamw", "synthetic": {"source": "inflation"}, "accumulation": 2},
+        {"synthetic": {"candidates": 2, "loss": "multi_positive"}, "accumulation": 2},
     ],
-    ids=["sgd-per-view", "lars-joint", "adamw-inflation-accumulation"],
+    ids=["sgd-per-view", "lars-joint", "adamw-inflation-accumulation", "several-accumulation"],
 )
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "crashed"])
 def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(

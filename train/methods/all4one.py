@@ -36,6 +36,8 @@ class All4One(Method):
 
     positions: torch.Tensor
 
+    has_momentum = True
+
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         width = config.projector_out

@@ -7,18 +7,18 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ..backbone import build_backbone, feature_width
+from ..backbone import build_backbone, feature_width, load_initial
 from ..config import PretrainConfig
-from ..losses import alignment
+from ..health import Embeddings
+from ..synthetic_term import synthetic_term
 
 
 class Method(nn.Module, abc.ABC):
     """Turns views into a dict of scalar losses; the common part of all methods.
 
     A subclass gives `base_loss`; the synthetic term is added here, the same for all: between the projections of view 1
-    and the synthetic view, before any predictor. The decorator `register` makes a subclass known by a name.
+    and the synthetic views, before any predictor. The decorator `register` makes a subclass known by a name.
 
     >>> from clsp.train.example import example_config
     >>> class Invariance(Method):
@@ -33,16 +33,27 @@ class Method(nn.Module, abc.ABC):
 
     views = 2
     needs_labels = False
+    has_momentum = False
+    """True for a method with an encoder that follows the other by `momentum_start` … `momentum_end`."""
+    norm_behind_projector = True
+    """With `projector_norm`: True if the projector's last layer is normalised, too."""
+    has_decoupled_loss = False
+    """True for a method that knows `decoupled`."""
 
     def __init__(self, config: PretrainConfig):
         super().__init__()
         self.config = config
+        self.keeps_embeddings = False
+        self.embeddings: list[Embeddings] = []
         self.backbone = build_backbone(config)
+        if config.init:
+            load_initial(self.backbone, config.init)
+
         features = feature_width(self.backbone)
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
         norm = config.head_norm if config.projector_norm else None
         self.projector = mlp(
-            [features, *hidden, config.projector_out], norm, norm_last=config.projector_norm
+            [features, *hidden, config.projector_out], norm, self.norm_behind_projector
         )
 
     @abc.abstractmethod
@@ -71,19 +82,28 @@ class Method(nn.Module, abc.ABC):
 
         Args:
             views: normalised images `(B, 3, H, W)`, one tensor per ordinary view.
-            third: the synthetic view, or the control's third ordinary one.
-            weights_B: a weight per sample in the synthetic term.
+            third: the synthetic view, or the control's third ordinary one; of several `(B, M, 3, H, W)`.
+            weights_B: a weight per sample in the synthetic term; of several third views also `(B, M)`.
             labels_B: classes, -1 where there are none.
         """
+        thirds: Sequence[torch.Tensor] = []
+        if third is not None:
+            thirds = third.unbind(dim=1) if third.dim() == 5 else [third]
+
+        # The projections, of some steps kept to be looked at
+        y_BD = self._project(views, thirds)
+        own_BD = y_BD[: self.views]
+        if self.keeps_embeddings:
+            positive_BD = y_BD[self.views] if thirds else y_BD[1]
+            self.embeddings.append(Embeddings(y_BD[0].detach(), positive_BD.detach()))
+
         # The method's own
-        y = self._project(list(views), third)
-        losses = self.base_loss(y[: self.views], views, labels_B)
+        losses = self.base_loss(own_BD, views, labels_B)
 
         # The synthetic term
-        if third is not None:
-            z1 = F.normalize(y[0], dim=1)
-            z3 = F.normalize(y[self.views], dim=1)
-            losses["synthetic"] = alignment(z1, z3, weights_B)
+        if thirds:
+            thirds_BD = y_BD[self.views :]
+            losses["synthetic"] = synthetic_term(self.config, own_BD, thirds_BD, weights_B)
 
         return losses
 
@@ -93,19 +113,20 @@ class Method(nn.Module, abc.ABC):
             return list(module(torch.cat(list(parts))).chunk(len(parts)))
         return [module(part) for part in parts]
 
-    def _project(self, views: list[torch.Tensor], third: torch.Tensor | None) -> list[torch.Tensor]:
+    def _project(
+        self, views: Sequence[torch.Tensor], thirds: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         # One pass over all views
         if self.config.batch_norm == "joint":
-            return self.passed(self._embed, views if third is None else [*views, third])
+            return self.passed(self._embed, [*views, *thirds])
 
         # A pass each, running statistics from real views only
+        y_BD = self.passed(self._embed, views)
         real = self.config.synthetic.source == "augmentation"
-        y = self.passed(self._embed, views)
-        if third is not None:
-            with contextlib.nullcontext() if real else running_statistics_kept(self):
-                y.append(self._embed(third))
+        with contextlib.nullcontext() if real or not thirds else running_statistics_kept(self):
+            y_BD += self.passed(self._embed, thirds)
 
-        return y
+        return y_BD
 
     def _embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         return self.projector(self.backbone(images_BCHW))

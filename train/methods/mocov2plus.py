@@ -27,6 +27,8 @@ class MoCoV2Plus(Method):
     []
     """
 
+    has_momentum = True
+
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         self.keys = MomentumCopy(self.backbone, self.projector)

@@ -73,4 +73,11 @@ def build_method(config: PretrainConfig) -> "Method":
     Raises:
         InputError: there is no method of that name, or a setting does not go with it.
     """
-    return method_class(config)(config)
+    method = method_class(config)
+    if config.decoupled and not method.has_decoupled_loss:
+        raise InputError(
+            f"pretrain.decoupled is an option of simclr, and pretrain.method = {config.method}; leave it out, or put "
+            "it into [methods.simclr]"
+        )
+
+    return method(config)

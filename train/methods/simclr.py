@@ -25,12 +25,17 @@ class SimCLR(Method):
     ['contrastive']
     """
 
+    has_decoupled_loss = True
+
     def base_loss(
         self, y_BD: Sequence[torch.Tensor], views: Sequence[torch.Tensor], labels_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Return `contrastive`: NT-Xent of the local samples against all ranks' embeddings."""
+        """Return `contrastive`: NT-Xent, or its decoupled form, of the local samples against all ranks' embeddings."""
         z1, z2 = (F.normalize(y, dim=1) for y in y_BD)
         everyone1 = gather_with_gradient(z1)
         everyone2 = gather_with_gradient(z2)
         rank, _ = rank_and_world_size()
-        return {"contrastive": nt_xent(z1, z2, self.config.temperature, everyone1, everyone2, rank)}
+        loss = nt_xent(
+            z1, z2, self.config.temperature, everyone1, everyone2, rank, self.config.decoupled
+        )
+        return {"contrastive": loss}

@@ -75,6 +75,7 @@ def test_the_diffusion_models_own_features_are_evaluated_once_and_not_trained(tm
         "simclr+labels",
         "simclr+augmentation+labels",
         "simclr+labels+shards",
+        "simclr+shards@m4",
         "ddae+shards",
     ],
 )

@@ -3,7 +3,13 @@ import statistics
 
 import pytest
 from clsp.core import InputError
-from clsp.evaluate import compare_runs, markdown_table, write_comparison, write_report
+from clsp.evaluate import (
+    compare_runs,
+    footnotes,
+    markdown_table,
+    write_comparison,
+    write_report,
+)
 
 
 def write_run(folder, name, seed, top1, k20):
@@ -289,3 +295,46 @@ def test_transfer_means_are_over_the_sets_that_all_runs_have(tmp_path):
         (folder / "transfer.json").write_text(json.dumps({**content, "sets": sets}))
     means = {row.name: row.metrics["transfer.mean"].mean for row in compare_runs(folders).summary}
     assert means == {"a": 20.0, "b": 35.0}
+
+
+# Settings behind one name
+
+
+def record_run(folder, name, seed, **settings):
+    """Write results with the record of the run beside them."""
+    write_run(folder, name, seed, 90.0 + seed, 80.0)
+    pretrain = {"seed": seed, "lr": 0.5, "synthetic": {"weight": 1.0}, **settings}
+    record = {"name": name, "seed": seed, "set": "s", "pretrain": pretrain}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_runs_of_one_name_with_different_settings_are_told_in_one_line(tmp_path):
+    several = {"weight": 1.0, "candidates": 4}
+    folders = [
+        record_run(tmp_path / "a-s0", "simclr+shards", 0),
+        record_run(tmp_path / "a-s1", "simclr+shards", 1),
+        record_run(tmp_path / "a-s2", "simclr+shards", 2, synthetic=several, epochs=9),
+        record_run(tmp_path / "b-s0", "simclr+shards@m4", 0, synthetic=several),
+        record_run(tmp_path / "b-s1", "simclr+shards@m4", 1, synthetic=several),
+    ]
+    comparison = compare_runs(folders, out=tmp_path)
+    notes = [note for note in footnotes(comparison) if "seeds" in note]
+    assert notes == [
+        "simclr+shards: its runs differ in more than their seeds: a-s0 and a-s2 in pretrain.synthetic.candidates "
+        "and 1 more; give one of the two another name, by pretrain.label."
+    ]
+    assert comparison.mixed[0].settings == ["synthetic.candidates", "epochs"]
+    assert notes[0] in markdown_table(comparison)
+    assert not compare_runs([folders[0], folders[1], *folders[3:]]).mixed
+
+
+def test_a_labelled_run_is_compared_with_the_control_of_its_label_or_the_plain_one(tmp_path):
+    names = ["simclr", "simclr+augmentation", "simclr+augmentation@m4", "simclr+shards@m4"]
+    names.append("simclr+shards@m8")
+    folders = [write_run(tmp_path / name, name, 0, 90.0, 80.0) for name in names]
+    pairs = {(row.name, row.baseline) for row in compare_runs(folders).differences}
+    assert {(name, other) for name, other in pairs if other != "simclr"} == {
+        ("simclr+shards@m4", "simclr+augmentation@m4"),
+        ("simclr+shards@m8", "simclr+augmentation"),
+    }

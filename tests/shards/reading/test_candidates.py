@@ -4,9 +4,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from clsp.core import InputError
 from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet, merge_sets
-from clsp.shards.reading.candidates import choice_by_scores, kept_candidates, mapped_weights
+from clsp.shards.reading.candidates import (
+    CandidateChoice,
+    choice_by_scores,
+    draw_candidate,
+    draw_candidates,
+    kept_candidates,
+    mapped_weights,
+)
 from clsp.shards.reading.measures import MEASURES, Measure, find_measure
 from clsp.shards.reading.scores import add_scores
 from hypothesis import given, settings
@@ -17,6 +25,7 @@ from scipy.stats import rankdata
 VALUES = np.tile(np.array([0.1, 0.5, 0.9], np.float32), (40, 1))
 VALUES[7] = 0.0  # an anchor that no minimum lets through
 VALUES[8] = [0.0, 0.0, 0.7]
+OLD_DRAWS = [2, 6, 0, 5, 4, 1, 2, 3, 0, 4]
 
 
 @pytest.fixture
@@ -338,3 +347,74 @@ def test_each_anchor_gets_its_best_candidate_of_sets_of_several_weights(make_set
         chosen = far if is_far[position] else near
         expected = chosen.candidate(position, 0).transpose(2, 0, 1)
         assert np.array_equal(batch.candidates_BCHW[position].numpy(), expected)
+
+
+# Several candidates at a time
+
+
+def test_several_are_different_and_every_order_is_equally_likely():
+    found = [tuple(draw_candidates(3, epoch, "a", 4, 2)) for epoch in range(6000)]
+    counts = {pair: found.count(pair) for pair in set(found)}
+    assert set(counts) == {(i, j) for i in range(4) for j in range(4) if i != j}
+    # chi-squared of 11 degrees of freedom: above 31.3 in one of a thousand
+    assert sum((count - 500) ** 2 / 500 for count in counts.values()) < 31.3
+
+
+def test_more_of_them_leave_the_earlier_ones_as_they_are():
+    for epoch in range(20):
+        most = draw_candidates(0, epoch, "a", 8, 8)
+        assert sorted(most) == list(range(8)) and most[0] == draw_candidate(0, epoch, "a", 8)
+        assert all(draw_candidates(0, epoch, "a", 8, count) == most[:count] for count in (1, 3, 7))
+
+
+def test_one_candidate_is_the_draw_of_old():
+    """Computed by a version that drew one only: seed 5, epochs 0 to 9, `train_00000003`, K = 8."""
+    choice = CandidateChoice(5)
+    found = [choice.draw_several(e, 3, "train_00000003", 8, 1) for e in range(10)]
+    assert found == [([number], [1.0]) for number in OLD_DRAWS]
+    assert [choice.draw(e, 3, "train_00000003", 8) for e in range(10)] == [
+        (number, 1.0) for number in OLD_DRAWS
+    ]
+
+
+def test_a_sample_with_fewer_allowed_ones_takes_those_there_are():
+    """Places that are left have weight 0, and a mean over all places is the mean over the different candidates."""
+    allowed = np.array(
+        [[True, False, True, False], [True] * 4, [False] * 4, [False, True, False, False]]
+    )
+    weights = np.array([[0.2, 9, 0.6, 9], [0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1], [9, 0.0, 9, 9]])
+    choice = CandidateChoice(0, allowed, weights)
+    for epoch in range(10):
+        numbers, found = choice.draw_several(epoch, 0, "a", 4, 3)
+        assert set(numbers) == {0, 2} and found[2] == 0
+        assert found[:2] == pytest.approx([weights[0, number] * 3 / 2 for number in numbers[:2]])
+        assert np.mean(found) == pytest.approx((0.2 + 0.6) / 2)
+        numbers, found = choice.draw_several(epoch, 1, "b", 4, 3)
+        assert len(set(numbers)) == 3
+        assert found == pytest.approx([weights[1, number] for number in numbers])
+        assert choice.draw_several(epoch, 2, "c", 4, 3) == ([0, 0, 0], [0.0, 0.0, 0.0])
+        assert choice.draw_several(epoch, 3, "d", 4, 3) == ([1, 1, 1], [0.0, 0.0, 0.0])
+
+
+def test_batches_of_several_hold_the_images_and_weights_that_were_drawn(scored):
+    choice = choice_by_scores(scored, 0, "known", "agreement", 0.5, True)
+    pairs = PairDataset(scored, 0, choice=choice, count=2)
+    batch = pairs.__getitems__([(2, n) for n in range(40)])
+    assert batch.candidates_BCHW.shape == (40, 2, 3, 8, 8) and batch.weights_B.shape == (40, 2)
+    for position in range(40):
+        numbers, weights = choice.draw_several(2, position, scored.key(position), 3, 2)
+        assert batch.weights_B[position].tolist() == pytest.approx(weights)
+        for place, number in enumerate(numbers):
+            expected = scored.candidate(position, number).transpose(2, 0, 1)
+            assert np.array_equal(batch.candidates_BCHW[position, place].numpy(), expected)
+    one = PairDataset(scored, 0, choice=choice).__getitems__([(2, n) for n in range(40)])
+    normal = [n for n in range(40) if n not in (7, 8)]  # of which two candidates are allowed
+    assert torch.equal(one.candidates_BCHW[normal], batch.candidates_BCHW[normal, 0])
+
+
+def test_more_than_there_are_cannot_be_drawn(shard_set):
+    shards = ShardSet(shard_set)
+    PairDataset(shards, 0, count=3)
+    with pytest.raises(InputError, match=r"4 different .* has 3; ask for fewer, or make more"):
+        PairDataset(shards, 0, count=4)
+    PairDataset(shards, 0, with_candidates=False, count=4)

@@ -1,6 +1,8 @@
 """Data files and data sets that `datasets` reads: columns of classes, splits by names, and what is refused."""
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from clsp.core import InputError
 from clsp.shards import AnchorsConfig
@@ -21,6 +23,54 @@ from pictures import colours, encoded, many, middle, opened, parquet, picture, w
 def test_what_a_column_of_classes_may_hold(tmp_path, cells, labels, names):
     images = opened(parquet(tmp_path / "x.parquet", colours(3), label=cells))
     assert [anchor.label for anchor in images] == labels and images.class_names == names
+
+
+BYTES = {"pandas": pa.binary(), "polars": pa.large_binary(), "new polars": pa.binary_view()}
+
+
+def table(path, **columns):
+    """Write a parquet file without a word of `datasets` in it."""
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_plain_bytes_are_images_if_they_decode(tmp_path, kind):
+    cells = pa.array([None, *colours(4)], BYTES[kind])
+    tokens = pa.array([b"no image"] * 5)
+    path = table(tmp_path / "x.parquet", hash=tokens, data=cells, label=list("abcba"))
+    images = opened(path, size=8)
+    assert len(images) == 5 and middle(images, 4) == (60, 0, 0)
+    assert images.labels().tolist() == [0, 1, 2, 1, 0]
+
+    # What an image is does not depend on how it is stored
+    theirs = opened(parquet(tmp_path / "y.parquet", colours(4)))
+    assert [anchor.digest for anchor in images[1:]] == [anchor.digest for anchor in theirs]
+
+
+@pytest.mark.parametrize("names", [("bytes",), ("path", "bytes")])
+def test_plain_structures_are_images(tmp_path, names):
+    cells = [{"path": None, "bytes": content} for content in colours(3)]
+    structs = [{name: cell[name] for name in names} for cell in cells]
+    assert middle(opened(table(tmp_path / "x.parquet", photo=structs)), 2) == (40, 0, 0)
+
+
+def test_of_several_columns_of_images_the_one_called_so_is_taken(tmp_path):
+    right = colours(3)
+    wrong = right[::-1]
+    images = opened(table(tmp_path / "x.parquet", mask=wrong, Image=right, label=[0, 1, 0]))
+    assert middle(images, 2) == (40, 0, 0)
+
+    for one, other in (("left", "right"), ("img", "image")):
+        path = table(tmp_path / f"{one}.parquet", **{one: right, other: wrong, "hash": [b"1"] * 3})
+        with pytest.raises(InputError, match=f"images in the columns {one}, {other}; expected one"):
+            opened(path)
+
+
+def test_bytes_that_are_no_images_are_named(tmp_path):
+    path = table(tmp_path / "x.parquet", image=[b"one", b"two"], text=["a", "b"])
+    with pytest.raises(InputError, match=r"columns image, text \(image: bytes that are no images"):
+        opened(path)
 
 
 def test_the_names_of_class_labels_keep_their_order(tmp_path):
