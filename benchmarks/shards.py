@@ -1,4 +1,4 @@
-"""Speed of shard sets at 32x32, K = 8: reading pairs, writing, opening ten million anchors, and the codecs.
+"""Speed of shard sets at 32x32, K = 8: reading pairs, also decoded once, writing, opening, the codecs.
 
     python benchmarks/shards.py --images /data/cifar10 --json shards.json
 
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset as wds
+from cached import measure_cache, print_cache
 from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet, write_plan, write_shard
 from clsp.shards.format.codec import encode
 from codec_rates import measure_codecs, print_codecs
@@ -268,7 +269,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-PARTS = ["read", "write", "open", "codecs"]
+PARTS = ["read", "cache", "write", "open", "codecs"]
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -283,10 +284,18 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found["codecs"] = measure_codecs(images, options.rounds)
         print_codecs(found["codecs"])
 
-    if "read" in options.only:
-        root = make_set(
-            folder / "set", make_plan(options.records, max(1, options.records // 8)), images
+    root = folder / "set"
+    if {"read", "cache"} & set(options.only):
+        make_set(root, make_plan(options.records, max(1, options.records // 8)), images)
+
+    if "cache" in options.only:
+        pairs = contents_of(root, 2048)
+        found["cache"] = measure_cache(
+            root, folder, options.rounds, lambda: decode_alone_by(2, pairs)
         )
+        print_cache(found["cache"])
+
+    if "read" in options.only:
         for workers in (0, 2):
             name = f"pairs per second, {workers} workers"
             rates = found[name] = measure_reading(root, options.rounds, workers)

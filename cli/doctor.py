@@ -16,9 +16,9 @@ from pathlib import Path
 import click
 
 from ..core import computes_bf16
+from ..core.memory import Memory, cgroup_files, read_memory
 from .caches import existing_part, is_writable
 
-CGROUPS = Path("/sys/fs/cgroup")
 VARIABLES = (
     "CLSP_BF16",
     "CLSP_CACHE",
@@ -50,15 +50,6 @@ class Cores:
     machine: int
     scheduler: int
     cgroup: float | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of memory: of the machine, free now, and what a cgroup allows."""
-
-    machine: int | None
-    available: int | None
-    cgroup: int | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ def diagnose() -> Diagnosis:
         devices=devices,
         cuda=cuda,
         cores=_cores(),
-        memory=_memory(),
+        memory=read_memory(),
         encodings={
             "locale": locale.setlocale(locale.LC_CTYPE),
             "files' names": sys.getfilesystemencoding(),
@@ -167,7 +158,7 @@ def _cores() -> Cores:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
 
     shares = []
-    for content in _cgroup_files("cpu.max"):
+    for content in cgroup_files("cpu.max"):
         quota, _, period = content.partition(" ")
         if quota != "max":
             shares.append(int(quota) / int(period))
@@ -175,36 +166,11 @@ def _cores() -> Cores:
     return Cores(machine, allowed, min(shares, default=None))
 
 
-def _memory() -> Memory:
-    """Return what /proc and the cgroup say; machines without them say nothing."""
-    facts = {}
-    if Path("/proc/meminfo").exists():
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, _, kilobytes = line.partition(":")
-            facts[name] = 1024 * int(kilobytes.split()[0])
-
-    limits = [int(content) for content in _cgroup_files("memory.max") if content != "max"]
-    return Memory(facts.get("MemTotal"), facts.get("MemAvailable"), min(limits, default=None))
-
-
-def _cgroup_files(name: str) -> Iterator[str]:
-    """Yield the content of a file of this process's cgroup (version 2) and of all that it is in."""
-    own = Path("/proc/self/cgroup")
-    lines = own.read_text(encoding="utf-8").splitlines() if own.exists() else []
-    for line in lines:
-        if line.startswith("0::"):
-            folder = CGROUPS / line.removeprefix("0::").lstrip("/")
-            for place in (folder, *folder.parents):
-                path = place / name
-                if place.is_relative_to(CGROUPS) and path.exists():
-                    yield path.read_text(encoding="ascii").strip()
-
-
 def _folders() -> dict[str, Folder]:
     """Return where clsp and the libraries keep what they can fetch or make again."""
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
-    from ..shards.remote.cache import cache_folder
+    from ..shards.remote.cache import PIXELS, cache_folder
 
     home = Path.home()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
@@ -213,6 +179,7 @@ def _folders() -> dict[str, Folder]:
     places = {
         "home": home,
         "sets read from URLs": cache_folder(),
+        "decoded pixels": cache_folder() / PIXELS,
         "models of the hub": HF_HUB_CACHE,
         "data sets of the hub": datasets,
         "torch": torch_hub,

@@ -2,6 +2,7 @@ from .config import Section as Section
 from .device import computes_bf16 as computes_bf16
 from .digests import pixel_digest as pixel_digest
 from .digests import sha256_file as sha256_file
+from .digests import shape_digest as shape_digest
 from .errors import InputError as InputError
 from .errors import StopRequested as StopRequested
 from .errors import WorkError as WorkError
@@ -23,6 +24,7 @@ from .launch import join_launch as join_launch
 from .launch import launched_rank as launched_rank
 from .launch import make_accelerator as make_accelerator
 from .launch import read_launch as read_launch
+from .memory import available_memory as available_memory
 from .paths import local_path as local_path
 from .report import Report as Report
 from .run_folder import RECIPE as RECIPE

@@ -1,6 +1,7 @@
 """Compute the digests of files and of an image's pixels."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ def sha256_file(path: Path) -> str:
 
 def pixel_digest(image_HWC: np.ndarray) -> str:
     """Return the 128-bit BLAKE2b of an image's shape and RGB bytes, as 32 hexadecimal characters."""
-    shape = "x".join(map(str, image_HWC.shape))
-    digest = hashlib.blake2b(f"{shape}:".encode(), digest_size=16)
+    digest = shape_digest(image_HWC.shape)
     digest.update(np.ascontiguousarray(image_HWC).data)
     return digest.hexdigest()
+
+
+def shape_digest(shape: Sequence[int]) -> "hashlib.blake2b":
+    """Return the digest that `pixel_digest` begins with, of the shape alone: for many images of one shape."""
+    text = "x".join(map(str, shape))
+    return hashlib.blake2b(f"{text}:".encode(), digest_size=16)

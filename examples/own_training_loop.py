@@ -1,4 +1,4 @@
-"""Train on the pairs of a shard set in a loop of your own: CLSP-SimCLR in plain torch.
+"""Train on the pairs of a shard set in a webdataset pipeline and a loop of your own: CLSP-SimCLR.
 
 Command:  python examples/own_training_loop.py runs/example/shards
           with a set made by make_a_shard_set.py, or the URL of any other

@@ -11,6 +11,7 @@ if TEMPORARY not in os.environ.get(
     tempfile.tempdir = None
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hub-")  # or for what the user has cached
+os.environ["CLSP_CACHE"] = tempfile.mkdtemp(prefix="cache-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import multiprocessing.util

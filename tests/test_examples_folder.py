@@ -47,6 +47,22 @@ def test_a_loop_of_ones_own_trains_on_it(made):
 
 
 @pytest.mark.slow
+def test_a_loop_in_plain_pytorch_trains_on_it(made):
+    printed = run("plain_pytorch", made.root, "--epochs", 60, "--out", made.out / "encoder.pt")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)$", printed, re.M)]
+    assert len(losses) == 60 and losses[-1] < losses[0]
+    assert (made.out / "encoder.pt").exists()
+
+
+@pytest.mark.slow
+def test_lightly_trains_on_it(made):
+    pytest.importorskip("lightly", reason="lightly is not installed (pip install lightly)")
+    printed = run("lightly_simclr", made.root, "--epochs", 2, "--out", made.out / "lightly.pt")
+    assert len(re.findall(r"^step \d: loss [\d.]+$", printed, re.M)) == 2
+    assert (made.out / "lightly.pt").exists()
+
+
+@pytest.mark.slow
 def test_a_method_of_ones_own_gives_a_backbone_that_classifies(made):
     run("own_method", made.root, "--out", made.out / "run", "--epochs", 10)
     printed = run("use_the_backbone", made.out / "run" / "backbone")

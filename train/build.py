@@ -9,6 +9,7 @@ from torch import nn
 from ..core import InputError
 from ..shards import BatchOrder, PairDataset, PairLoader, ShardSet
 from ..shards.reading.candidates import choice_by_scores
+from ..shards.reading.choose_pixels import check_pixels
 from .backbone import as_channels_last
 from .config import PretrainConfig
 from .label_permission import check_permission
@@ -46,9 +47,10 @@ def pair_loader(shards: ShardSet, config: PretrainConfig, order: BatchOrder) -> 
 
     Raises:
         InputError: the set lacks the candidates, labels or scores that the method and its settings need, or labels
-            would choose the candidates without permission.
+            would choose the candidates without permission; or a cache that is asked for does not fit.
     """
     check_permission(config)
+    check_pixels(shards, config.cache)
 
     # What the method needs of the set
     needs_candidates = config.extra in ("shards", "inflation")

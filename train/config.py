@@ -280,6 +280,10 @@ class PretrainConfig(Section):
     precision: Literal["no", "bf16"] = "no"
     workers: int = Field(default=2, ge=0)
     """Decoding processes per training process."""
+    cache: Literal["none", "memory", "device", "auto"] = "auto"
+    """Where decoded pixels are kept, so that no image is decoded twice: `memory` is mapped files in the cache folder,
+    shared by all processes and later runs; `device` these and an array on the GPU; `auto` is `memory` where they have
+    at most 2 GiB, half of the free memory and half of the free disk. It changes nothing but the speed."""
     trackers: tuple[
         Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml"], ...
     ] = ("tensorboard",)
@@ -290,6 +294,7 @@ class PretrainConfig(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
 
     added: ClassVar[Mapping[str, Any]] = {
+        "cache": "none",
         "init": "",
         "contrast": "part",
         "schedule": "cosine",
@@ -300,6 +305,10 @@ class PretrainConfig(Section):
         "variance_weight": 25.0,
         "covariance_weight": 1.0,
     }
+
+    def recorded(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """Return the settings as runs record them: where pixels are kept makes no run another one."""
+        return super().recorded({*leave_out, "cache"})
 
     @model_validator(mode="after")
     def _schedule_fits(self):

@@ -114,7 +114,8 @@ class InputMaker:
         drawn_B = torch.rand(len(batch.keys)) < share
         made_B = drawn_B & (batch.weights_B > 0)  # 0: no candidate passes the filter
 
-        return torch.where(made_B[:, None, None, None], batch.candidates_BCHW, batch.anchors_BCHW)
+        made_B111 = made_B[:, None, None, None].to(batch.anchors_BCHW.device)
+        return torch.where(made_B111, batch.candidates_BCHW, batch.anchors_BCHW)
 
     def _weights(self, step: int, weights_B: torch.Tensor) -> torch.Tensor | None:
         """Return the weights, 0 where the draw of `synthetic.probability` leaves a sample out."""

@@ -19,6 +19,7 @@ from ..core import (
     stream_seed,
 )
 from ..shards import PairBatch, ShardSet
+from ..shards.reading.choose_pixels import open_pixels
 from .build import batch_order, build_optimizer, pair_loader, prepared_method
 from .checkpoint import checkpoints
 from .config import PretrainConfig
@@ -97,6 +98,7 @@ def _pretrain(
     torch.manual_seed(stream_seed(config.seed, "weights"))
     method = prepared_method(config, accelerator.device)
     loader = pair_loader(shards, config, order)
+    loader.dataset.pixels = open_pixels(shards, config.cache, accelerator.device, quiet=rank > 0)
     if accelerator.is_main_process:
         claim_folder(shards, config, out, recipe)
     trackers = {"run": config.run_name, "seed": config.seed, "epochs": config.epochs}

@@ -30,7 +30,14 @@ RUN, LOG, BACKBONE = "run.json", "log.jsonl", "backbone"
 TRACKED = "tensorboard"
 """The folder of TensorBoard's files in the run's own, and the name of the project for other trackers."""
 
-UNESSENTIAL = {"workers", "trackers", "knn_epochs", "checkpoint_epochs", "keep_checkpoints"}
+UNESSENTIAL = {
+    "workers",
+    "cache",
+    "trackers",
+    "knn_epochs",
+    "checkpoint_epochs",
+    "keep_checkpoints",
+}
 """Settings that do not make a run another one."""
 
 

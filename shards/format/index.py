@@ -162,6 +162,7 @@ class LayerIndex:
         self._schema = index_schema(len(plan.image_fields))
         self._rows: OrderedDict[int, ShardRows] = OrderedDict()
         self._table: tuple[int, list[dict[str, Any]]] = (-1, [])
+        self._digests: OrderedDict[int, np.ndarray] = OrderedDict()
         self._open()
 
     def _open(self) -> None:
@@ -215,6 +216,24 @@ class LayerIndex:
             self._rows.popitem(last=False)
 
         return rows
+
+    def pixel_digests(self, shard: int) -> np.ndarray:
+        """Return the digests of the pixels of a shard's images, `(N, M)` objects of bytes; the last ones are kept."""
+        if shard in self._digests:
+            return self._digests[shard]
+
+        column = self._read(shard, ["pixels"])["pixels"]
+        lists = column.to_pylist()
+        images = len(self.plan.image_fields)
+        if any(len(digests) != images for digests in lists):
+            raise self._damaged(f"row group {shard} has not {images} digests in every row")
+
+        digests_NM = np.array(lists, dtype=object).reshape(-1, images)
+        self._digests[shard] = digests_NM
+        if len(self._digests) > CACHED_SHARDS:
+            self._digests.popitem(last=False)
+
+        return digests_NM
 
     def table(self, shard: int) -> list[dict[str, Any]]:
         """Return all columns of a shard's rows, as `read_tar_rows` gives them."""

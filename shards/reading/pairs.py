@@ -1,8 +1,8 @@
 """Read pairs (anchor, candidate) as a torch Dataset, and load them in batches."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from ...core import InputError, WorkError, differences
 from ..format.codec import check_header
 from .candidates import CandidateChoice
 from .order import BatchOrder
-from .shard_set import LayerReader, ShardSet
+from .pixel_cache import Member, Pixels
+from .shard_set import ShardSet
+from .thread_batches import thread_batches
 from .worker_batches import worker_batches
 
 DECODERS: dict[str, Any] = {
@@ -66,10 +68,15 @@ class PairBatch:
 
     def pin_memory(self) -> "PairBatch":
         """Return the batch in page-locked memory, for asynchronous copies to a device."""
-        candidates = None if self.candidates_BCHW is None else self.candidates_BCHW.pin_memory()
+        candidates = None if self.candidates_BCHW is None else _pinned(self.candidates_BCHW)
         labels = self.labels_B.pin_memory()
         weights = self.weights_B.pin_memory()
-        return PairBatch(self.anchors_BCHW.pin_memory(), candidates, labels, weights, self.keys)
+        return PairBatch(_pinned(self.anchors_BCHW), candidates, labels, weights, self.keys)
+
+
+def _pinned(images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return images in page-locked memory, or as they are if they are on a device already."""
+    return images_BCHW.pin_memory() if images_BCHW.device.type == "cpu" else images_BCHW
 
 
 class PairDataset(Dataset[PairBatch]):
@@ -81,6 +88,7 @@ class PairDataset(Dataset[PairBatch]):
         with_candidates: False reads no candidate at all.
         choice: among the candidates; uniform by default.
         count: how many different candidates of each anchor are drawn.
+        pixels: a cache of decoded images, so that none is decoded twice.
 
     Raises:
         InputError: there are not that many.
@@ -106,6 +114,7 @@ class PairDataset(Dataset[PairBatch]):
         with_candidates: bool = True,
         choice: CandidateChoice | None = None,
         count: int = 1,
+        pixels: Pixels | None = None,
     ):
         if with_candidates and count > max(1, shards.candidates):
             raise InputError(
@@ -118,9 +127,21 @@ class PairDataset(Dataset[PairBatch]):
         self.with_candidates = with_candidates
         self.choice = choice or CandidateChoice(seed)
         self.count = count
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.shards)
+
+    @property
+    def is_filled(self) -> bool:
+        """Return True if there is a cache that has the pixels already; anchors that a set lacks are in none."""
+        if self.pixels is None or not self.shards.plan.shards.include_anchors:
+            return False
+        return self.pixels.is_filled(self.with_candidates)
+
+    def pinned_items(self, items: Sequence[tuple[int, int]]) -> PairBatch:
+        """Return a batch in page-locked memory."""
+        return self.__getitems__(items).pin_memory()
 
     def __getitem__(self, item: tuple[int, int]) -> PairBatch:
         return self.__getitems__([item])
@@ -175,8 +196,17 @@ class PairDataset(Dataset[PairBatch]):
 
         return images.unflatten(0, (len(keys), self.count)), torch.tensor(weights_BM)
 
-    def _decode(self, members: Sequence[tuple[LayerReader, int, int]]) -> torch.Tensor:
-        """Decode members (layer, position, place in the record) to `(B, 3, H, W)`, in memory channels last."""
+    def _decode(self, members: Sequence[Member]) -> torch.Tensor:
+        """Return members (layer, position, place in the record) as `(B, 3, H, W)`, in memory channels last."""
+        if self.pixels is None:
+            images_BHWC = self._decode_all(members)
+        else:
+            images_BHWC = self.pixels.tensor(members, self._decode_all)
+
+        return images_BHWC.permute(0, 3, 1, 2)
+
+    def _decode_all(self, members: Sequence[Member]) -> torch.Tensor:
+        """Decode members to `(B, H, W, 3)`."""
         # One tensor of all bytes, split without a copy, is quicker than a tensor of each.
         contents = [self.shards.member_bytes(*member) for member in members]
         joined = torch.frombuffer(bytearray().join(contents), dtype=torch.uint8)
@@ -193,7 +223,7 @@ class PairDataset(Dataset[PairBatch]):
             key = self.shards.key(position)
             raise self.shards.damaged(key, f"does not decode ({error})") from error
 
-        return torch.stack(images).permute(0, 3, 1, 2)
+        return torch.stack(images)
 
 
 class PairLoader:
@@ -204,7 +234,8 @@ class PairLoader:
     Args:
         last: one past the last global batch, counted over epochs.
         first: the first one.
-        workers: decoding processes; they change nothing but the speed.
+        workers: decoding processes; they change nothing but the speed. With a cache of pixels that is filled a thread
+            reads in their place.
 
     `waited` are the seconds that the loop had to wait for batches.
 
@@ -244,13 +275,24 @@ class PairLoader:
         Raises:
             WorkError: a record is damaged, or a worker was killed.
         """
-        with worker_batches(
-            self.dataset.__getitems__,
-            _Batches(self.order, self.batch, self.last),
-            self.workers,
-            pin_memory=torch.cuda.is_available(),
-        ) as batches:
-            yield self._counted(batches)
+        with ExitStack() as stack:
+            yield self._counted(self._batches(stack))
+
+        if self.dataset.pixels is not None:
+            self.dataset.pixels.finish()
+
+    def _batches(self, stack: ExitStack) -> Iterator[PairBatch]:
+        """Yield batches by workers, and once all their pixels are cached by a thread, which is faster then."""
+        pin_memory = torch.cuda.is_available()
+        if not self.dataset.is_filled:
+            order = _Batches(self.order, self.batch, self.last, lambda: self.dataset.is_filled)
+            decoding = worker_batches(self.dataset.__getitems__, order, self.workers, pin_memory)
+            yield from stack.enter_context(decoding)
+
+        if self.batch < self.last:
+            order = self.order.batches(self.batch, self.last)
+            read = self.dataset.pinned_items if pin_memory else self.dataset.__getitems__
+            yield from stack.enter_context(thread_batches(read, order))
 
     def _counted(self, batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
         while True:
@@ -298,15 +340,26 @@ class PairLoader:
 
 
 class _Batches:
-    """Yields the batches of `order`, made one by one: an epoch of millions is never held as Python objects."""
+    """Yields the batches of `order`, made one by one: an epoch of millions is never held as Python objects.
 
-    def __init__(self, order: BatchOrder, first: int, last: int):
+    They end before `last` at the end of an epoch behind which `is_enough` says so.
+    """
+
+    def __init__(self, order: BatchOrder, first: int, last: int, is_enough: Callable[[], bool]):
         self.order = order
         self.first = first
         self.last = last
+        self.is_enough = is_enough
 
     def __iter__(self):
-        return self.order.batches(self.first, self.last)
+        per_epoch = self.order.batches_per_epoch
+        first = self.first
+        while first < self.last:
+            end = min(self.last, (first // per_epoch + 1) * per_epoch)
+            yield from self.order.batches(first, end)
+            if self.is_enough():
+                return
+            first = end
 
     def __len__(self) -> int:
         return self.last - self.first

@@ -19,6 +19,7 @@ from ..remote.cache import open_store
 from ..sources.images import Anchor, ImageSource
 
 if TYPE_CHECKING:
+    from .choose_pixels import CacheKind
     from .pairs import PairLoader
 
 OPEN_SHARDS = 64
@@ -65,6 +66,7 @@ class ShardSet:
         cache: Path | None = None,
     ):
         self.store = open_store(location, cache)
+        self.cache = cache
         self.root: Path = self.store.root
         self.manifest: Manifest = self.store.manifest
         self.set_id = self.manifest.set_id
@@ -156,6 +158,7 @@ class ShardSet:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        cache: "CacheKind" = "none",
     ) -> "PairLoader":
         """Load the pairs in batches: the one call that a training loop needs.
 
@@ -169,9 +172,11 @@ class ShardSet:
             rank: number of this process, which gets its slice of every global batch.
             world_size: number of processes.
             workers: decoding processes; they change nothing but the speed.
+            cache: `memory` decodes every image once, into the cache folder; `auto` if that is small, see
+                `open_pixels`.
 
         Raises:
-            InputError: the batch is larger than the set, or not divisible by `world_size`.
+            InputError: the batch is larger than the set, or not divisible by `world_size`; or the cache does not fit.
 
         >>> import tempfile
         >>> from clsp.shards.example import make_example_set
@@ -182,10 +187,12 @@ class ShardSet:
         (torch.Size([4, 3, 8, 8]), torch.Size([4, 3, 8, 8]))
         (torch.Size([4, 3, 8, 8]), torch.Size([4, 3, 8, 8]))
         """
+        from .choose_pixels import open_pixels
         from .order import BatchOrder
         from .pairs import PairDataset, PairLoader  # which need torch, as a set does not
 
-        dataset = PairDataset(self, seed, with_candidates=self.candidates > 0)
+        pixels = open_pixels(self, cache, quiet=rank > 0)
+        dataset = PairDataset(self, seed, with_candidates=self.candidates > 0, pixels=pixels)
         order = BatchOrder(self.shard_sizes, self.plan.digest, seed, batch_size, rank, world_size)
         return PairLoader(dataset, order, last=order.batches_per_epoch * epochs, workers=workers)
 

@@ -14,6 +14,8 @@ from .verified_copy import fetch_manifest, receive, retrying
 
 CACHE_BYTES = 4 << 30
 LOCKS = ".locks"
+PIXELS = "pixels"
+"""The folder of decoded pixels in a cache folder; the arrays have a bound of their own."""
 
 
 class Store(Protocol):

@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import version
 
 from clsp.cli import doctor
+from clsp.core import memory
 
 
 def test_it_says_the_facts_in_words_and_as_json(clsp, monkeypatch, tmp_path, bf16):
@@ -24,6 +25,8 @@ def test_it_says_the_facts_in_words_and_as_json(clsp, monkeypatch, tmp_path, bf1
     assert found["variables"]["CLSP_CACHE"] == str(tmp_path / "new")
     cache = found["folders"]["sets read from URLs"]
     assert cache["path"] == str(tmp_path / "new") and cache["writable"]
+    pixels = found["folders"]["decoded pixels"]
+    assert pixels["path"] == str(tmp_path / "new" / "pixels") and pixels["writable"]
     assert f"{tmp_path / 'new'} (sets read from URLs): writable" in words.stdout
 
 
@@ -37,10 +40,10 @@ def test_limits_of_a_cgroup_and_of_those_it_is_in_count(monkeypatch, tmp_path):
     if inner and inner[0]:
         (folder / "cpu.max").write_text("max 100000\n")
         (folder / "memory.max").write_text("1000000000\n")
-    monkeypatch.setattr(doctor, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
 
     expected = (1.5, 1_000_000_000 if inner and inner[0] else None) if inner else (None, None)
-    assert (doctor._cores().cgroup, doctor._memory().cgroup) == expected
+    assert (doctor._cores().cgroup, memory.read_memory().cgroup) == expected
 
 
 def test_the_version_is_said(clsp):

@@ -35,7 +35,7 @@ def test_training_a_diffusion_model(tmp_path):
 )
 def test_pretraining(shard_set, tmp_path, limit, trackers, named):
     values = {**SMALL_NETWORKS, "pretrain.checkpoint_epochs": 1, "pretrain.epochs": 1}
-    values["pretrain.trackers"] = trackers
+    values |= {"pretrain.trackers": trackers, "pretrain.cache": "none"}
     common = ("pretrain", "--recipe", "digits", *settings(values), "--shards", shard_set)
     assert_says(
         start_clsp_with_small_files(limit, *common, "--out", tmp_path), "cannot write", named
