@@ -1,5 +1,6 @@
 from .config import Section as Section
 from .device import computes_bf16 as computes_bf16
+from .device import to_device as to_device
 from .digests import pixel_digest as pixel_digest
 from .digests import sha256_file as sha256_file
 from .digests import shape_digest as shape_digest

@@ -1,6 +1,10 @@
-"""Find out what the machine at hand computes in. Imports torch when it is asked, not before."""
+"""Find out what the machine at hand computes in, and bring tensors there. Imports torch only when it is asked."""
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SWITCH = "CLSP_BF16"
 """An environment variable that answers in the machine's place, `yes` or `no`, for tests of both kinds anywhere."""
@@ -21,3 +25,12 @@ def computes_bf16() -> bool:
 
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Copy a tensor to a device; a GPU copies it from page-locked memory, and nobody waits for it."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+
+    # Of pageable memory even a copy that is asked not to block may wait for what the GPU has to do before
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import stream_seed
+from ..core import stream_seed, to_device
 from ..shards import PairBatch
 from .config import PretrainConfig
 from .views import Views
@@ -68,7 +68,7 @@ class InputMaker:
 
     def __call__(self, step: int, batch: PairBatch) -> StepInputs:
         """Return the inputs that a batch gives at a step."""
-        labels_B = batch.labels_B.to(self.device)
+        labels_B = to_device(batch.labels_B, self.device)
 
         # Ordinary views of the anchors
         anchors_BCHW = batch.anchors_BCHW
@@ -94,7 +94,7 @@ class InputMaker:
             assert batch.candidates_BCHW is not None
             images = [batch.candidates_BCHW]
             if count > 1:  # copied to the device at once
-                images = batch.candidates_BCHW.to(self.device, non_blocking=True).unbind(dim=1)
+                images = to_device(batch.candidates_BCHW, self.device).unbind(dim=1)
 
         thirds = []
         for view, images_BCHW in enumerate(images, start=self.ordinary + 1):
@@ -114,7 +114,7 @@ class InputMaker:
         drawn_B = torch.rand(len(batch.keys)) < share
         made_B = drawn_B & (batch.weights_B > 0)  # 0: no candidate passes the filter
 
-        made_B111 = made_B[:, None, None, None].to(batch.anchors_BCHW.device)
+        made_B111 = to_device(made_B[:, None, None, None], batch.anchors_BCHW.device)
         return torch.where(made_B111, batch.candidates_BCHW, batch.anchors_BCHW)
 
     def _weights(self, step: int, weights_B: torch.Tensor) -> torch.Tensor | None:
@@ -129,4 +129,4 @@ class InputMaker:
 
         if bool((weights_B == 1).all()):
             return None
-        return weights_B.to(self.device)
+        return to_device(weights_B, self.device)

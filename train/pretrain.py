@@ -1,7 +1,7 @@
 """Pretraining, to be read from top to bottom: set-up, loop and step of every method."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .checkpoint import checkpoints
 from .config import PretrainConfig
 from .grad_cache import backward_over_batch
 from .inputs import InputMaker, StepInputs
+from .loss_watch import CHECKED, LossWatch, NotFiniteError, check_weights
 from .methods import Method
 from .progress import Progress
 from .run import BACKBONE, TRACKED, check_folder, check_run, claim_folder, export_backbone
@@ -35,8 +36,8 @@ Report = Callable[[int, int, dict[str, float]], None]
 Probe = Callable[[nn.Module], dict[str, float]]
 
 
-class NotFiniteError(Exception):
-    """Tells of a loss that is not finite; the argument is its value."""
+ASKED = 10
+"""Steps after which several GPUs ask each other for a stop: to hear an answer they wait for all that was queued."""
 
 
 def pretrain(
@@ -60,7 +61,8 @@ def pretrain(
     Raises:
         InputError: `out` holds another run or another process works there, the batch does not fit, or the set lacks
             what the method needs.
-        WorkError: the loss is not finite; names the step, the keys and the last good checkpoint.
+        WorkError: the loss is not finite; names the step, the keys and the last good checkpoint. On a GPU it is told
+            up to `CHECKED` steps later, but before a log or a checkpoint is written.
     """
     if check_run(shards, config, out):
         return out / BACKBONE
@@ -113,24 +115,29 @@ def _pretrain(
 
     first = progress.resume()
     model.train()
-    with stop_deferred() as stop_requested, loader.reading() as batches:
+    reading = loader.reading()
+    with stop_deferred() as stop_requested, reading as batches, _naming_what_is_good(out):
         for step, batch in enumerate(batches, start=first):
-            # Forward, backward, optimizer
-            try:
-                losses = trainer.step(step, batch)
-            except NotFiniteError as error:
-                raise _not_finite(error, step, batch.keys, out) from error
+            epoch, steps_into_next = divmod(step + 1, per_epoch)
+            ends_epoch = steps_into_next == 0
+
+            # Forward, backward, optimizer; and a look at the losses, always before anything is written
+            losses = trainer.step(step, batch)
+            if ends_epoch or (step + 1) % CHECKED == 0:
+                trainer.check(step)
             progress.add(losses)
 
             # Log and checkpoint
-            epoch, steps_into_next = divmod(step + 1, per_epoch)
-            if steps_into_next == 0:
+            if ends_epoch:
                 means = progress.end_epoch(epoch, trainer.rate, probe)
                 if report:
                     report(epoch, config.epochs, means)
 
             # Stop behind the same step on all ranks
+            if not ends_epoch and not _asks_for_stop(accelerator, step):
+                continue
             if _on_any_rank(accelerator, stop_requested()):
+                trainer.check(step)
                 progress.save()
                 accelerator.end_training()
                 raise StopRequested
@@ -171,12 +178,13 @@ class Trainer:
         self.inputs = inputs
         self.per_epoch = per_epoch
         self.rate = 0.0
+        self.watch = LossWatch(accelerator)
 
     def step(self, step: int, batch: PairBatch) -> dict[str, torch.Tensor]:
         """Do a step and return the losses of this rank's batch; `loss` is the one that was minimised.
 
         Raises:
-            NotFiniteError: before the optimizer's step.
+            NotFiniteError: on a CPU, before the optimizer's step; on a GPU `check` tells.
         """
         # Learning rate, λ and the momentum of a key encoder
         self.rate = learning_rate(step, self.per_epoch, self.config)
@@ -196,20 +204,33 @@ class Trainer:
 
         # Forward and backward
         if self.config.cached_parts > 1:
-            losses = self._over_batch(step, inputs, weight)
+            losses = self._over_batch(step, batch.keys, inputs, weight)
         else:
-            losses = self._part_by_part(inputs, weight)
+            losses = self._part_by_part(step, batch.keys, inputs, weight)
 
         # Optimizer
         self.optimizer.step()
         self.optimizer.zero_grad()
         return losses
 
-    def _over_batch(self, step: int, inputs: StepInputs, weight: float) -> dict[str, torch.Tensor]:
+    def check(self, step: int) -> None:
+        """Look at the losses since the last check, and at the weights after this step.
+
+        Raises:
+            NotFiniteError: something is not finite; names the first step whose loss was not.
+        """
+        self.watch.check()
+        check_weights(step, [*self.method.parameters(), *self.method.buffers()])
+
+    def _over_batch(
+        self, step: int, keys: Sequence[str], inputs: StepInputs, weight: float
+    ) -> dict[str, torch.Tensor]:
         """Go forward and backward over a batch in parts that contrast with all of it."""
 
         def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
-            return _finite(total_loss(losses, weight))
+            loss = total_loss(losses, weight)
+            self.watch.add(step, keys, loss)
+            return loss
 
         with self.accelerator.no_sync(self.model):
             return backward_over_batch(
@@ -221,7 +242,9 @@ class Trainer:
                 (self.config.seed, step, self.accelerator.process_index, "model"),
             )
 
-    def _part_by_part(self, inputs: StepInputs, weight: float) -> dict[str, torch.Tensor]:
+    def _part_by_part(
+        self, step: int, keys: Sequence[str], inputs: StepInputs, weight: float
+    ) -> dict[str, torch.Tensor]:
         """Go forward and backward over each part by itself, with the gradients exchanged behind the last."""
         parts = self.config.accumulation
         sums: dict[str, torch.Tensor] = {}
@@ -231,7 +254,8 @@ class Trainer:
                 # Forward
                 with self.accelerator.autocast():
                     losses = self.model(part.views, part.third, part.weights_B, part.labels_B)
-                loss = _finite(total_loss(losses, weight))
+                loss = total_loss(losses, weight)
+                self.watch.add(step, keys, loss)
 
                 # Backward
                 self.accelerator.backward(loss / parts)
@@ -250,23 +274,25 @@ def total_loss(losses: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
     return total
 
 
-def _finite(loss: torch.Tensor) -> torch.Tensor:
-    """Return the loss, or raise NotFiniteError."""
-    if not torch.isfinite(loss):
-        raise NotFiniteError(loss.item())
-    return loss
+@contextmanager
+def _naming_what_is_good(out: Path) -> Iterator[None]:
+    """Turn an error that names the step and its anchors into one that names what is still good, too."""
+    try:
+        yield
+    except NotFiniteError as error:
+        saved = checkpoints(out)
+        good = saved[-1] if saved else "none"
+        raise WorkError(
+            f"{error}; the last good checkpoint is {good}; "
+            "lower pretrain.lr or pretrain.synthetic.weight, "
+            f"into {'another' if saved else 'the same'} --out"
+        ) from error
 
 
-def _not_finite(error: NotFiniteError, step: int, keys: list[str], out: Path) -> WorkError:
-    """Return the error that names the step, its anchors and what is still good."""
-    saved = checkpoints(out)
-    good = saved[-1] if saved else "none"
-    return WorkError(
-        f"the loss is {error.args[0]} at step {step} (anchors {', '.join(keys[:4])}, …); "
-        f"the last good checkpoint is {good}; "
-        "lower pretrain.lr or pretrain.synthetic.weight, "
-        f"into {'another' if saved else 'the same'} --out"
-    )
+def _asks_for_stop(accelerator: Accelerator, step: int) -> bool:
+    """Return True behind the steps at which ranks agree on a stop: all, but not on several GPUs."""
+    is_free = accelerator.num_processes == 1 or accelerator.device.type == "cpu"
+    return is_free or (step + 1) % ASKED == 0
 
 
 def _on_any_rank(accelerator: Accelerator, here: bool) -> bool:

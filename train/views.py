@@ -1,12 +1,14 @@
 """Views: augmented, normalised images, with every parameter drawn per image from a stream of its own."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import kornia.augmentation as K
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from ..core import stream_seed
+from ..core import stream_seed, to_device
 from .config import AugmentConfig, PretrainConfig
 
 CHUNK = 256
@@ -55,6 +57,22 @@ def build_augmentation(config: AugmentConfig, size: int, batched: bool = False) 
     return nn.Sequential(*steps)
 
 
+class _PinnedCopies(TorchFunctionMode):
+    """Lets copies to a device start from page-locked memory inside the block.
+
+    kornia draws its parameters on the host, about twenty a view, and copies each from pageable memory.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.to and kwargs.get("non_blocking") and args[0].device.type == "cpu":
+            args = (args[0].pin_memory(), *args[1:])
+
+        return func(*args, **kwargs)
+
+
 class Views:
     """Makes view 1, 2, 3, … of a batch; view v of a step depends on (seed, step, rank, v) and the images alone.
 
@@ -83,10 +101,11 @@ class Views:
     def __call__(self, images_BCHW: torch.Tensor, view: int, step: int, rank: int) -> torch.Tensor:
         """Return a view of uint8 images `(B, 3, H, W)`: float32, normalised."""
         torch.manual_seed(stream_seed(self.seed, step, rank, "view", view))
-        images = images_BCHW.to(self.device, non_blocking=True).float() / 255
+        images = to_device(images_BCHW, self.device).float() / 255
         chunk = CHUNK if self.device.type == "cpu" else len(images)
+        copying = _PinnedCopies() if self.device.type == "cuda" else nullcontext()
 
-        with torch.no_grad():
+        with torch.no_grad(), copying:
             parts = [self.augmentation(part) for part in images.split(chunk)]
             augmented = torch.cat(parts)
             return (augmented - self.mean) / self.std

@@ -36,9 +36,8 @@ class Queue(nn.Module):
     def add(self, z_BD: torch.Tensor) -> None:
         """Put the global batch in the place of the oldest entries."""
         everyone = gather(z_BD.detach()).to(self.embeddings_QD.dtype)
-        start = int(self.place)
+        places = self.place + torch.arange(len(everyone), device=everyone.device)
 
         # Another tensor, since the loss of this step still refers to the old one.
-        self.embeddings_QD = self.embeddings_QD.clone()
-        self.embeddings_QD[start : start + len(everyone)] = everyone
+        self.embeddings_QD = self.embeddings_QD.index_copy(0, places, everyone)
         self.place = (self.place + len(everyone)) % len(self.embeddings_QD)
