@@ -13,6 +13,8 @@ from enum import IntEnum
 
 import torch
 
+from ..core import to_device
+
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -50,9 +52,8 @@ def noise_key(seed: int, anchor_key: str) -> tuple[int, int]:
 
 def noise_keys(seed: int, anchor_keys: Sequence[str], device: torch.device) -> torch.Tensor:
     """Return `noise_key` of several anchors, `(B, 2)` int64."""
-    return torch.tensor(
-        [noise_key(seed, key) for key in anchor_keys], dtype=torch.int64, device=device
-    )
+    keys = [noise_key(seed, key) for key in anchor_keys]
+    return to_device(torch.tensor(keys, dtype=torch.int64), device)
 
 
 def philox(counter_4: Sequence[torch.Tensor], key_2: Sequence[torch.Tensor]) -> list[torch.Tensor]:

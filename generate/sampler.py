@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..core import WorkError
+from ..core import WorkError, to_device
 from .condition import check_guidance
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
@@ -25,6 +25,7 @@ from .schedulers import (
     make_scheduler,
     mixing_timesteps,
     noise_to,
+    unchecked_solving,
 )
 
 Classes = torch.Tensor | None
@@ -110,13 +111,12 @@ class Sampler:
         classes_B = None
         if classes is not None:
             padded_classes = [*classes, *[classes[-1]] * padding]
-            classes_B = torch.tensor(padded_classes, dtype=torch.int64, device=self.device)
+            classes_B = to_device(torch.tensor(padded_classes, dtype=torch.int64), self.device)
 
         # Sample
         with torch.inference_mode(), self.pinned_threads():
-            x0_KBCHW = self._sample(
-                to_model_range(padded).to(self.device), padded_keys, candidates, first, classes_B
-            )
+            anchors_BCHW = to_device(to_model_range(padded), self.device)
+            x0_KBCHW = self._sample(anchors_BCHW, padded_keys, candidates, first, classes_B)
 
         # Check and round
         x0_BKCHW = x0_KBCHW.transpose(0, 1)[: len(keys)].cpu()
@@ -142,7 +142,8 @@ class Sampler:
         shape = anchors_BCHW.shape[1:]
         keys_B2 = noise_keys(config.seed, keys, self.device)
         batch = _Batch(anchors_BCHW, keys_B2, self._passes(classes_B))
-        schedulers = [make_scheduler(config, self.model.noise_schedule) for _ in range(candidates)]
+        schedule = self.model.noise_schedule
+        schedulers = [make_scheduler(config, schedule, self.device) for _ in range(candidates)]
 
         # x_T ~ N(0, I)
         x_K = [
@@ -242,7 +243,8 @@ class Sampler:
         candidate: int,
     ):
         if self.config.scheduler != "ddim":
-            return scheduler.step(epsilon, timestep, x).prev_sample
+            with unchecked_solving(self.device):
+                return scheduler.step(epsilon, timestep, x).prev_sample
 
         eta = self.config.eta
         noise = None

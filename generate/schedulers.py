@@ -1,20 +1,27 @@
 """diffusers' schedulers with everything that shapes the images set explicitly."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch.overrides import TorchFunctionMode
 
-from ..core import InputError
+from ..core import InputError, to_device
 from .config import SamplerConfig
 
 
-def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any:
+def make_scheduler(
+    config: SamplerConfig, noise_schedule: dict[str, Any], device: torch.device | None = None
+) -> Any:
     """Make a fresh scheduler, its timesteps set. A solver holds state: one per candidate.
 
     A scheduler made by `from_config` from a hub DDPM would clip x0 and space its steps otherwise than the paper does.
     Clipping is not left to the schedulers at all, see `clip_predicted_x0`, nor is what the U-Net predicts, see
     `as_epsilon`.
+
+    Args:
+        device: where the samples are; UniPC computes its coefficients there, and would copy a scalar at a time.
     """
     explicit = dict(noise_schedule, timestep_spacing="trailing", prediction_type="epsilon")
     if config.scheduler == "ddim":
@@ -31,7 +38,26 @@ def make_scheduler(config: SamplerConfig, noise_schedule: dict[str, Any]) -> Any
         )
 
     scheduler.set_timesteps(config.steps)
+    if device is not None and device.type == "cuda" and config.scheduler == "unipc":
+        scheduler.sigmas = to_device(scheduler.sigmas, device)
+
     return scheduler
+
+
+class _UncheckedSolving(TorchFunctionMode):
+    """Solves linear systems without reading back from the device whether they were singular."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.linalg.solve:
+            return torch.linalg.solve_ex(*args, **(kwargs or {})).result
+        return func(*args, **(kwargs or {}))
+
+
+def unchecked_solving(device: torch.device) -> AbstractContextManager[Any]:
+    """Let a GPU solve the small regular systems of UniPC's corrector without making the host wait; elsewhere nothing."""
+    return _UncheckedSolving() if device.type == "cuda" else nullcontext()
 
 
 def mixing_timesteps(config: SamplerConfig, noise_schedule: dict[str, Any]) -> list[int]:

@@ -33,6 +33,7 @@ from ..core import (
     set_aside,
     stop_deferred,
     stream_seed,
+    to_device,
     write_file,
 )
 from ..shards import ImageSource
@@ -229,7 +230,7 @@ class _Training:
         """Do one step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
         config = self.config
         rank = self.accelerator.process_index
-        x0 = batch.images_BCHW.to(self.accelerator.device)
+        x0 = to_device(batch.images_BCHW, self.accelerator.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(step)
 
@@ -249,7 +250,7 @@ class _Training:
         if self.classes is not None and batch.classes_B is not None:
             is_shown = torch.rand(len(x0), device=x0.device) >= config.condition_dropout
             classes_B = torch.where(
-                is_shown, batch.classes_B.to(x0.device), self.classes.record.null
+                is_shown, to_device(batch.classes_B, x0.device), self.classes.record.null
             )
 
         # ||ε - ε_θ(x_t, t, c)||²

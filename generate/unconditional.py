@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from ..core import to_device
 from .config import SamplerConfig
 from .keyed_noise import Stream, keyed_normal, noise_keys
-from .schedulers import as_epsilon, clip_predicted_x0, make_scheduler
+from .schedulers import as_epsilon, clip_predicted_x0, make_scheduler, unchecked_solving
 
 
 def draw_images(
@@ -38,16 +39,17 @@ def draw_images(
         numbers = range(start, min(start + batch, count))
         names = [f"image {number}" for number in numbers]
         x = keyed_normal(noise_keys(0, names, device), (3, size, size), 0, 0, Stream.INITIAL)
-        scheduler = make_scheduler(config, noise_schedule)
+        scheduler = make_scheduler(config, noise_schedule, device)
         classes_B = None
         if classes:
-            classes_B = torch.tensor([number % classes for number in numbers], device=device)
+            classes_B = to_device(torch.tensor([number % classes for number in numbers]), device)
 
         # x_T to x_0
         for timestep in scheduler.timesteps.tolist():
-            with torch.inference_mode():
+            with torch.inference_mode(), unchecked_solving(device):
                 alpha_bar = float(scheduler.alphas_cumprod[timestep])
-                predicted = unet(x, timestep, class_labels=classes_B).sample
+                timesteps_B = torch.full((len(x),), timestep, device=device)
+                predicted = unet(x, timesteps_B, class_labels=classes_B).sample
                 epsilon = as_epsilon(predicted, x, alpha_bar, prediction)
                 if clip:
                     x = clip_predicted_x0(x, epsilon, alpha_bar)
