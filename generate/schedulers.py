@@ -56,7 +56,7 @@ class _UncheckedSolving(TorchFunctionMode):
 
 
 def unchecked_solving(device: torch.device) -> AbstractContextManager[Any]:
-    """Let a GPU solve the small regular systems of UniPC's corrector without making the host wait; elsewhere nothing."""
+    """Let a GPU solve the small regular systems of UniPC's corrector without making the host wait."""
     return _UncheckedSolving() if device.type == "cuda" else nullcontext()
 
 

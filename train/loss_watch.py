@@ -32,7 +32,6 @@ class LossWatch:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.waits = accelerator.device.type == "cpu"
         self.keys: dict[int, Sequence[str]] = {}
         """Of the steps since the last check."""
         # The step and the loss; -1: all losses were finite
@@ -45,7 +44,7 @@ class LossWatch:
         Raises:
             NotFiniteError: on a CPU, if it is not finite.
         """
-        if self.waits:
+        if loss.device.type == "cpu":
             if not torch.isfinite(loss):
                 raise NotFiniteError(_of_loss(step, float(loss), keys))
             return
@@ -61,7 +60,7 @@ class LossWatch:
         Raises:
             NotFiniteError: one was not finite, on any rank; names the first.
         """
-        if self.waits:
+        if self.accelerator.device.type == "cpu":
             return
 
         # The first one of all ranks

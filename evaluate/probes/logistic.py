@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ...core import to_device
 from ..features.encoder import compute_device
+from .device_lbfgs import minimise_on_device
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ def fit_path(
     mean_F, basis_FF, spread_F = _principal(features_NF)
     features = ((features_NF - mean_F) @ basis_FF).to(device)
     problem = _Problem(features, labels_N.to(device), classes)
+    minimise = problem.minimise_on_device if device.type == "cuda" else problem.minimise
     weights_FC = np.zeros((features.shape[1], classes))
     bias_C = np.zeros(classes)
 
     for l2 in sorted(strengths, reverse=True):
         # Steps in units in which the objective curves alike in every direction; its minimum is where it was.
         scale_F = 1 / np.sqrt(CURVATURE * spread_F + l2 / len(features) + 1e-12)
-        weights_FC, bias_C, converged = problem.minimise(
+        weights_FC, bias_C, converged = minimise(
             l2, scale_F, weights_FC, bias_C, iterations, tolerance
         )
         rotated = basis_FF @ torch.from_numpy(weights_FC).float()
@@ -133,9 +136,40 @@ class _Problem:
 
         return point[:-1], point[-1], bool(found.success)
 
+    def minimise_on_device(
+        self,
+        l2: float,
+        scale_F: np.ndarray,
+        weights_FC: np.ndarray,
+        bias_C: np.ndarray,
+        iterations: int,
+        tolerance: float,
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Return what `minimise` does, by an L-BFGS that lets a GPU go on without an answer from the host."""
+        device = self.features_NF.device
+        scale = to_device(torch.from_numpy(np.append(scale_F, 1.0)[:, None]), device)
+        start = to_device(torch.from_numpy(np.vstack([weights_FC, bias_C])), device) / scale
+
+        def objective(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            parameters = (flat.view_as(start) * scale).float()
+            loss, gradient = self.loss_and_gradient(parameters, l2)
+            return loss.double(), (gradient.double() * scale).flatten()
+
+        found, converged = minimise_on_device(objective, start.flatten(), 2 * iterations, tolerance)
+        point = (found.view_as(start) * scale).cpu().numpy()
+
+        return point[:-1], point[-1], converged
+
     def loss(self, point: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
-        """Return the objective divided by N at weights and bias `(F + 1, C)`, and its gradient."""
+        """Return the objective divided by N at weights and bias `(F + 1, C)`, and its gradient, as scipy takes them."""
         parameters = torch.from_numpy(point).float().to(self.features_NF.device)
+        loss, gradient = self.loss_and_gradient(parameters, l2)
+        return float(loss), gradient.double().cpu().numpy()
+
+    def loss_and_gradient(
+        self, parameters: torch.Tensor, l2: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the objective divided by N at weights and bias `(F + 1, C)` float32, and its gradient."""
         weights_FC = parameters[:-1]
         bias_C = parameters[-1]
         count = len(self.rows)
@@ -153,7 +187,7 @@ class _Problem:
         of_weights_FC = self.features_NF.T @ errors_NC + l2 / count * weights_FC
         gradient = torch.cat([of_weights_FC, errors_NC.sum(0, keepdim=True)])
 
-        return float(loss), gradient.double().cpu().numpy()
+        return loss, gradient
 
 
 def fit(
