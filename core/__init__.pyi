@@ -1,6 +1,8 @@
 from .config import Section as Section
 from .device import computes_bf16 as computes_bf16
+from .device import exact_precision as exact_precision
 from .device import to_device as to_device
+from .device import training_precision as training_precision
 from .digests import pixel_digest as pixel_digest
 from .digests import sha256_file as sha256_file
 from .digests import shape_digest as shape_digest

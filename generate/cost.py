@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..core import exact_precision
 from ..shards import ImageSource, Plan
 from ..shards.format.codec import encode
 from .pixels import to_model_range
@@ -72,7 +73,7 @@ def _seconds_per_pass(
     encoding: list[float] = []
     decoding: list[float] = []
 
-    with torch.inference_mode(), sampler.pinned_threads():
+    with torch.inference_mode(), exact_precision(), sampler.pinned_threads():
         # Warm up
         encoded = sampler.encode(x_BCHW, TIMESTEP, classes_B)
         sampler.decode(encoded)

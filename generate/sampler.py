@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..core import WorkError, to_device
+from ..core import WorkError, exact_precision, to_device
 from .condition import check_guidance
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
@@ -114,7 +114,7 @@ class Sampler:
             classes_B = to_device(torch.tensor(padded_classes, dtype=torch.int64), self.device)
 
         # Sample
-        with torch.inference_mode(), self.pinned_threads():
+        with torch.inference_mode(), exact_precision(), self.pinned_threads():
             anchors_BCHW = to_device(to_model_range(padded), self.device)
             x0_KBCHW = self._sample(anchors_BCHW, padded_keys, candidates, first, classes_B)
 

@@ -34,6 +34,7 @@ from ..core import (
     stop_deferred,
     stream_seed,
     to_device,
+    training_precision,
     write_file,
 )
 from ..shards import ImageSource
@@ -160,7 +161,7 @@ def _train(training: "_Training", report: Report | None) -> None:
     world_size = accelerator.num_processes
     classes_N = training.classes.classes_N if training.classes else None
     reading = image_batches(anchors, config, first, rank, world_size, classes_N)
-    with stop_deferred() as stop_requested, reading as batches:
+    with training_precision(), stop_deferred() as stop_requested, reading as batches:
         for step, batch in enumerate(batches, start=first):
             training.step(batch, step)
             metrics = training.look(step + 1)

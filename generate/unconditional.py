@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..core import to_device
+from ..core import exact_precision, to_device
 from .config import SamplerConfig
 from .keyed_noise import Stream, keyed_normal, noise_keys
 from .schedulers import as_epsilon, clip_predicted_x0, make_scheduler, unchecked_solving
@@ -46,7 +46,7 @@ def draw_images(
 
         # x_T to x_0
         for timestep in scheduler.timesteps.tolist():
-            with torch.inference_mode(), unchecked_solving(device):
+            with torch.inference_mode(), exact_precision(), unchecked_solving(device):
                 alpha_bar = float(scheduler.alphas_cumprod[timestep])
                 timesteps_B = torch.full((len(x),), timestep, device=device)
                 predicted = unet(x, timesteps_B, class_labels=classes_B).sample

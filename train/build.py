@@ -121,6 +121,11 @@ def build_optimizer(method: Method, config: PretrainConfig) -> torch.optim.Optim
     elif config.optimizer == "lars":
         kwargs |= {"trust_coeff": LARS_TRUST, "trust_clip": True}
 
+    # One kernel for all parameters, where there is a GPU and the optimizer is torch's own
+    on_gpu = next(method.parameters()).is_cuda
+    if on_gpu and config.optimizer in ("sgd", "adamw"):
+        kwargs["fused"] = True
+
     return timm.optim.create_optimizer_v2(
         method,
         opt=config.optimizer,

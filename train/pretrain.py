@@ -17,6 +17,7 @@ from ..core import (
     make_accelerator,
     stop_deferred,
     stream_seed,
+    training_precision,
 )
 from ..shards import PairBatch, ShardSet
 from ..shards.reading.choose_pixels import open_pixels
@@ -116,7 +117,8 @@ def _pretrain(
     first = progress.resume()
     model.train()
     reading = loader.reading()
-    with stop_deferred() as stop_requested, reading as batches, _naming_what_is_good(out):
+    naming = _naming_what_is_good(out)
+    with training_precision(), stop_deferred() as stop_requested, reading as batches, naming:
         for step, batch in enumerate(batches, start=first):
             epoch, steps_into_next = divmod(step + 1, per_epoch)
             ends_epoch = steps_into_next == 0

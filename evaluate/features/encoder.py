@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...core import InputError, local_path
+from ...core import InputError, exact_precision, local_path
 from ...train import embed, load_backbone
 from ...train.backbone import as_channels_last
 from ..config import Precision
@@ -76,7 +76,8 @@ class Encoder:
 
         # Embed
         batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        casting = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with exact_precision(), casting:
             return embed(self._model, batch).cpu()
 
 

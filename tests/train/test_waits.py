@@ -10,7 +10,7 @@ from clsp.core import WorkError
 from clsp.shards import BatchOrder, PairBatch, ShardSet
 from clsp.train import METHODS, PretrainConfig, pretrain
 from clsp.train.build import build_optimizer, prepared_method
-from clsp.train.checkpoint import checkpoints
+from clsp.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from clsp.train.inputs import InputMaker
 from clsp.train.views import Views, build_augmentation
 from conftest import SMALL_METHOD
@@ -45,7 +45,8 @@ def batch_of(config: PretrainConfig) -> PairBatch:
     candidates = torch.randint(0, 256, (16, *several, 3, 8, 8), dtype=torch.uint8)
     weights = torch.ones(16, *several)
     keys = [f"image_{number}" for number in range(16)]
-    return PairBatch(anchors_BCHW, candidates, torch.arange(16) % 3, weights, keys).pin_memory()
+    batch = PairBatch(anchors_BCHW, candidates, torch.arange(16) % 3, weights, keys)
+    return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
 def waits_of_a_step(**changes) -> dict:
@@ -158,3 +159,21 @@ def test_weights_that_are_not_finite_are_never_saved(shard_set, tmp_path, monkey
     with pytest.raises(WorkError, match="weights are not finite any more after step 9; the last"):
         pretrain(shards, config, tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000005.safetensors"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_moments_come_back_in_the_memory_format_of_their_parameters(tmp_path, optimizer):
+    """A fused optimizer goes through parameters and moments in the order of memory."""
+    config = PretrainConfig(**BASE, optimizer=optimizer)
+    saved = trainer_of(config)
+    saved.step(0, batch_of(config))
+    save_checkpoint(tmp_path, saved.method, saved.optimizer, {"step": 1}, keep=1)
+    loaded = trainer_of(config)
+    load_checkpoint(checkpoints(tmp_path)[0], loaded.method, loaded.optimizer)
+
+    name = "momentum_buffer" if optimizer == "sgd" else "exp_avg"
+    weight = loaded.method.backbone.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    found = loaded.optimizer.state[weight][name]
+    assert found.stride() == weight.stride()
+    assert torch.equal(found, saved.optimizer.state[saved.method.backbone.conv1.weight][name])
