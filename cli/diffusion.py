@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 )
 @check_option
 def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) -> None:
-    """Train a DDPM on the anchors: unconditional, or with pseudo-classes (diffusion.condition=clusters)."""
+    """Train a DDPM on the anchors: unconditional, or with pseudo-classes.
+
+    Those are made where the recipe says diffusion.condition=clusters; see docs/positives.md.
+    """
     read_launch()  # what is left over in the environment is refused before any work
 
     # Recipe and anchors

@@ -306,10 +306,6 @@ class PretrainConfig(Section):
         "covariance_weight": 1.0,
     }
 
-    def recorded(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
-        """Return the settings as runs record them: where pixels are kept makes no run another one."""
-        return super().recorded({*leave_out, "cache"})
-
     @model_validator(mode="after")
     def _schedule_fits(self):
         needed = self.warmup_epochs + self.decay_epochs
@@ -320,8 +316,14 @@ class PretrainConfig(Section):
         return self
 
     def recorded(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
-        """Return the settings as runs record them: without `contrast`, where a batch is one part."""
-        unused = {"contrast"} if self.accumulation == 1 else set[str]()
+        """Return the settings as runs record them.
+
+        Where pixels are kept makes no run another one, nor does `contrast` where a batch is one part.
+        """
+        unused = {"cache"}
+        if self.accumulation == 1:
+            unused.add("contrast")
+
         return super().recorded({*leave_out, *unused})
 
     @property

@@ -105,7 +105,7 @@ def test_the_readme_reads_a_set_with_and_without_clsp(shard_set, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(with_clsp.replace("256", "20").replace("epochs=10", "epochs=2"), names)
-    assert names["batch"].candidates_BCHW.shape == (20, 3, 8, 8) and names["state"]["epoch"] == 2
+    assert names["positives"].shape == (20, 3, 8, 8) and names["positives"].dtype == torch.uint8
     exec(without, names)
     assert len(names["pairs"]) == 40 and len(list(names["records"])) == 16
     exec(stream.replace("256", "20").replace("epochs=10", "epochs=2"), names)

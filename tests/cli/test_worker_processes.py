@@ -15,7 +15,12 @@ from processes import start_clsp
 
 pytestmark = pytest.mark.slow
 SECONDS = 120
-WITH_WORKERS = {**SMALL_NETWORKS, "pretrain.workers": 2, "diffusion.workers": 2}
+WITH_WORKERS = {
+    **SMALL_NETWORKS,
+    "pretrain.workers": 2,
+    "pretrain.cache": "none",  # else the pixels that another run has kept would be read
+    "diffusion.workers": 2,
+}
 
 
 def assert_ended(running, code: int, *parts: str) -> None:

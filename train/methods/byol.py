@@ -24,7 +24,7 @@ class BYOL(Method):
     >>> views = torch.randn(2, 4, 3, 8, 8).unbind()
     >>> method.before_step(0, steps=100)  # moves the momentum encoder
     >>> losses = method(views, None, None, labels_B=torch.full((4,), -1))
-    >>> 0 <= float(losses["regression"]) <= 8
+    >>> 0 <= losses["regression"].item() <= 8
     True
     """
 

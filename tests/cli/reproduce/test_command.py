@@ -318,11 +318,16 @@ def test_profiles_and_runs_that_do_not_exist_are_bad_input(clsp, tmp_path):
         found.returncode == 2 and "recipe cifar10 has profiles paper, hour, minutes" in found.stderr
     )
     found = clsp(
-        "reproduce", "--recipe", "digits", "--set=reproduce.runs=[byol]", "--out", tmp_path / "out"
+        "reproduce",
+        "--recipe",
+        "digits",
+        "--set=reproduce.runs=[simsiam]",
+        "--out",
+        tmp_path / "out",
     )
     assert (
         found.returncode == 2
-        and "no method byol" in found.stderr
+        and "no method simsiam" in found.stderr
         and not (tmp_path / "out").exists()
     )
 
