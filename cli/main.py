@@ -19,7 +19,10 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 COMMANDS: dict[str, Any] = {
     "diffusion": {
         "": "Train the diffusion model that makes the positives.",
-        "train": (".diffusion:train", "Train a DDPM on the anchors: unconditional, or with pseudo-classes."),
+        "train": (
+            ".diffusion:train",
+            "Train a DDPM on the anchors: unconditional, or with pseudo-classes.",
+        ),
     },
     "shards": {
         "": "Make shard sets, look at them, check them, change and copy them.",
