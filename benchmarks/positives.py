@@ -140,8 +140,8 @@ def clsp(*arguments: str) -> float:
 def remembered(path: Path, seconds: float) -> float:
     """Return the seconds that a stage took when it was really done, by a file beside it."""
     if not path.exists():
-        path.write_text(json.dumps(seconds))
-    return json.loads(path.read_text())
+        path.write_text(json.dumps(seconds), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 class Comparison:
