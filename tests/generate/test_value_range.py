@@ -21,8 +21,8 @@ class GaussianModel(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))  # has a device
         self.alpha_bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
-    def forward(self, x, timestep, class_labels=None):
-        alpha_bar = self.alpha_bars[timestep]
+    def forward(self, x, timesteps_B, class_labels=None):
+        alpha_bar = float(self.alpha_bars[int(timesteps_B[0])])  # all are alike
         total = alpha_bar * self.std**2 + 1 - alpha_bar
         return SimpleNamespace(
             sample=(1 - alpha_bar) ** 0.5 * (x - alpha_bar**0.5 * self.mean) / total
