@@ -109,8 +109,9 @@ def minimise_on_device(
     >>> middle_P = torch.tensor([1.0, -2.0], dtype=torch.float64)
     >>> def objective(point_P):
     ...     return (point_P - middle_P).square().sum(), 2 * (point_P - middle_P)
-    >>> minimise_on_device(objective, torch.zeros_like(middle_P), 100, 1e-6)
-    (tensor([ 1., -2.], dtype=torch.float64), True)
+    >>> found_P, is_reached = minimise_on_device(objective, torch.zeros_like(middle_P), 100, 1e-6)
+    >>> [round(value, 3) for value in found_P.tolist()], is_reached
+    ([1.0, -2.0], True)
     """
     state = _State(objective, start_P, tolerance)
     for number in range(iterations):
