@@ -159,13 +159,13 @@ def chosen_checkpoint(checkpoint: Path, recipe: Recipe) -> ChosenCheckpoint:
         return ChosenCheckpoint(checkpoint, {})
 
     from ..evaluate import choose_unet_features, labelled_sets, parse_unet_name
-    from ..generate import load_diffusion
+    from ..generate import image_size
 
     name = parse_unet_name(str(checkpoint))
     if not name.is_chosen:
         return ChosenCheckpoint(checkpoint, {})
 
-    size = load_diffusion(name.path).size
+    size = image_size(name.path)
     train = labelled_sets(recipe.anchors, recipe.linear_eval, size)[0]
     with ProgressReport("blocks and timesteps", "images") as report:
         choice = choose_unet_features(name, train, recipe.linear_eval.precision, report)

@@ -26,6 +26,7 @@ from .make_shards import make_plan as make_plan
 from .make_shards import make_shards as make_shards
 from .model import DiffusionModel as DiffusionModel
 from .model import build_unet as build_unet
+from .model import image_size as image_size
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
 from .schedulers import check_window as check_window

@@ -1,6 +1,7 @@
 """The diffusion model: building one, loading one and checking that it fits the anchors, its digest."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ class DiffusionModel:
     @property
     def size(self) -> int:
         """Return the side length of its images in pixels."""
-        size: Any = self.unet.config["sample_size"]
-        return size[0] if isinstance(size, list | tuple) else size
+        return _side(self.unet.config)
 
 
 def load_diffusion(path: str, size: int | None = None) -> DiffusionModel:
@@ -75,7 +75,7 @@ def load_diffusion(path: str, size: int | None = None) -> DiffusionModel:
     subfolder, config = _unet_config(path)
     check_unet_config(config, path)
     found_size = config.get("sample_size")
-    own_size = found_size[0] if isinstance(found_size, list | tuple) else found_size
+    own_size = _side(config)
     if found_size not in (own_size, [own_size, own_size]) or size not in (None, own_size):
         raise InputError(
             f"diffusion model {path} is for images of {found_size} pixels, the anchors have {size}; "
@@ -117,6 +117,21 @@ def load_diffusion(path: str, size: int | None = None) -> DiffusionModel:
 
     digest = _digest(config, schedule, unet, condition)
     return DiffusionModel(unet, schedule, origin, digest, clip_range, condition)
+
+
+def image_size(path: str) -> int:
+    """Return the side length in pixels of a model's images, from its configuration alone.
+
+    Raises:
+        InputError: there is no model.
+    """
+    return _side(_unet_config(local_path(path))[1])
+
+
+def _side(config: Mapping[str, Any]) -> int:
+    """Return the side length that the configuration of a U-Net for square images names."""
+    size = config.get("sample_size")
+    return size[0] if isinstance(size, list | tuple) else size  # type: ignore[return-value]
 
 
 def build_unet(config: DiffusionConfig, size: int, classes: int = 0) -> UNet2DModel:

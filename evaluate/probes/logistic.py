@@ -88,6 +88,14 @@ def _principal(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, n
     return mean_F, basis.float(), values.clamp_min(0).numpy()
 
 
+def _in_units(
+    scale_F: np.ndarray, weights_FC: np.ndarray, bias_C: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the units `(F + 1, 1)`, and in them weights and bias as one matrix, the bias in its last row."""
+    scale = np.append(scale_F, 1.0)[:, None]
+    return scale, np.vstack([weights_FC, bias_C]) / scale
+
+
 class _Problem:
     """Holds the images of a regression, and minimises its objective."""
 
@@ -113,9 +121,7 @@ class _Problem:
         """
         from scipy.optimize import minimize
 
-        # Weights and bias as one matrix, the bias in its last row, in units of `scale`
-        scale = np.append(scale_F, 1.0)[:, None]
-        start = np.vstack([weights_FC, bias_C]) / scale
+        scale, start = _in_units(scale_F, weights_FC, bias_C)
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             loss, gradient = self.loss(flat.reshape(start.shape) * scale, l2)
@@ -147,8 +153,9 @@ class _Problem:
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Return what `minimise` does, by an L-BFGS that lets a GPU go on without an answer from the host."""
         device = self.features_NF.device
-        scale = to_device(torch.from_numpy(np.append(scale_F, 1.0)[:, None]), device)
-        start = to_device(torch.from_numpy(np.vstack([weights_FC, bias_C])), device) / scale
+        units, begun = _in_units(scale_F, weights_FC, bias_C)
+        scale = to_device(torch.from_numpy(units), device)
+        start = to_device(torch.from_numpy(begun), device)
 
         def objective(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             parameters = (flat.view_as(start) * scale).float()
