@@ -257,7 +257,7 @@ def test_settings_of_the_paper_are_recorded_as_before():
 
 
 def test_the_noise_of_the_schedule_is_diffusers(model):
-    """What the tests above take for granted."""
+    """Check what the tests above take for granted."""
     assert torch.equal(
         DDPMScheduler(**SCHEDULE).alphas_cumprod, DDIMScheduler(**SCHEDULE).alphas_cumprod
     )

@@ -82,7 +82,7 @@ def test_gradients_are_those_of_the_undivided_batch(method, batch_norm, parts):
 
 
 def test_parts_alone_have_other_gradients():
-    """What the test above would say of contrasts within parts."""
+    """Show what the test above would say of contrasts within parts."""
     inputs = batch()
     whole = one_of("simclr", 1)
     total(whole(inputs.views, inputs.third, inputs.weights_B, inputs.labels_B)).backward()
