@@ -42,7 +42,15 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     anchors = readable_anchors(open_anchors(recipe.anchors), out)
     # Torch, after what needs none
     from ..evaluate import frechet_probe, load_encoder
-    from ..generate import begun_precision, build_unet, check_out, train_diffusion
+    from ..generate import (
+        TrainingDigests,
+        begun_precision,
+        build_unet,
+        check_out,
+        load_autoencoder,
+        read_autoencoder,
+        train_diffusion,
+    )
 
     # Precision: of the training that was begun, else the device's
     begun = begun_precision(out)
@@ -50,14 +58,22 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     recipe = recipe.model_copy(update={"diffusion": config})
     say_if_emulated("diffusion.precision", config.precision == "bf16")
 
+    # The latents that it is to make, if it is to make latents
+    autoencoder = None
+    if config.latent:
+        found = read_autoencoder(config.latent)
+        build_unet(config, found.latent_size(anchors.size), channels=found.channels)
+        autoencoder = load_autoencoder(found)
+
     # Check
     encoder = _cluster_encoder(recipe) if config.condition == "clusters" else None
-    digest = encoder.digest if encoder else ""
-    finished = check_out(anchors, config, out, encoder_digest=digest)
+    digests = TrainingDigests.of(encoder, autoencoder)
+    finished = check_out(anchors, config, out, digests=digests)
     if check:
         if encoder and not finished:
             load_encoder(config.cluster_encoder)
-        build_unet(recipe.diffusion, anchors.size)
+        if not autoencoder:
+            build_unet(config, anchors.size)
         return
 
     if finished:
@@ -73,7 +89,18 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
 
     clip = recipe.sampler.clip
     with ProgressReport("diffusion", "steps") as report:
-        train_diffusion(anchors, config, out, report, probe, clip, encoder, recipe.content)
+        train_diffusion(
+            anchors,
+            config,
+            out,
+            report,
+            probe,
+            clip,
+            encoder,
+            recipe.content,
+            autoencoder,
+            encoding=lambda: ProgressReport("latents of the anchors", "anchors"),
+        )
 
     say(f"diffusion model: {out}")
 

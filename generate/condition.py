@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core import InputError, canonical_json, first_fault, write_file
@@ -21,6 +19,7 @@ from .clusters import (
     write_clusters,
 )
 from .config import DiffusionConfig
+from .pretrained import model_file
 
 RECORD = "condition.json"
 
@@ -148,7 +147,7 @@ def read_condition(path: str, embeddings: int) -> Condition:
     Raises:
         InputError: what lies beside the U-Net about its classes does not fit it.
     """
-    record_file = _model_file(path, RECORD)
+    record_file = model_file(path, RECORD)
     if record_file is None:
         return Condition("unknown", embeddings)
 
@@ -171,7 +170,7 @@ def read_condition(path: str, embeddings: int) -> Condition:
         return Condition("labels", embeddings, record.null)
 
     # Its pseudo-classes
-    clusters_file = _model_file(path, FILE)
+    clusters_file = model_file(path, FILE)
     if clusters_file is None:
         raise InputError(
             f"diffusion model {path} has no {FILE}, its anchors' pseudo-classes; fetch the folder again"
@@ -314,36 +313,3 @@ def check_guidance(condition: Condition | None, guidance: float, name: str) -> N
         raise InputError(
             f"{found} has nothing known for «no class»; set it to 1, or name that class in diffusion.null_class"
         )
-
-
-def _model_file(path: str, name: str) -> Path | None:
-    """Return a file beside a U-Net, in its folder or fetched from the hub; None where it has none.
-
-    Raises:
-        InputError: the hub cannot be asked, and it is not known from before: a model must not lose its classes by that.
-    """
-    if Path(path).exists():
-        file = Path(path) / name
-        return file if file.exists() else None
-
-    try:
-        return Path(hf_hub_download(path, name))
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        # The hub says so, now or when it was asked before; out of reach it says nothing
-        is_absent = isinstance(error, EntryNotFoundError) and not isinstance(
-            error, LocalEntryNotFoundError
-        )
-        if is_absent or _is_known_to_lack(path, name):
-            return None
-
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"diffusion model {path}: it could not be found out whether it has {name} ({reason}); "
-            "try again with the hub in reach, or give a local folder"
-        ) from error
-
-
-def _is_known_to_lack(path: str, name: str) -> bool:
-    """Return True if the cache of the hub has noted that a model has no such file."""
-    found = try_to_load_from_cache(path, name)
-    return found is not None and not isinstance(found, str)

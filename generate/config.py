@@ -10,6 +10,10 @@ from ..core import Section
 
 Timestep = Annotated[int, Field(ge=0)]
 
+AUTOENCODER_BATCH = 8
+"""Images per call of an autoencoder: at 256 pixels the widest layers of a Stable Diffusion decoder take about 300 MB
+an image in float32, and eight of them keep a GPU busy."""
+
 
 def _ascending(value: Any) -> Any:
     """Put the ends of a window in ascending order: sampling goes from high timesteps to low ones."""
@@ -36,6 +40,7 @@ class DiffusionConfig(Section):
         "clusters": 10,
         "condition_dropout": 0.1,
         "null_class": None,
+        "latent": "",
     }
 
     path: str = ""
@@ -89,6 +94,9 @@ class DiffusionConfig(Section):
     """Share of the images that are shown without their class (Ho & Salimans, 2022), so that guidance is possible."""
     null_class: int | None = Field(default=None, ge=0)
     """The class that stands for «no class» in a model of others with `condition = "labels"`, for guidance."""
+    latent: str = ""
+    """The autoencoder of a latent model: a folder or hub id of diffusers' AutoencoderKL or VQModel. Empty: a model that
+    is trained makes pixels, and one that is there has the autoencoder that it was trained with."""
 
     def decided(self, bf16: bool = False) -> "DiffusionConfig":
         """Return these settings with `auto` replaced: by bf16 if the device computes in it, else by float32."""
@@ -144,6 +152,7 @@ class SamplerConfig(Section):
         "mixing": "linear",
         "window": None,
         "guidance": 1.0,
+        "decode_batch": AUTOENCODER_BATCH,
     }
 
     scheduler: Literal["ddim", "unipc", "dpmsolver++"] = "unipc"
@@ -151,8 +160,9 @@ class SamplerConfig(Section):
     eta: float = Field(default=0.0, ge=0, le=1)
     """Share of DDPM's noise that DDIM adds at each step; 0 is deterministic."""
     clip: bool = True
-    """Clamp the x0 that is predicted at each step to [-1, 1], the range of images. Without it the errors of a model
-    that was trained for less than days grow into flat, saturated colours. The paper's sampler does not clip."""
+    """Clamp the x0 that is predicted at each step to [-1, 1], the range of images, or to the range that each channel
+    of the anchors' latents had in training. Without it the errors of a model that was trained for less than days grow
+    into flat, saturated colours. The paper's sampler does not clip."""
     weight: float = Field(default=0.1, ge=0, le=1)
     """The paper's w: the share of the sample's own bottleneck features; 1 ignores the anchor."""
     mixing: Literal["linear", "slerp"] = "linear"
@@ -169,6 +179,9 @@ class SamplerConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     micro_batch: int = Field(default=64, ge=1)
     """Anchors per U-Net call. The images depend on it by float rounding alone."""
+    decode_batch: int = Field(default=AUTOENCODER_BATCH, ge=1)
+    """Images per call of a latent model's autoencoder, at most the micro-batch: what bounds the memory of decoding.
+    The images depend on it by float rounding alone."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 where the device computes in it, for a new set; one that was begun keeps its own."""
     compile: bool = False

@@ -29,7 +29,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float = 10.0) -> Estimate:
-    """Estimate what a plan costs; candidates are taken to compress like anchors, and U-Net calls to be all of the time.
+    """Estimate what a plan costs; candidates are taken to compress like anchors, and networks to be all of the time.
 
     Args:
         seconds: how long to measure U-Net calls, at least one.
@@ -55,6 +55,7 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
     spent = sample_passes * (encoding + decoding) + anchor_passes * encoding
     if config.guidance != 1:
         spent *= 2
+    spent += _autoencoder_seconds(anchors, sampler, candidates)
 
     device = torch.cuda.get_device_name() if sampler.device.type == "cuda" else "CPU"
     return Estimate(per_record * plan.count, batches * spent, device)
@@ -64,11 +65,12 @@ def _seconds_per_pass(
     anchors: ImageSource, sampler: Sampler, seconds: float
 ) -> tuple[float, float]:
     """Return the seconds of the two halves of the U-Net for a micro-batch."""
-    batch = [anchors[index % len(anchors)].image for index in range(sampler.config.micro_batch)]
-    x_BCHW = to_model_range(np.stack(batch)).to(sampler.device, sampler.dtype)
+    x_BCHW = _images(anchors, sampler, sampler.config.micro_batch).to(sampler.dtype)
+    if sampler.model.latent:
+        x_BCHW = torch.zeros(len(x_BCHW), *sampler.model.sample_shape).to(x_BCHW)
     classes_B = None
     if sampler.model.condition is not None:
-        classes_B = torch.zeros(len(batch), dtype=torch.int64, device=sampler.device)
+        classes_B = torch.zeros(len(x_BCHW), dtype=torch.int64, device=sampler.device)
 
     encoding: list[float] = []
     decoding: list[float] = []
@@ -87,6 +89,30 @@ def _seconds_per_pass(
             spent = time.perf_counter() - started
 
     return float(np.median(encoding)), float(np.median(decoding))
+
+
+def _autoencoder_seconds(anchors: ImageSource, sampler: Sampler, candidates: int) -> float:
+    """Return the seconds in which a latent model's autoencoder encodes and decodes a micro-batch; 0 for pixels."""
+    if sampler.model.latent is None:
+        return 0.0
+
+    autoencoder = sampler.model.latent.autoencoder
+    size = sampler.decode_batch
+    images_BCHW = _images(anchors, sampler, size)
+    batches = -(-sampler.config.micro_batch // size)
+
+    with torch.inference_mode(), exact_precision(), sampler.pinned_threads():
+        latents_BChw = autoencoder.encode(images_BCHW, size)  # warms up
+        encoding = _timed(sampler, lambda: autoencoder.encode(images_BCHW, size))
+        decoding = _timed(sampler, lambda: list(autoencoder.decode(latents_BChw, size)))
+
+    return batches * (encoding + candidates * decoding)
+
+
+def _images(anchors: ImageSource, sampler: Sampler, count: int) -> torch.Tensor:
+    """Return so many anchors `(B, 3, H, W)` in [-1, 1], some of them again where there are fewer."""
+    batch = [anchors[index % len(anchors)].image for index in range(count)]
+    return to_model_range(np.stack(batch)).to(sampler.device)
 
 
 def _timed(sampler: Sampler, work: Callable[[], object]) -> float:

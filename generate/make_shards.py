@@ -40,6 +40,7 @@ def make_plan(
             origin=model.origin,
             digest=model.digest,
             condition=model.condition.plan if model.condition else None,
+            latent=model.latent.plan if model.latent else None,
         ),
         sampler=sampler.decided().recorded(),
         shards=shards,

@@ -1,18 +1,19 @@
 """The diffusion model: building one, loading one and checking that it fits the anchors, its digest."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 
-from ..core import InputError, canonical_json, local_path
+from ..core import InputError, local_path
 from .condition import Condition, read_condition
 from .config import DiffusionConfig
 from .interpolation import check_unet_config
+from .latent import LatentModelConfig, LatentSpace, read_latent_model
+from .pretrained import find_config, load_network, network_digest, origin_of, structure_of
 
 NOISE_SCHEDULE = (
     "num_train_timesteps",
@@ -25,8 +26,6 @@ NOISE_SCHEDULE = (
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a U-Net may predict: the noise, the velocity or the image; see `as_epsilon`."""
-LATENT_PARTS = ("vqvae", "vae")
-"""Parts of a pipeline that turn images into latents."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,29 @@ class DiffusionModel:
     """The bound of its images' values that its scheduler's configuration names."""
     condition: Condition | None = None
     """What its classes are; None for an unconditional model."""
+    latent: LatentSpace | None = None
+    """The space of latents that its U-Net works in; None for a model of pixels."""
 
     @property
     def size(self) -> int:
         """Return the side length of its images in pixels."""
-        return _side(self.unet.config)
+        factor = self.latent.autoencoder.config.factor if self.latent else 1
+        return factor * _side(self.unet.config)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Return the shape (C, h, w) of what its U-Net works on: an image, or a latent."""
+        side = _side(self.unet.config)
+        return (self.unet.config["in_channels"], side, side)
 
 
-def load_diffusion(path: str, size: int | None = None) -> DiffusionModel:
+def load_diffusion(path: str, size: int | None = None, latent: str = "") -> DiffusionModel:
     """Load a model in diffusers' format from a folder or the hub, for `size` x `size` RGB images.
 
     Args:
         size: of the anchors in pixels; None takes a model for square images of any size.
+        latent: the folder or hub id of the autoencoder of a latent model; empty: the one that lies beside its U-Net,
+            as in diffusers' LDMPipeline, or that it was trained with.
 
     Raises:
         InputError: nothing there, or a model of another kind, image size, channel count or prediction target; found
@@ -71,22 +81,10 @@ def load_diffusion(path: str, size: int | None = None) -> DiffusionModel:
     """
     # The configuration of the U-Net
     path = local_path(path)
-    _refuse_latent(path)
     subfolder, config = _unet_config(path)
     check_unet_config(config, path)
-    found_size = config.get("sample_size")
-    own_size = _side(config)
-    if found_size not in (own_size, [own_size, own_size]) or size not in (None, own_size):
-        raise InputError(
-            f"diffusion model {path} is for images of {found_size} pixels, the anchors have {size}; "
-            "set anchors.size or use another model"
-        )
-
-    channels = (config.get("in_channels", 3), config.get("out_channels", 3))
-    if channels != (3, 3):
-        raise InputError(
-            f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3)"
-        )
+    latent_config = read_latent_model(path, config, latent)
+    _check_size(path, config, size, latent_config)
 
     # The noise schedule
     scheduler = _scheduler_config(path)
@@ -97,26 +95,25 @@ def load_diffusion(path: str, size: int | None = None) -> DiffusionModel:
     condition = read_condition(path, embeddings) if embeddings else None
 
     # The weights
-    loaded: Any = UNet2DModel.from_pretrained(
-        path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
-    )
-    unet, loading = loaded
-    faults = sorted(
-        f"{kind}: {', '.join(map(str, keys))}" for kind, keys in loading.items() if keys
-    )
-    if faults:  # diffusers would go on with random weights in their place
-        raise InputError(
-            f"diffusion model {path}: its weights do not fit its config ({'; '.join(faults)[:200]})"
-        )
+    unet = load_network(UNet2DModel, path, subfolder, "diffusion model")
+    space = latent_config.load(path) if latent_config else None
 
-    unet = unet.eval().requires_grad_(False)
-
-    # Where it came from
-    origin = Path(path).resolve().name if Path(path).exists() else path
     clip_range = float(scheduler.get("clip_sample_range") or 1.0)
+    digest = _digest(config, schedule, unet, condition, space)
+    return DiffusionModel(unet, schedule, origin_of(path), digest, clip_range, condition, space)
 
-    digest = _digest(config, schedule, unet, condition)
-    return DiffusionModel(unet, schedule, origin, digest, clip_range, condition)
+
+def check_clip(model: DiffusionModel, clip: bool) -> None:
+    """Refuse to clip x0 where nobody knows to what (`sampler.clip`).
+
+    Raises:
+        InputError: a latent model of others, which does not say what values its latents have.
+    """
+    if clip and model.latent and model.latent.ranges is None:
+        raise InputError(
+            f"sampler.clip is true, and the diffusion model {model.origin} does not say what range its latents have; "
+            "set sampler.clip=false, or use a model of clsp diffusion train"
+        )
 
 
 def image_size(path: str) -> int:
@@ -125,35 +122,79 @@ def image_size(path: str) -> int:
     Raises:
         InputError: there is no model.
     """
-    return _side(_unet_config(local_path(path))[1])
+    path = local_path(path)
+    config = _unet_config(path)[1]
+    latent_config = read_latent_model(path, config)
+    return _side(config) * (latent_config.autoencoder.factor if latent_config else 1)
 
 
 def _side(config: Mapping[str, Any]) -> int:
-    """Return the side length that the configuration of a U-Net for square images names."""
+    """Return the side length that the configuration of a U-Net for square images or latents names."""
     size = config.get("sample_size")
     return size[0] if isinstance(size, list | tuple) else size  # type: ignore[return-value]
 
 
-def build_unet(config: DiffusionConfig, size: int, classes: int = 0) -> UNet2DModel:
-    """Return a U-Net of the DDPM design for `size` x `size` RGB images.
+def _check_size(
+    path: str, config: Mapping[str, Any], size: int | None, latent: LatentModelConfig | None
+) -> None:
+    """Refuse a model of other images than the anchors.
+
+    Raises:
+        InputError: it is for another size, no square, or not for RGB.
+    """
+    found_size = config.get("sample_size")
+    own_side = _side(config)
+    is_square = found_size in (own_side, [own_side, own_side])
+
+    if latent is None:
+        channels = (config.get("in_channels", 3), config.get("out_channels", 3))
+        if not is_square or size not in (None, own_side):
+            raise InputError(
+                f"diffusion model {path} is for images of {found_size} pixels, the anchors have {size}; "
+                "set anchors.size or use another model"
+            )
+        if channels != (3, 3):
+            raise InputError(
+                f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3); "
+                "if it makes latents, name its autoencoder: --set diffusion.latent=DIR or hub id"
+            )
+        return
+
+    factor = latent.autoencoder.factor
+    if size is not None:
+        latent.autoencoder.latent_size(size)
+    if not is_square or size not in (None, own_side * factor):
+        raise InputError(
+            f"diffusion model {path} is for latents of {found_size}, which the autoencoder {latent.autoencoder.path} "
+            f"makes of images {factor} times as large, the anchors have {size} pixels; "
+            "set anchors.size or use another model"
+        )
+
+
+def build_unet(
+    config: DiffusionConfig, size: int, classes: int = 0, channels: int = 3
+) -> UNet2DModel:
+    """Return a U-Net of the DDPM design for `size` x `size` RGB images, or latents of other channels.
 
     Args:
         classes: of a conditional U-Net, whose class embedding has one row more, for «no class»; 0: unconditional.
+        channels: in and out.
 
     Raises:
         InputError: the side cannot be halved as often as the levels want.
     """
     halvings = len(config.channels) - 1
     if size % 2**halvings:
+        what = f"latents of side {size}" if config.latent else f"anchors of {size} pixels"
         raise InputError(
-            f"anchors of {size} pixels cannot be halved {halvings} times as diffusion.channels wants; "
+            f"{what} cannot be halved {halvings} times as diffusion.channels wants; "
             "use fewer levels or another anchors.size"
         )
 
     return UNet2DModel(
         sample_size=size,
-        in_channels=3,
-        out_channels=3,
+        in_channels=channels,
+        out_channels=channels,
         layers_per_block=config.blocks,
         block_out_channels=config.channels,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
@@ -165,22 +206,6 @@ def build_unet(config: DiffusionConfig, size: int, classes: int = 0) -> UNet2DMo
         attention_head_dim=None,  # one head, as in DDPM
         num_class_embeds=classes + 1 if classes else None,
     )
-
-
-def _refuse_latent(path: str) -> None:
-    """Raise InputError for a pipeline whose U-Net works on latents: it would be taken for one of small images."""
-    try:
-        pipeline: Any = DDPMPipeline.load_config(path)
-    except OSError:
-        pipeline = {}  # a U-Net and a scheduler without a pipeline around them
-
-    name = pipeline.get("_class_name", "")
-    parts = [part for part in LATENT_PARTS if part in pipeline or (Path(path) / part).is_dir()]
-    if parts or name.startswith(("LDM", "StableDiffusion")):
-        found = f"it has a {parts[0]}" if parts else f"it is of {name}"
-        raise InputError(
-            f"diffusion model {path} makes latents, not pixels ({found}); expected a model of RGB images, DDPMPipeline"
-        )
 
 
 def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
@@ -198,29 +223,22 @@ def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
         )
 
     # A folder or the hub
-    for subfolder in ("unet", None):
-        try:
-            config: Any = UNet2DModel.load_config(path, subfolder=subfolder)
-            return subfolder, dict(config)
-        except OSError as error:
-            last = error
-
-    reason = str(last).strip().splitlines()[0]
-    raise InputError(
-        f"diffusion model {path} was found neither as a folder nor on the hub ({reason})"
-    ) from last
+    try:
+        return find_config(UNet2DModel, path, ("unet", None))
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"diffusion model {path} was found neither as a folder nor on the hub ({reason})"
+        ) from error
 
 
 def _scheduler_config(path: str) -> dict[str, Any]:
-    for subfolder in ("scheduler", None):
-        try:
-            config: Any = DDPMScheduler.load_config(path, subfolder=subfolder)
-            return dict(config)
-        except OSError:
-            continue
-    raise InputError(
-        f"diffusion model {path} has no scheduler_config.json; its noise schedule must not be guessed"
-    )
+    try:
+        return find_config(DDPMScheduler, path, ("scheduler", None))[1]
+    except OSError as error:
+        raise InputError(
+            f"diffusion model {path} has no scheduler_config.json; its noise schedule must not be guessed"
+        ) from error
 
 
 def _noise_schedule(config: dict[str, Any], path: str) -> dict[str, Any]:
@@ -247,23 +265,16 @@ def _digest(
     schedule: dict[str, Any],
     unet: torch.nn.Module,
     condition: Condition | None,
+    latent: LatentSpace | None,
 ) -> str:
     """Return the SHA-256 over the configuration, the noise schedule and every weight: the same for any file format.
 
-    With pseudo-classes it is also over them.
+    With pseudo-classes it is also over them, and in latents over the autoencoder and their range.
     """
-    structure = {key: value for key, value in config.items() if not key.startswith("_")}
-    facts = {"unet": structure, "schedule": schedule}
+    facts: dict[str, Any] = {"unet": structure_of(config), "schedule": schedule}
     if condition and condition.clusters:
         facts["clusters"] = {"digest": condition.clusters.digest}
+    if latent:
+        facts["latent"] = latent.facts
 
-    total = hashlib.sha256(canonical_json(facts))
-
-    for name, tensor in sorted(unet.state_dict().items()):
-        shape = tuple(tensor.shape)
-        heading = f"{name} {tensor.dtype} {shape}\n"
-        content = tensor.detach().cpu().contiguous().view(torch.uint8)
-        total.update(heading.encode())
-        total.update(content.numpy().tobytes())
-
-    return total.hexdigest()
+    return network_digest(facts, unet)

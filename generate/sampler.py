@@ -1,6 +1,8 @@
 """Synthetic positives of a micro-batch of anchors: the method, top to bottom (CLSP, section 3.2 and algorithm 1).
 
-Shape legend: B anchors of a micro-batch, K candidates, C channels, H, W pixels.
+A latent model works on the anchors' latents, and its candidates are decoded after the last step.
+
+Shape legend: B anchors of a micro-batch, K candidates, C channels, H, W pixels (of a latent: h, w).
 """
 
 import contextlib
@@ -12,13 +14,15 @@ import numpy as np
 import torch
 
 from ..core import WorkError, exact_precision, to_device
+from .autoencoder import Autoencoder
 from .condition import check_guidance
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
 from .keyed_noise import Stream, keyed_normal, noise_keys
-from .model import DiffusionModel
+from .model import DiffusionModel, check_clip
 from .pixels import to_model_range, to_uint8
 from .schedulers import (
+    PIXEL_BOUNDS,
     as_epsilon,
     check_window,
     clip_predicted_x0,
@@ -84,6 +88,15 @@ class Sampler:
         self.decode: Callable[[Encoded], torch.Tensor] = partial(compiled(decode), self.unet)
         check_guidance(model.condition, self.config.guidance, model.origin)
         check_window(self.config, model.noise_schedule)
+        check_clip(model, self.config.clip)
+
+        # Latents
+        self.bounds = PIXEL_BOUNDS
+        self.decode_batch = min(self.config.decode_batch, self.config.micro_batch)
+        if model.latent:
+            model.latent.autoencoder.to(self.device, self.dtype)
+            if self.config.clip:
+                self.bounds = model.latent.bounds(self.device)
 
     def __call__(
         self,
@@ -99,7 +112,7 @@ class Sampler:
             classes: of the anchors, for a model with classes: `model.condition.classes_of(anchors)`.
 
         Raises:
-            WorkError: the model gave values that are not finite, naming the anchors.
+            WorkError: the model or its autoencoder gave values that are not finite, naming the anchors.
         """
         if (classes is None) != (self.model.condition is None):
             raise ValueError("classes go with a model that has a condition, and only with one")
@@ -107,27 +120,60 @@ class Sampler:
         # Fill the micro-batch up with the last anchor
         padding = self.config.micro_batch - len(keys)
         padded_keys = [*keys, *[keys[-1]] * padding]
-        padded = np.concatenate([anchors_BHWC, np.repeat(anchors_BHWC[-1:], padding, axis=0)])
         classes_B = None
         if classes is not None:
             padded_classes = [*classes, *[classes[-1]] * padding]
             classes_B = to_device(torch.tensor(padded_classes, dtype=torch.int64), self.device)
 
-        # Sample
         with torch.inference_mode(), exact_precision(), self.pinned_threads():
-            anchors_BCHW = to_device(to_model_range(padded), self.device)
-            x0_KBCHW = self._sample(anchors_BCHW, padded_keys, candidates, first, classes_B)
+            # Sample
+            x0_BCHW = self._model_space(anchors_BHWC, keys)
+            padded_BCHW = torch.cat([x0_BCHW, *[x0_BCHW[-1:]] * padding])
+            x0_KBCHW = self._sample(padded_BCHW, padded_keys, candidates, first, classes_B)
+            x0_KBCHW = x0_KBCHW[:, : len(keys)]
 
-        # Check and round
-        x0_BKCHW = x0_KBCHW.transpose(0, 1)[: len(keys)].cpu()
-        finite = x0_BKCHW.flatten(1).isfinite().all(dim=1)
-        if not finite.all():
-            broken = [key for key, good in zip(keys, finite.tolist(), strict=True) if not good]
-            raise WorkError(
-                f"the diffusion model gave values that are not finite for the anchors {', '.join(broken)}"
-            )
+            # To pixels
+            if self.model.latent:
+                return self._decoded(x0_KBCHW, keys, self.model.latent.autoencoder)
 
+        x0_BKCHW = x0_KBCHW.transpose(0, 1).cpu()
+        _check_finite(x0_BKCHW, keys, "the diffusion model gave values")
         return to_uint8(x0_BKCHW)
+
+    def _model_space(self, anchors_BHWC: np.ndarray, keys: Sequence[str]) -> torch.Tensor:
+        """Return anchors as the model has them, `(B, C, H, W)` float32: in [-1, 1], or their latents."""
+        images_BCHW = to_device(to_model_range(anchors_BHWC), self.device)
+        if self.model.latent is None:
+            return images_BCHW
+
+        autoencoder = self.model.latent.autoencoder
+        latents_BChw = autoencoder.encode(images_BCHW, self.decode_batch)
+        _check_finite(latents_BChw.cpu(), keys, "the autoencoder gave latents")
+        return latents_BChw
+
+    def _decoded(
+        self, x0_KBChw: torch.Tensor, keys: Sequence[str], autoencoder: Autoencoder
+    ) -> np.ndarray:
+        """Return the images `(B, K, H, W, C)` uint8 of latents, decoded a few at a time.
+
+        A batch of the autoencoder holds anchors at one candidate index, as one of the U-Net does: an image's place in
+        it, and so its last bits, depend on the anchor's place in the micro-batch alone.
+        """
+        _check_finite(x0_KBChw.transpose(0, 1).cpu(), keys, "the diffusion model gave latents")
+
+        candidates_KBHWC = []
+        for x0_BChw in x0_KBChw:
+            parts = []
+            for images_BCHW in autoencoder.decode(x0_BChw, self.decode_batch):
+                start = sum(map(len, parts))
+                part_keys = keys[start : start + len(images_BCHW)]
+                on_host = images_BCHW.cpu()
+                _check_finite(on_host, part_keys, "the autoencoder gave pixels")
+                parts.append(to_uint8(on_host))
+
+            candidates_KBHWC.append(np.concatenate(parts))
+
+        return np.stack(candidates_KBHWC, axis=1)
 
     def _sample(
         self,
@@ -172,7 +218,9 @@ class Sampler:
                 epsilon = as_epsilon(predicted, x_K[k], alpha_bar, self._prediction)
 
                 # x_t to x_(t-1)
-                x = clip_predicted_x0(x_K[k], epsilon, alpha_bar) if config.clip else x_K[k]
+                x = x_K[k]
+                if config.clip:
+                    x = clip_predicted_x0(x, epsilon, alpha_bar, self.bounds)
                 x_K[k] = self._step(scheduler, epsilon, timestep, x, keys_B2, first + k)
 
         return torch.stack(x_K)
@@ -251,3 +299,11 @@ class Sampler:
         if eta > 0:
             noise = keyed_normal(keys_B2, x.shape[1:], timestep, candidate, Stream.STEP)
         return scheduler.step(epsilon, timestep, x, eta=eta, variance_noise=noise).prev_sample
+
+
+def _check_finite(values_BX: torch.Tensor, keys: Sequence[str], what: str) -> None:
+    """Raise WorkError, naming the anchors, where values of a batch are not finite."""
+    is_finite_B = values_BX.flatten(1).isfinite().all(dim=1).tolist()
+    broken = [key for key, is_finite in zip(keys, is_finite_B, strict=True) if not is_finite]
+    if broken:
+        raise WorkError(f"{what} that are not finite for the anchors {', '.join(broken)}")

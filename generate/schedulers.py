@@ -1,7 +1,7 @@
 """diffusers' schedulers with everything that shapes the images set explicitly."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
@@ -9,6 +9,16 @@ from torch.overrides import TorchFunctionMode
 
 from ..core import InputError, to_device
 from .config import SamplerConfig
+
+
+class Bounds(NamedTuple):
+    """Holds the lowest and the highest value of an x0: for all, or `(1, C, 1, 1)` for every channel."""
+
+    lowest: float | torch.Tensor
+    highest: float | torch.Tensor
+
+
+PIXEL_BOUNDS = Bounds(-1.0, 1.0)
 
 
 def make_scheduler(
@@ -114,8 +124,10 @@ def as_epsilon(
     return predicted
 
 
-def clip_predicted_x0(x_t: torch.Tensor, epsilon: torch.Tensor, alpha_bar: float) -> torch.Tensor:
-    """Return the sample from which ε predicts the same x0, clamped to [-1, 1].
+def clip_predicted_x0(
+    x_t: torch.Tensor, epsilon: torch.Tensor, alpha_bar: float, bounds: Bounds = PIXEL_BOUNDS
+) -> torch.Tensor:
+    """Return the sample from which ε predicts the same x0, clamped to [-1, 1] or other bounds.
 
     With it in the place of `x_t`, a step of any scheduler goes on from a prediction in the range of images; for DDIM
     that is diffusers' `clip_sample`. Their `thresholding` for solvers clamps x0 but takes ε to be what then is left of
@@ -125,8 +137,11 @@ def clip_predicted_x0(x_t: torch.Tensor, epsilon: torch.Tensor, alpha_bar: float
         x_t: the sample `(B, C, H, W)` at a timestep.
         epsilon: the noise predicted for it.
         alpha_bar: ᾱ of that timestep.
+        bounds: of x0; latents have others than images.
     """
     noise_share = (1 - alpha_bar) ** 0.5
     x0 = (x_t - noise_share * epsilon) / alpha_bar**0.5
 
-    return alpha_bar**0.5 * x0.clamp(-1, 1) + noise_share * epsilon
+    clipped = torch.clamp(x0, bounds.lowest, bounds.highest)  # type: ignore[arg-type]
+
+    return alpha_bar**0.5 * clipped + noise_share * epsilon

@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..core import (
     StopRequested,
     WorkError,
     canonical_json,
+    exact_precision,
     holding,
     json_line,
     make_accelerator,
@@ -38,12 +40,17 @@ from ..core import (
     write_file,
 )
 from ..shards import ImageSource
+from .autoencoder import Autoencoder
 from .clusters import FILE as CLUSTERS
 from .clusters import ClusterEncoder, check_cluster_count
 from .condition import RECORD, TrainClasses, cluster_classes, label_classes
 from .config import DiffusionConfig
+from .encoded_anchors import LatentTraining, Progress, encode_anchors
+from .latent import MARK
+from .latent import RECORD as LATENT
 from .model import NOISE_SCHEDULE, build_unet
 from .pixels import to_uint8
+from .schedulers import PIXEL_BOUNDS
 from .train_images import TrainBatch, image_batches
 from .unconditional import draw_images
 
@@ -59,9 +66,33 @@ UNESSENTIAL = {
     "probe_images",
     "probe_encoder",
     "cluster_encoder",  # by its digest
+    "latent",  # by its digest
 }
 Report = Callable[[int, int, dict[str, float]], None]
 Probe = Callable[[Iterator[np.ndarray]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingDigests:
+    """Holds the digests of the networks that a training uses; empty where it uses none.
+
+    >>> TrainingDigests.of(None, None)
+    TrainingDigests(encoder='', autoencoder='')
+    """
+
+    encoder: str = ""
+    """Of the encoder whose features are clustered."""
+    autoencoder: str = ""
+
+    @classmethod
+    def of(
+        cls, encoder: ClusterEncoder | None, autoencoder: Autoencoder | None
+    ) -> "TrainingDigests":
+        """Return the digests of the networks that there are."""
+        return cls(
+            encoder=encoder.digest if encoder else "",
+            autoencoder=autoencoder.digest if autoencoder else "",
+        )
 
 
 def train_diffusion(
@@ -73,6 +104,8 @@ def train_diffusion(
     clip: bool = True,
     encoder: ClusterEncoder | None = None,
     recipe: bytes = b"",
+    autoencoder: Autoencoder | None = None,
+    encoding: Progress | None = None,
 ) -> Path:
     """Train and save a model that `DDPMPipeline.from_pretrained(out)` loads; resumes from `out` by itself.
 
@@ -84,16 +117,18 @@ def train_diffusion(
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
         encoder: whose features are clustered, for `condition = "clusters"`.
         recipe: the content of `recipe.toml`, which is kept beside the model; empty: there is none.
+        autoencoder: the U-Net is trained on its latents of the anchors, which are encoded once and kept in `out`.
+        encoding: makes what shows how far that is.
 
     Raises:
         InputError: `out` holds a model trained with other settings or on other images, or another process works there.
-        WorkError: the weights are not finite any more; names the last good checkpoint.
+        WorkError: the weights are not finite any more; names the last good checkpoint. Or latents are not.
     """
     if config.condition == "clusters" and encoder is None:
         raise ValueError("condition = clusters needs an encoder whose features are clustered")
 
-    digest = encoder.digest if encoder else ""
-    if check_out(anchors, config, out, encoder_digest=digest):
+    digests = TrainingDigests.of(encoder, autoencoder)
+    if check_out(anchors, config, out, digests=digests):
         return out
 
     # Processes; the others wait while the first one draws images
@@ -106,15 +141,43 @@ def train_diffusion(
     # The folder, for this process alone
     on_any_rank = partial(_on_any_rank, accelerator)
     with holding(out, accelerator.is_main_process, on_any_rank) as is_locked:
-        if not check_out(anchors, config, out, is_locked, digest):  # another may have finished it
+        if not check_out(anchors, config, out, is_locked, digests):  # another may have finished it
             if accelerator.is_main_process:
-                _claim(out, _identity(anchors, config, digest), recipe)
+                _claim(out, _identity(anchors, config, digests), recipe)
 
             accelerator.wait_for_everyone()
             classes = _train_classes(anchors, config, encoder, out, accelerator.is_main_process)
-            training = _Training(accelerator, anchors, config, out, probe, clip, classes)
+            latents = None
+            if autoencoder:
+                latents = _train_latents(accelerator, anchors, config, autoencoder, out, encoding)
+
+            training = _Training(accelerator, anchors, config, out, probe, clip, classes, latents)
             _train(training, report)
     return out
+
+
+def _train_latents(
+    accelerator: Accelerator,
+    anchors: ImageSource,
+    config: DiffusionConfig,
+    autoencoder: Autoencoder,
+    out: Path,
+    encoding: Progress | None,
+) -> LatentTraining:
+    """Return the latents to train on, encoded by all processes, and write down in `out` what they are."""
+    latents = encode_anchors(
+        anchors,
+        autoencoder.to(accelerator.device),
+        out,
+        config.flip,
+        accelerator.process_index,
+        accelerator.num_processes,
+        config.workers,
+        encoding,
+    )
+    if accelerator.is_main_process:
+        write_file(out / LATENT, canonical_json(latents.record.model_dump()))
+    return latents
 
 
 def _train_classes(
@@ -160,7 +223,8 @@ def _train(training: "_Training", report: Report | None) -> None:
     rank = accelerator.process_index
     world_size = accelerator.num_processes
     classes_N = training.classes.classes_N if training.classes else None
-    reading = image_batches(anchors, config, first, rank, world_size, classes_N)
+    encoded = training.latents.encoded if training.latents else None
+    reading = image_batches(anchors, config, first, rank, world_size, classes_N, encoded)
     with training_precision(), stop_deferred() as stop_requested, reading as batches:
         for step, batch in enumerate(batches, start=first):
             training.step(batch, step)
@@ -198,6 +262,7 @@ class _Training:
         probe: Probe | None,
         clip: bool,
         classes: TrainClasses | None,
+        latents: LatentTraining | None = None,
     ):
         self.accelerator = accelerator
         self.anchors = anchors
@@ -207,10 +272,18 @@ class _Training:
         self.clip = clip
         self.classes = classes
         self.class_count = classes.record.classes if classes else 0
+        self.latents = latents
+
+        # What the U-Net works on
+        self.side = anchors.size
+        self.channels = 3
+        if latents:
+            self.side = latents.autoencoder.config.latent_size(anchors.size)
+            self.channels = latents.record.channels
 
         # Network and optimizer
         torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
-        self.net = build_unet(config, anchors.size, self.class_count)
+        self.net = build_unet(config, self.side, self.class_count, self.channels)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)
 
@@ -231,14 +304,12 @@ class _Training:
         """Do one step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
         config = self.config
         rank = self.accelerator.process_index
-        x0 = to_device(batch.images_BCHW, self.accelerator.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(step)
 
         # x_0, flipped or not
         torch.manual_seed(stream_seed(config.seed, step, rank, "diffusion"))
-        if config.flip:
-            x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0.flip(-1), x0)
+        x0 = self._flipped(batch) if config.flip else self._plain(batch)
 
         # ε ~ N(0, I), t uniform, x_t = sqrt(ᾱ_t)·x_0 + sqrt(1-ᾱ_t)·ε
         noise = torch.randn_like(x0)
@@ -265,6 +336,19 @@ class _Training:
         self.optimizer.zero_grad()
         self.ema.step(self.net.parameters())
         self.losses.append(loss.detach())
+
+    def _plain(self, batch: TrainBatch) -> torch.Tensor:
+        return to_device(batch.images_BCHW, self.accelerator.device)
+
+    def _flipped(self, batch: TrainBatch) -> torch.Tensor:
+        """Return the images or latents of a batch, half of them of the mirror images."""
+        x0 = self._plain(batch)
+        mirrored = x0.flip(-1)
+        if batch.mirrored_BCHW is not None:
+            mirrored = to_device(batch.mirrored_BCHW, x0.device)
+
+        is_mirrored = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
+        return torch.where(is_mirrored, mirrored, x0)
 
     def _loss(
         self, predicted: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -340,14 +424,18 @@ class _Training:
         self.net.eval()
 
         # Draw
+        device = self.accelerator.device
+        bounds = self.latents.space.bounds(device) if self.latents else PIXEL_BOUNDS
         try:
             drawn = draw_images(
                 self.net,
                 schedule,
-                self.net.config["sample_size"],
+                self.side,
                 count,
                 clip=self.clip,
                 classes=self.class_count,
+                channels=self.channels,
+                bounds=bounds,
             )
             batches = [batch.cpu() for batch in drawn]
         finally:
@@ -355,12 +443,24 @@ class _Training:
             self.ema.restore(self.net.parameters())
 
         # Save and measure
+        grid = torch.cat(list(_first_rows(self._pixels(batches), GRID)))
         with replacing(self.out / SAMPLES / f"step-{done:08d}.png") as file:
-            save_image(
-                torch.cat(batches)[:GRID], file, format="png", normalize=True, value_range=(-1, 1)
-            )
+            save_image(grid, file, format="png", normalize=True, value_range=(-1, 1))
 
-        return self.probe(to_uint8(batch) for batch in batches) if self.probe else {}
+        return self.probe(to_uint8(batch) for batch in self._pixels(batches)) if self.probe else {}
+
+    def _pixels(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the images of what was drawn; latents are decoded a few at a time, when they are asked for."""
+        if self.latents is None:
+            yield from batches
+            return
+
+        autoencoder = self.latents.autoencoder
+        for batch in batches:
+            with torch.inference_mode(), exact_precision():
+                latents_BChw = to_device(batch, self.accelerator.device)
+                for images_BCHW in autoencoder.decode(latents_BChw):
+                    yield images_BCHW.cpu()
 
     def _save(self, step: int) -> None:
         parts = {"unet": self.net, "ema": self.ema, "optimizer": self.optimizer}
@@ -397,7 +497,10 @@ class _Training:
         shutil.rmtree(staging, ignore_errors=True)
 
         with saving(staging), contextlib.redirect_stdout(None):
-            DDPMPipeline(self.net, self.noise).save_pretrained(staging)
+            pipeline = DDPMPipeline(self.net, self.noise)
+            if self.latents:
+                pipeline.register_to_config(**{MARK: LATENT})
+            pipeline.save_pretrained(staging)
 
         for part in ("unet", "scheduler"):
             shutil.rmtree(out / part, ignore_errors=True)
@@ -408,18 +511,29 @@ class _Training:
         (out / CHECKPOINT).unlink(missing_ok=True)
 
 
+def _first_rows(batches: Iterator[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
+    """Yield the first so many rows of batches, without asking for batches behind them."""
+    left = count
+    while left > 0:
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch[:left]
+        left -= len(batch)
+
+
 def check_out(
     anchors: ImageSource,
     config: DiffusionConfig,
     out: Path,
     may_replace: bool = True,
-    encoder_digest: str = "",
+    digests: "TrainingDigests" = TrainingDigests(),
 ) -> bool:
     """Return True if `out` holds the finished model of these settings and images, False if it can start or go on there.
 
     Args:
         may_replace: a training with other settings that came to no checkpoint, not finite or killed before, makes way.
-        encoder_digest: of the encoder whose features are clustered.
+        digests: of the networks that the training uses.
 
     Raises:
         InputError: it holds something else, or the settings ask for more clusters than there are anchors.
@@ -428,7 +542,7 @@ def check_out(
         check_cluster_count(anchors, config.clusters)
 
     found = owner_of(out, IDENTITY, "model of clsp diffusion train")
-    is_another = found is not None and found != _identity(anchors, config, encoder_digest)
+    is_another = found is not None and found != _identity(anchors, config, digests)
     if is_another and not (may_replace and _is_without_result(out)):
         raise InputError(
             f"{out} holds a model trained with other settings ({out / IDENTITY}); choose another --out"
@@ -445,7 +559,7 @@ def _claim(out: Path, identity: bytes, recipe: bytes) -> None:
     """Write down whose the folder is; what other settings have left there was found to be without a result."""
     path = out / IDENTITY
     if path.exists() and path.read_bytes() != identity:
-        set_aside(out, (RECIPE, LOG, SAMPLES, RECORD, CLUSTERS), IDENTITY)
+        set_aside(out, (RECIPE, LOG, SAMPLES, RECORD, CLUSTERS, LATENT), IDENTITY)
 
     write_file(path, identity)
     if recipe:
@@ -458,10 +572,12 @@ def begun_precision(out: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("precision") if path.exists() else None
 
 
-def _identity(anchors: ImageSource, config: DiffusionConfig, encoder_digest: str) -> bytes:
+def _identity(anchors: ImageSource, config: DiffusionConfig, digests: TrainingDigests) -> bytes:
     settings = config.recorded(leave_out=UNESSENTIAL)
     if config.condition == "clusters":
-        settings["cluster_encoder_digest"] = encoder_digest
+        settings["cluster_encoder_digest"] = digests.encoder
+    if digests.autoencoder:
+        settings["autoencoder_digest"] = digests.autoencoder
     if len(anchors) < anchors.source_count:
         settings["anchors_used"] = len(anchors)
     images = {"anchors": anchors.digest, "size": anchors.size, **anchors.pixel_record}

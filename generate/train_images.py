@@ -12,14 +12,18 @@ from ..core import permutation
 from ..shards import ImageSource
 from ..shards.reading.worker_batches import worker_batches
 from .config import DiffusionConfig
+from .encoded_anchors import EncodedAnchors
 from .pixels import to_model_range
 
 
 class TrainBatch(NamedTuple):
-    """Holds the images `(B, 3, H, W)` in [-1, 1] of a step, and their classes `(B,)` int64 where there are any."""
+    """Holds the images `(B, 3, H, W)` in [-1, 1] or the latents `(B, C, h, w)` of a step, and what goes with them."""
 
     images_BCHW: torch.Tensor
     classes_B: torch.Tensor | None
+    """Their classes `(B,)` int64, where there are any."""
+    mirrored_BCHW: torch.Tensor | None = None
+    """The latents of the mirror images; images are mirrored when they are needed."""
 
 
 class _ImageReader:
@@ -31,11 +35,24 @@ class _ImageReader:
 
     def __call__(self, places: Sequence[int]) -> TrainBatch:
         images = [to_model_range(self.anchors[place].image[None])[0] for place in places]
-        classes_B = None
-        if self.classes_N is not None:
-            classes_B = torch.from_numpy(self.classes_N[list(places)])
+        return TrainBatch(default_collate(images), _classes(self.classes_N, places))
 
-        return TrainBatch(default_collate(images), classes_B)
+
+class _LatentReader:
+    """Reads the latents of a batch."""
+
+    def __init__(self, encoded: EncodedAnchors, classes_N: np.ndarray | None):
+        self.encoded = encoded
+        self.classes_N = classes_N
+
+    def __call__(self, places: Sequence[int]) -> TrainBatch:
+        latents_BVChw = self.encoded.rows(places)
+        mirrored_BChw = latents_BVChw[:, 1] if self.encoded.flip else None
+        return TrainBatch(latents_BVChw[:, 0], _classes(self.classes_N, places), mirrored_BChw)
+
+
+def _classes(classes_N: np.ndarray | None, places: Sequence[int]) -> torch.Tensor | None:
+    return None if classes_N is None else torch.from_numpy(classes_N[list(places)])
 
 
 class ImageOrder:
@@ -88,11 +105,14 @@ def image_batches(
     rank: int,
     world_size: int,
     classes_N: np.ndarray | None = None,
+    encoded: EncodedAnchors | None = None,
 ) -> AbstractContextManager[Iterator[TrainBatch]]:
     """Read this rank's images of the steps `first` … `config.steps - 1` inside a block.
 
     Args:
         classes_N: the anchors' classes, for a conditional model.
+        encoded: their latents, for a latent model, which are read in the place of the images.
     """
     order = ImageOrder(len(anchors), config, first, config.steps, rank, world_size)
-    return worker_batches(_ImageReader(anchors, classes_N), order, config.workers)
+    reader = _LatentReader(encoded, classes_N) if encoded else _ImageReader(anchors, classes_N)
+    return worker_batches(reader, order, config.workers)

@@ -8,7 +8,14 @@ import torch
 from ..core import exact_precision, to_device
 from .config import SamplerConfig
 from .keyed_noise import Stream, keyed_normal, noise_keys
-from .schedulers import as_epsilon, clip_predicted_x0, make_scheduler, unchecked_solving
+from .schedulers import (
+    PIXEL_BOUNDS,
+    Bounds,
+    as_epsilon,
+    clip_predicted_x0,
+    make_scheduler,
+    unchecked_solving,
+)
 
 
 def draw_images(
@@ -20,17 +27,22 @@ def draw_images(
     batch: int = 256,
     clip: bool = True,
     classes: int = 0,
+    channels: int = 3,
+    bounds: Bounds = PIXEL_BOUNDS,
 ) -> Iterator[torch.Tensor]:
-    """Draw `count` images `(B, 3, size, size)`, batch by batch, by UniPC.
+    """Draw `count` images `(B, C, size, size)`, or latents of a latent model, batch by batch, by UniPC.
 
     Image n is a pure function of n, so that grids drawn at different times of a training show the same images grow. A
     U-Net with C classes makes image n of class n mod C.
 
     Args:
-        clip: clamp the predicted x0 to [-1, 1] at each step; False gives the values that the model makes by itself.
+        clip: clamp the predicted x0 to the bounds at each step; False gives the values that the model makes by itself.
         classes: of the U-Net, without «no class»; 0 for an unconditional one.
+        channels: of an image, or of a latent.
+        bounds: of images; latents have others.
     """
     device = next(unet.parameters()).device
+    shape = (channels, size, size)
     config = SamplerConfig(scheduler="unipc", steps=steps, eta=0, clip=clip)
     prediction = noise_schedule.get("prediction_type", "epsilon")
 
@@ -38,7 +50,7 @@ def draw_images(
         # x_T, by the images' numbers
         numbers = range(start, min(start + batch, count))
         names = [f"image {number}" for number in numbers]
-        x = keyed_normal(noise_keys(0, names, device), (3, size, size), 0, 0, Stream.INITIAL)
+        x = keyed_normal(noise_keys(0, names, device), shape, 0, 0, Stream.INITIAL)
         scheduler = make_scheduler(config, noise_schedule, device)
         classes_B = None
         if classes:
@@ -52,7 +64,7 @@ def draw_images(
                 predicted = unet(x, timesteps_B, class_labels=classes_B).sample
                 epsilon = as_epsilon(predicted, x, alpha_bar, prediction)
                 if clip:
-                    x = clip_predicted_x0(x, epsilon, alpha_bar)
+                    x = clip_predicted_x0(x, epsilon, alpha_bar, bounds)
                 x = scheduler.step(epsilon, timestep, x).prev_sample
 
         yield x

@@ -48,7 +48,7 @@ class UNetFeatures(nn.Module):
     """Turns images into the pooled features of a block of a diffusion U-Net at a timestep.
 
     The image is noised to the timestep with the same noise always, so that its features depend on it alone. A U-Net
-    with classes is told «no class».
+    with classes is told «no class»; one of latents gets the image's latent.
 
     Args:
         block: of `block_names`.
@@ -74,15 +74,18 @@ class UNetFeatures(nn.Module):
             )
 
         self.unet = model.unet
+        self.autoencoder = model.latent.autoencoder if model.latent else None
+        self.autoencoder_net = (
+            self.autoencoder.net if self.autoencoder else None
+        )  # goes along to a device
         self.block = block
         self.timestep = timestep
         self.null = _null_class(model)
         self.alpha_bar = _alpha_bar(model, timestep)
 
         # The noise of every image
-        shape = (3, model.size, model.size)
         keys_12 = noise_keys(0, ["features"], torch.device("cpu"))
-        noise_1CHW = keyed_normal(keys_12, shape, timestep, 0, Stream.SHARED_ANCHOR)
+        noise_1CHW = keyed_normal(keys_12, model.sample_shape, timestep, 0, Stream.SHARED_ANCHOR)
         self.register_buffer("noise", noise_1CHW, persistent=False)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -98,7 +101,8 @@ class UNetFeatures(nn.Module):
 
     def of_all_blocks(self, images_BCHW: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and the pooled features of every block, as far as they are asked for."""
-        x_BCHW = noise_to(images_BCHW, self.noise, self.alpha_bar)
+        x0_BCHW = self.autoencoder.encode(images_BCHW) if self.autoencoder else images_BCHW
+        x_BCHW = noise_to(x0_BCHW, self.noise, self.alpha_bar)
         classes_B = None
         if self.null is not None:
             classes_B = torch.full((len(x_BCHW),), self.null, device=x_BCHW.device)

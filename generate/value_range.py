@@ -22,12 +22,17 @@ def check_statistics(
 ) -> None:
     """Refuse a model whose own images are not in [-1, 1] but in [0, 1], in [0, 255], or standardised.
 
+    Latents have no such range; those of a latent model are as its autoencoder scales them.
+
     Args:
         clip: the sampler will clamp to [-1, 1] (`sampler.clip`), so the model must not name another range.
 
     Raises:
         InputError: naming what was found.
     """
+    if model.latent:
+        return
+
     # What its configuration says
     if clip and model.clip_range != 1:
         raise InputError(

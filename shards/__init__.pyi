@@ -10,6 +10,7 @@ from .format.manifest import Manifest as Manifest
 from .format.manifest import read_manifest as read_manifest
 from .format.plan import ConditionPlan as ConditionPlan
 from .format.plan import DiffusionPlan as DiffusionPlan
+from .format.plan import LatentPlan as LatentPlan
 from .format.plan import Plan as Plan
 from .format.plan import SourcePlan as SourcePlan
 from .format.plan import write_plan as write_plan

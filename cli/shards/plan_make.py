@@ -155,7 +155,7 @@ def plan(
     from ...shards.format.plan import check_plan
 
     # The plan
-    model = _settled(load_diffusion(path, anchors.size), recipe)
+    model = _settled(load_diffusion(path, anchors.size, recipe.diffusion.latent), recipe)
     _check_classes(model, anchors)
     the_plan = make_plan(anchors, model, config, recipe.shards)
     if out:
@@ -208,7 +208,7 @@ def make(
     from ...shards import write_plan
     from ...shards.format.plan import check_plan
 
-    model = _settled(load_diffusion(path, anchors.size), recipe)
+    model = _settled(load_diffusion(path, anchors.size, recipe.diffusion.latent), recipe)
 
     if check:
         check_plan(out, _new_plan(recipe, anchors, model, out))
@@ -254,11 +254,12 @@ def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out
 
 def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":
     """Return the model with its classes as the recipe wants them; refuse a sampler that does not go with it."""
-    from ...generate import check_guidance, check_window, settled_condition
+    from ...generate import check_clip, check_guidance, check_window, settled_condition
 
     condition = settled_condition(model.condition, recipe.diffusion, model.origin)
     check_guidance(condition, recipe.sampler.guidance, model.origin)
     check_window(recipe.sampler, model.noise_schedule)
+    check_clip(model, recipe.sampler.clip)
     return replace(model, condition=condition)
 
 

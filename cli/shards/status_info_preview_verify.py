@@ -99,9 +99,7 @@ def _layer(plan: Plan) -> str:
     made = (
         f", by {plan.derived.operation} of {len(plan.derived.parents)} sets" if plan.derived else ""
     )
-    origin = f"{plan.diffusion.origin} ({plan.diffusion.digest[:16]}…)"
-    if plan.diffusion.condition:
-        origin += f", given {plan.diffusion.condition.text}"
+    origin = f"{plan.diffusion.origin} ({plan.diffusion.digest[:16]}…){plan.diffusion.text}"
     return f"candidates {plan.start}-{plan.end - 1}, {origin}, {plan.sampler_text}{made}"
 
 

@@ -78,9 +78,9 @@ def _config(name: str, plan: Plan) -> dict[str, Any]:
 
 def _layer_row(name: str, plan: Plan) -> str:
     numbers = f"{plan.start}-{plan.end - 1}"
-    model = f"`{plan.diffusion.origin}` (digest `{plan.diffusion.digest[:16]}`)"
-    if plan.diffusion.condition:
-        model += f", given {plan.diffusion.condition.text}"
+    model = (
+        f"`{plan.diffusion.origin}` (digest `{plan.diffusion.digest[:16]}`){plan.diffusion.text}"
+    )
     return (
         f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.shards.codec}, lossless |"
     )

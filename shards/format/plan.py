@@ -113,6 +113,28 @@ class ConditionPlan(Sparse):
         return f"{self.embeddings - 1} clusters of the features of {self.encoder}"
 
 
+class LatentPlan(Sparse):
+    """Names the autoencoder of a latent diffusion model, and says how its latents were scaled and clipped.
+
+    >>> LatentPlan(origin="stabilityai/sd-vae-ft-mse", digest="01", scaling=0.18215).text
+    'latents of stabilityai/sd-vae-ft-mse'
+    """
+
+    origin: str
+    digest: str
+    """The SHA-256 of its configuration and weights."""
+    scaling: float
+    shift: float | None = None
+    """Taken from a latent before it is scaled; left out where it is 0."""
+    ranges: list[tuple[float, float]] | None = None
+    """The lowest and the highest value of every channel, to which x0 was clipped; left out where nobody knows them."""
+
+    @property
+    def text(self) -> str:
+        """Return the space as a text for people."""
+        return f"latents of {self.origin}"
+
+
 class DiffusionPlan(Sparse):
     """Names the diffusion model: where it came from and the digest of its configuration and weights.
 
@@ -124,6 +146,19 @@ class DiffusionPlan(Sparse):
     digest: str
     condition: ConditionPlan | None = None
     """The classes that it was given; left out for a model without any."""
+    latent: LatentPlan | None = None
+    """The space that it works in; left out for a model of pixels."""
+
+    @property
+    def text(self) -> str:
+        """Return what the model works in and was given, as a text for people; empty for a plain one.
+
+        >>> DiffusionPlan(origin="x", digest="01", condition=ConditionPlan(kind="labels", embeddings=11)).text
+        ", given the anchors' labels: an upper bound, not self-supervised"
+        """
+        space = f", in {self.latent.text}" if self.latent else ""
+        given = f", given {self.condition.text}" if self.condition else ""
+        return space + given
 
 
 class Selection(Frozen):
