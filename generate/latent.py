@@ -3,7 +3,7 @@
 Shape legend: C channels of a latent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core import InputError, first_fault
 from ..shards import LatentPlan
-from .autoencoder import BESIDE, Autoencoder, AutoencoderConfig, load_autoencoder, read_autoencoder
+from .autoencoder import (
+    BESIDE,
+    PLACES,
+    Autoencoder,
+    AutoencoderConfig,
+    load_autoencoder,
+    read_autoencoder,
+)
 from .pretrained import model_file
 from .schedulers import Bounds
 
@@ -146,11 +153,13 @@ def read_latent_model(
     if given:
         autoencoder = read_autoencoder(given)
     elif beside:
-        autoencoder = read_autoencoder(path, beside)
+        autoencoder = _own_autoencoder(path, path, beside)
     elif record:
-        autoencoder = _recorded_autoencoder(path, record)
+        autoencoder = _own_autoencoder(path, record.autoencoder)
     else:
-        raise InputError(f"diffusion model {path} makes latents, and has no autoencoder; {ADVICE}")
+        raise InputError(
+            f"diffusion model {path} makes latents, and no autoencoder lies beside its U-Net; {ADVICE}"
+        )
 
     if channels != (autoencoder.channels, autoencoder.channels):
         raise InputError(
@@ -184,10 +193,16 @@ def _read_record(path: str) -> LatentRecord | None:
         ) from error
 
 
-def _recorded_autoencoder(path: str, record: LatentRecord) -> AutoencoderConfig:
-    """Return the autoencoder that a model was trained with, from where it was."""
+def _own_autoencoder(
+    path: str, where: str, places: Sequence[str | None] = PLACES
+) -> AutoencoderConfig:
+    """Return the autoencoder of a model from where the model says it is.
+
+    Raises:
+        InputError: it is not there.
+    """
     try:
-        return read_autoencoder(record.autoencoder)
+        return read_autoencoder(where, places)
     except InputError as error:
         raise InputError(
             f"diffusion model {path} makes latents, and its autoencoder is not where it was ({error}); {ADVICE}"

@@ -32,6 +32,12 @@ model_option = click.option(
     metavar="DIR|HUB-ID",
     help="The diffusion model that made the set; default: the folder `diffusion` beside the set.",
 )
+latent_option = click.option(
+    "--latent",
+    default="",
+    metavar="DIR|HUB-ID",
+    help="The autoencoder of a latent model; default: beside its U-Net, or where it was when that was trained.",
+)
 source_option = click.option(
     "--recipe",
     "recipe_name",
@@ -80,8 +86,12 @@ def open_source(plan: Plan, recipe_name: str | None) -> ImageSource:
     return follow_plan(open_anchors(config), source)
 
 
-def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, PartialState]":
-    """Return the sampler that a plan records, with the recorded model, at `path`, on its device; and the processes."""
+def recorded_sampler(plan: Plan, path: str, latent: str = "") -> "tuple[Sampler, PartialState]":
+    """Return the sampler that a plan records, with the recorded model, at `path`, on its device; and the processes.
+
+    Args:
+        latent: where the autoencoder of a latent model is; empty: where the model says.
+    """
     from pydantic import ValidationError
 
     from ...generate import Sampler, SamplerConfig, load_diffusion
@@ -96,7 +106,7 @@ def recorded_sampler(plan: Plan, path: str) -> "tuple[Sampler, PartialState]":
         ) from error
 
     # The model, which must be the same one
-    model = load_diffusion(path, plan.source.size)
+    model = load_diffusion(path, plan.source.size, latent)
     if model.digest != plan.diffusion.digest:
         raise InputError(
             f"diffusion model {path} has the digest {model.digest}, the set was made by {plan.diffusion.origin} with "
@@ -129,6 +139,7 @@ def model_of(root: Path, given: str) -> str:
     "--candidates", required=True, type=click.IntRange(1), help="The new total per anchor (K)."
 )
 @model_option
+@latent_option
 @source_option
 @click.option(
     "--part",
@@ -137,7 +148,9 @@ def model_of(root: Path, given: str) -> str:
     show_default=True,
     help="Make only part I of N (I from 0 to N-1), for job arrays.",
 )
-def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None, part: str) -> None:
+def extend(
+    root: Path, candidates: int, diffusion: str, latent: str, recipe_name: str | None, part: str
+) -> None:
     """Add candidates to a sealed set, as a new layer; resumable, and the old bytes stay."""
     read_launch()  # what is left over in the environment is refused before any work
 
@@ -154,7 +167,7 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
     path = model_of(root, diffusion)
     base = read_plan(root)
     shards = ShardSet(root, None if base.shards.include_anchors else open_source(base, recipe_name))
-    sampler, processes = recorded_sampler(plan, path)
+    sampler, processes = recorded_sampler(plan, path, latent)
     from ...generate import make_shards
 
     # The layer
@@ -188,8 +201,11 @@ def extend(root: Path, candidates: int, diffusion: str, recipe_name: str | None,
     help="Fetch the bad files from this copy of the set.",
 )
 @model_option
+@latent_option
 @source_option
-def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None) -> None:
+def repair(
+    root: Path, url: str | None, diffusion: str, latent: str, recipe_name: str | None
+) -> None:
     """Restore damaged files; only bytes that the manifest records are accepted."""
     read_launch()  # what is left over in the environment is refused before any work
     if url and diffusion:
@@ -206,14 +222,16 @@ def repair(root: Path, url: str | None, diffusion: str, recipe_name: str | None)
     if url:
         refetch(root, names, url)
     else:
-        _make_again(root, damage, diffusion, recipe_name)
+        _make_again(root, damage, diffusion, latent, recipe_name)
 
     print(
         f"{root}: {len(names)} files repaired ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
     )
 
 
-def _make_again(root: Path, damage: Damage, diffusion: str, recipe_name: str | None) -> None:
+def _make_again(
+    root: Path, damage: Damage, diffusion: str, latent: str, recipe_name: str | None
+) -> None:
     """Make bad tars again with the model, then the files that follow from them."""
     needed = [
         name for name in damage.derived if damage.tars and name == "layer-000.parquet"
@@ -226,12 +244,14 @@ def _make_again(root: Path, damage: Damage, diffusion: str, recipe_name: str | N
         )
 
     if damage.tars:
-        _make_tars(root, damage.tars, model_of(root, diffusion), recipe_name)
+        _make_tars(root, damage.tars, model_of(root, diffusion), latent, recipe_name)
 
     rebuild(root, damage.derived)
 
 
-def _make_tars(root: Path, tars: list[DamagedTar], path: str, recipe_name: str | None) -> None:
+def _make_tars(
+    root: Path, tars: list[DamagedTar], path: str, latent: str, recipe_name: str | None
+) -> None:
     from ...generate import fill_shard
 
     shards = ShardSet(root, layers=["layer-000"])
@@ -243,7 +263,7 @@ def _make_tars(root: Path, tars: list[DamagedTar], path: str, recipe_name: str |
             plan = read_plan(root, damaged.layer)
             made_by = (plan.diffusion.digest, plan.sampler_text)
             if made_by not in samplers:
-                samplers[made_by] = recorded_sampler(plan, path)[0]
+                samplers[made_by] = recorded_sampler(plan, path, latent)[0]
 
             with replacing_shard(root, damaged.name, plan, damaged.shard) as tar:
                 fill_shard(tar, plan, damaged.shard, anchors, samplers[made_by])

@@ -21,11 +21,11 @@ from clsp.generate import (
     load_diffusion,
     make_plan,
     make_shards,
+    pretrained,
     read_clusters,
     settled_condition,
     train_diffusion,
 )
-from clsp.generate import condition as condition_module
 from clsp.generate.train_diffusion import _Training
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, read_manifest, write_plan
 from clsp.shards.format.plan import read_plan
@@ -300,7 +300,7 @@ def test_a_model_of_the_hub_keeps_its_classes_out_of_reach_of_it(clustered):
     assert load_diffusion("someone/clusters").condition == Condition("unknown", embeddings=4)
 
 
-def test_nothing_is_asked_about_the_classes_of_an_unconditional_model(model_folder, monkeypatch):
+def test_nothing_is_asked_about_an_unconditional_model_of_pixels(model_folder, monkeypatch):
     cached("someone/plain", model_folder)
-    monkeypatch.setattr(condition_module, "hf_hub_download", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(pretrained, "hf_hub_download", lambda *_: pytest.fail("asked"))
     assert load_diffusion("someone/plain").condition is None

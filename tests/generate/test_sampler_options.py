@@ -214,7 +214,7 @@ def test_other_predictions_give_what_diffusers_makes_of_them(model, digits, pred
     assert np.abs(found[0, 0].astype(int) - expected).max() <= 1
 
 
-def test_the_loader_takes_the_three_predictions_and_refuses_latent_models(model_folder, tmp_path):
+def test_the_loader_takes_the_three_predictions(model_folder, tmp_path):
     other = tmp_path / "model"
     shutil.copytree(model_folder, other)
     scheduler = other / "scheduler" / "scheduler_config.json"
@@ -229,27 +229,11 @@ def test_the_loader_takes_the_three_predictions_and_refuses_latent_models(model_
     with pytest.raises(InputError, match="rescale_betas_zero_snr"):
         load_diffusion(str(other))
 
-    # LDM's folders: as the hub has them, and with its autoencoder beside a plain pipeline
-    scheduler.write_text(json.dumps(content))
-    (other / "vqvae").mkdir()
-    with pytest.raises(InputError, match="makes latents, not pixels .it has a vqvae."):
-        load_diffusion(str(other))
-    index = other / "model_index.json"
-    content = index.read_text()
-    index.unlink()
-    with pytest.raises(InputError, match="makes latents, not pixels .it has a vqvae."):
-        load_diffusion(str(other))
-    (other / "vqvae").rmdir()
-    index.write_text(content)
-    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "LDMPipeline"}))
-    with pytest.raises(InputError, match="makes latents, not pixels .it is of LDMPipeline."):
-        load_diffusion(str(other))
-
 
 def test_settings_of_the_paper_are_recorded_as_before():
     paper = SamplerConfig(scheduler="ddim", steps=100, eta=0.1, share_anchor=False, clip=False)
-    assert not {"mixing", "window", "guidance"} & set(paper.recorded())
-    assert not {"condition", "clusters", "null_class"} & set(DiffusionConfig().recorded())
+    assert not {"mixing", "window", "guidance", "decode_batch"} & set(paper.recorded())
+    assert not {"condition", "clusters", "null_class", "latent"} & set(DiffusionConfig().recorded())
     changed = SamplerConfig(mixing="slerp", window=(300, 900), guidance=1.5)
     assert SamplerConfig.from_record(changed.recorded()) == changed
     with pytest.raises(ValidationError, match="window"):
