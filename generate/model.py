@@ -148,15 +148,15 @@ def _check_size(
 
     if latent is None:
         channels = (config.get("in_channels", 3), config.get("out_channels", 3))
-        if not is_square or size not in (None, own_side):
-            raise InputError(
-                f"diffusion model {path} is for images of {found_size} pixels, the anchors have {size}; "
-                "set anchors.size or use another model"
-            )
         if channels != (3, 3):
             raise InputError(
                 f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3); "
                 "if it makes latents, name its autoencoder: --set diffusion.latent=DIR or hub id"
+            )
+        if not is_square or size not in (None, own_side):
+            raise InputError(
+                f"diffusion model {path} is for images of {found_size} pixels, the anchors have {size}; "
+                "set anchors.size or use another model"
             )
         return
 
