@@ -5,8 +5,7 @@
 
 `--real` takes images of 256 pixels, an autoencoder of Stable Diffusion's size (latents of 32x32x4) and the U-Net of the
 recipe's defaults. The weights are random, the images smooth random ones or `--images`. A denoising step costs the same
-at any place of the schedule, so `--steps` of them are run and the time of all `--of-steps` is calculated, also of what is
-in no part that is watched, which is then overestimated.
+at any place of the schedule, so `--steps` of them are run and the time of all `--of-steps` is calculated.
 """
 
 import argparse
@@ -169,8 +168,9 @@ def measure_shares(options: argparse.Namespace, sizes: Sizes, device: str) -> di
     autoencoder._decode = watch.around("decoding", autoencoder._decode)
 
     # What is none
-    plain = sampler.keyed_normal, ShardWriter.add
     sampler.keyed_normal = watch.around("noise", sampler.keyed_normal)
+    sampler.clip_predicted_x0 = watch.around("scheduler", sampler.clip_predicted_x0)
+    watched._step = watch.around("scheduler", watched._step)
     ShardWriter.add = watch.around("writing", ShardWriter.add)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -181,12 +181,10 @@ def measure_shares(options: argparse.Namespace, sizes: Sizes, device: str) -> di
         write_plan(root, plan)
         whole = seconds(lambda: make_shards(root, plan, WatchedAnchors(anchors, watch), watched))
 
-    sampler.keyed_normal, ShardWriter.add = plain
-
     # As if all steps had been run
     watch.spent["other"] = whole - sum(watch.spent.values())
     more = options.of_steps / options.steps
-    for title in ("U-Net", "noise", "other"):
+    for title in ("U-Net", "noise", "scheduler"):
         watch.spent[title] *= more
     return {"dtype": config.dtype, "seconds": dict(watch.spent)}
 
