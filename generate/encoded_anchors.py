@@ -132,7 +132,18 @@ class EncodedAnchors:
 
 @dataclass(frozen=True)
 class LatentTraining:
-    """Holds what a latent model is trained on: the autoencoder, the anchors' latents and what they are."""
+    """Holds what a latent model is trained on: the autoencoder, the anchors' latents and what they are.
+
+    >>> import tempfile
+    >>> from clsp.generate.example import make_example_autoencoder
+    >>> from clsp.shards import AnchorsConfig
+    >>> anchors = ImageSource(AnchorsConfig(path="digits", limit=20))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     training = encode_anchors(anchors, make_example_autoencoder(), Path(folder), flip=True)
+    ...     latents_BVChw = training.encoded.rows([3, 19])
+    >>> latents_BVChw.shape, len(training.space.ranges)
+    (torch.Size([2, 2, 4, 4, 4]), 4)
+    """
 
     autoencoder: Autoencoder
     encoded: EncodedAnchors

@@ -1,4 +1,4 @@
-"""The images of each training step of the diffusion model."""
+"""The images of each training step of stage 1."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from ..core import permutation
 from ..shards import ImageSource
 from ..shards.reading.worker_batches import worker_batches
-from .config import DiffusionConfig
+from .config import TrainingSettings
 from .encoded_anchors import EncodedAnchors
 from .pixels import to_model_range
 
@@ -24,6 +24,19 @@ class TrainBatch(NamedTuple):
     """Their classes `(B,)` int64, where there are any."""
     mirrored_BCHW: torch.Tensor | None = None
     """The latents of the mirror images; images are mirrored when they are needed."""
+
+
+def flip_half(images_BCHW: torch.Tensor, mirrored_BCHW: torch.Tensor | None = None) -> torch.Tensor:
+    """Mirror about half of the images, by torch's state of random numbers.
+
+    Args:
+        mirrored_BCHW: what takes the place of a mirrored image, for latents, which cannot be mirrored themselves.
+    """
+    if mirrored_BCHW is None:
+        mirrored_BCHW = images_BCHW.flip(-1)
+
+    is_mirrored_B = torch.rand(len(images_BCHW), 1, 1, 1, device=images_BCHW.device) < 0.5
+    return torch.where(is_mirrored_B, mirrored_BCHW, images_BCHW)
 
 
 class _ImageReader:
@@ -64,7 +77,7 @@ class ImageOrder:
     def __init__(
         self,
         count: int,
-        config: DiffusionConfig,
+        config: TrainingSettings,
         first: int,
         last: int,
         rank: int = 0,
@@ -100,7 +113,7 @@ class ImageOrder:
 
 def image_batches(
     anchors: ImageSource,
-    config: DiffusionConfig,
+    config: TrainingSettings,
     first: int,
     rank: int,
     world_size: int,
