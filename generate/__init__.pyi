@@ -16,8 +16,6 @@ from .config import DiffusionConfig as DiffusionConfig
 from .config import SamplerConfig as SamplerConfig
 from .cost import estimate as estimate
 from .encoded_anchors import EncodedAnchors as EncodedAnchors
-from .encoded_anchors import LatentTraining as LatentTraining
-from .encoded_anchors import encode_anchors as encode_anchors
 from .interpolation import Encoded as Encoded
 from .interpolation import decode as decode
 from .interpolation import encode as encode
@@ -29,6 +27,8 @@ from .keyed_noise import noise_keys as noise_keys
 from .keyed_noise import philox as philox
 from .latent import LatentRecord as LatentRecord
 from .latent import LatentSpace as LatentSpace
+from .latent_encoding import LatentTraining as LatentTraining
+from .latent_encoding import encode_anchors as encode_anchors
 from .make_shards import assigned_shards as assigned_shards
 from .make_shards import fill_shard as fill_shard
 from .make_shards import make_plan as make_plan
@@ -40,9 +40,9 @@ from .model import image_size as image_size
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
 from .schedulers import check_window as check_window
-from .train_diffusion import TrainingDigests as TrainingDigests
 from .train_diffusion import check_out as check_out
 from .train_diffusion import train_diffusion as train_diffusion
+from .training_folder import TrainingDigests as TrainingDigests
 from .training_folder import begun_precision as begun_precision
 from .unet_features import UNetFeatures as UNetFeatures
 from .unet_features import block_names as block_names

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import diffusers
 import torch
 
-from ..core import InputError, local_path
+from ..core import InputError, exact_precision, local_path
 from .config import AUTOENCODER_BATCH
 from .pretrained import (
     find_config,
@@ -80,6 +80,8 @@ class AutoencoderConfig:
 class Autoencoder:
     """Turns images into latents and back, in batches of one size, so that no image's bits depend on the others.
 
+    It computes without gradients, and float32 as float32.
+
     >>> from clsp.generate.example import make_example_autoencoder
     >>> autoencoder = make_example_autoencoder()
     >>> latents_BChw = autoencoder.encode(torch.zeros(3, 3, 8, 8))
@@ -133,7 +135,10 @@ def _in_batches(
     for start in range(0, len(rows_B), batch):
         part = rows_B[start : start + batch]
         padding = [part[-1:]] * (batch - len(part))
-        yield compute(torch.cat([part, *padding]))[: len(part)]
+        with torch.inference_mode(), exact_precision():  # not around `yield`: it would hold outside
+            result = compute(torch.cat([part, *padding]))
+
+        yield result[: len(part)]
 
 
 def read_autoencoder(path: str, places: Sequence[str | None] = PLACES) -> AutoencoderConfig:

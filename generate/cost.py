@@ -101,7 +101,7 @@ def _autoencoder_seconds(anchors: ImageSource, sampler: Sampler, candidates: int
     images_BCHW = _images(anchors, sampler, size)
     batches = -(-sampler.config.micro_batch // size)
 
-    with torch.inference_mode(), exact_precision(), sampler.pinned_threads():
+    with sampler.pinned_threads():
         latents_BChw = autoencoder.encode(images_BCHW, size)  # warms up
         encoding = _timed(sampler, lambda: autoencoder.encode(images_BCHW, size))
         decoding = _timed(sampler, lambda: list(autoencoder.decode(latents_BChw, size)))

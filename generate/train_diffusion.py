@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torchvision.utils import save_image
 
 from ..core import (
     canonical_json,
-    exact_precision,
     replacing,
     stream_seed,
     to_device,
@@ -29,16 +27,23 @@ from .clusters import FILE as CLUSTERS
 from .clusters import ClusterEncoder, check_cluster_count
 from .condition import RECORD, TrainClasses, cluster_classes, label_classes
 from .config import DiffusionConfig
-from .encoded_anchors import LatentTraining, Progress, encode_anchors
 from .latent import MARK
 from .latent import RECORD as LATENT
+from .latent_encoding import LatentTraining, Progress, encode_anchors
 from .model import NOISE_SCHEDULE, build_unet
 from .pixels import to_uint8
 from .schedulers import PIXEL_BOUNDS
 from .train_images import TrainBatch, flip_half, image_batches
-from .training_folder import PIPELINE, SAMPLES, TrainingFolder, anchor_facts
+from .training_folder import (
+    NO_DIGESTS,
+    PIPELINE,
+    SAMPLES,
+    TrainingDigests,
+    TrainingFolder,
+    anchor_facts,
+)
 from .training_loop import Report, Training, train_in_folder
-from .unconditional import draw_images
+from .unconditional import decoded_images, draw_images, first_images
 
 GRID = 64
 SECONDS_BETWEEN_POLLS = 0.2
@@ -53,32 +58,6 @@ UNESSENTIAL = {
     "latent",  # by its digest
 }
 Probe = Callable[[Iterator[np.ndarray]], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class TrainingDigests:
-    """Holds the digests of the networks that a training uses; empty where it uses none.
-
-    >>> TrainingDigests.of(None, None)
-    TrainingDigests(encoder='', autoencoder='')
-    """
-
-    encoder: str = ""
-    """Of the encoder whose features are clustered."""
-    autoencoder: str = ""
-
-    @classmethod
-    def of(
-        cls, encoder: ClusterEncoder | None, autoencoder: Autoencoder | None
-    ) -> "TrainingDigests":
-        """Return the digests of the networks that there are."""
-        return cls(
-            encoder=encoder.digest if encoder else "",
-            autoencoder=autoencoder.digest if autoencoder else "",
-        )
-
-
-NO_DIGESTS = TrainingDigests()
 
 
 def train_diffusion(
@@ -319,23 +298,17 @@ class _Training(Training):
             self.ema.restore(self.net.parameters())
 
         # Save and measure
-        grid = torch.cat(list(_first_rows(self._pixels(batches), GRID)))
+        grid = first_images(self._images(batches), GRID)
         with replacing(self.out / SAMPLES / f"step-{done:08d}.png") as file:
             save_image(grid, file, format="png", normalize=True, value_range=(-1, 1))
 
-        return self.probe(to_uint8(batch) for batch in self._pixels(batches)) if self.probe else {}
+        return self.probe(to_uint8(batch) for batch in self._images(batches)) if self.probe else {}
 
-    def _pixels(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield the images of what was drawn; latents are decoded a few at a time, when they are asked for."""
+    def _images(self, batches: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the images of what was drawn, latents decoded."""
         if self.latents is None:
-            yield from batches
-            return
-
-        for batch in batches:
-            with torch.inference_mode(), exact_precision():
-                latents_BChw = to_device(batch, self.accelerator.device)
-                for images_BCHW in self.latents.autoencoder.decode(latents_BChw):
-                    yield images_BCHW.cpu()
+            return iter(batches)
+        return decoded_images(batches, self.latents.autoencoder, self.accelerator.device)
 
     def parts(self) -> dict[str, Any]:
         """Return the weights, their average and the optimizer."""
@@ -354,17 +327,6 @@ class _Training(Training):
         if self.latents:
             pipeline.register_to_config(**{MARK: LATENT})
         self.folder.put_result(pipeline.save_pretrained)
-
-
-def _first_rows(batches: Iterator[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
-    """Yield the first so many rows of batches, without asking for batches behind them."""
-    left = count
-    while left > 0:
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch[:left]
-        left -= len(batch)
 
 
 def check_out(

@@ -11,10 +11,38 @@ from typing import Any
 
 from ..core import RECIPE, InputError, json_line, owner_of, saving, set_aside, write_file
 from ..shards import ImageSource
+from .autoencoder import Autoencoder
+from .clusters import ClusterEncoder
 
 CHECKPOINT, IDENTITY, LOG, SAMPLES = "checkpoint.pt", "training.json", "log.jsonl", "samples"
 PIPELINE, AUTOENCODER = "model_index.json", "config.json"
 """The files whose presence means «finished»: of a diffusion model, of an autoencoder."""
+
+
+@dataclass(frozen=True)
+class TrainingDigests:
+    """Holds the digests of the networks that a training uses; empty where it uses none.
+
+    >>> TrainingDigests.of(None, None)
+    TrainingDigests(encoder='', autoencoder='')
+    """
+
+    encoder: str = ""
+    """Of the encoder whose features are clustered."""
+    autoencoder: str = ""
+
+    @classmethod
+    def of(
+        cls, encoder: ClusterEncoder | None, autoencoder: Autoencoder | None
+    ) -> "TrainingDigests":
+        """Return the digests of the networks that there are."""
+        return cls(
+            encoder=encoder.digest if encoder else "",
+            autoencoder=autoencoder.digest if autoencoder else "",
+        )
+
+
+NO_DIGESTS = TrainingDigests()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Images that a diffusion model makes by itself, without an anchor: for sample grids, probes and checks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from ..core import exact_precision, to_device
+from .autoencoder import Autoencoder
 from .config import SamplerConfig
 from .keyed_noise import Stream, keyed_normal, noise_keys
 from .schedulers import (
@@ -68,3 +69,24 @@ def draw_images(
                 x = scheduler.step(epsilon, timestep, x).prev_sample
 
         yield x
+
+
+def decoded_images(
+    batches_BChw: Iterable[torch.Tensor], autoencoder: Autoencoder, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Yield the images `(b, 3, H, W)` of latents on the host, a few at a time, when they are asked for."""
+    for batch_BChw in batches_BChw:
+        for images_BCHW in autoencoder.decode(to_device(batch_BChw, device)):
+            yield images_BCHW.cpu()
+
+
+def first_images(batches_BCHW: Iterator[torch.Tensor], count: int) -> torch.Tensor:
+    """Return the first so many images of batches, and ask for no batch behind them."""
+    found: list[torch.Tensor] = []
+    while sum(map(len, found)) < count:
+        batch_BCHW = next(batches_BCHW, None)
+        if batch_BCHW is None:
+            break
+        found.append(batch_BCHW)
+
+    return torch.cat(found)[:count]

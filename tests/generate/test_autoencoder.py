@@ -64,6 +64,16 @@ def test_the_bits_of_an_image_do_not_depend_on_those_beside_it(tmp_path):
     assert torch.equal(alone[0], pixels[0])
 
 
+def test_decoding_leaves_torch_as_it_was_between_its_batches(tmp_path):
+    autoencoder = loaded(save_autoencoder(tmp_path))
+    latents = autoencoder.encode(images(4))
+    batches = autoencoder.decode(latents, batch=2)
+    next(batches)
+    assert not torch.is_inference_mode_enabled()
+    weight = torch.ones(1, requires_grad=True)
+    (weight * 2).backward()  # as a training does behind a grid
+
+
 def test_the_digest_is_of_weights_and_configuration_wherever_they_lie(tmp_path):
     root = save_autoencoder(tmp_path / "root")
     inside = save_autoencoder(tmp_path / "pipeline" / "vae").parent

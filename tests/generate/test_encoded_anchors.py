@@ -171,6 +171,24 @@ def test_latents_that_are_not_finite_are_named_by_anchor(
         encode_anchors(anchors, autoencoder, tmp_path, flip=False)
 
 
+def test_a_scaling_that_does_not_fit_is_said_with_a_better_one(anchors, tmp_path, caplog):
+    """What it says is then taken, and fits."""
+    network = load_autoencoder(
+        read_autoencoder(str(save_autoencoder(tmp_path / "one", scaling_factor=90)))
+    )
+    encode_anchors(anchors, network, tmp_path / "out", flip=False)
+    (line,) = caplog.messages
+    assert "expected about 1; a better scaling_factor in its config.json is " in line
+
+    caplog.clear()
+    scaling = float(line.split()[-1])
+    folder = save_autoencoder(tmp_path / "two", scaling_factor=scaling)
+    better = load_autoencoder(read_autoencoder(str(folder)))
+    training = encode_anchors(anchors, better, tmp_path / "better", flip=False)
+    assert np.mean(np.square(training.record.deviations)) == pytest.approx(1, abs=0.01)
+    assert caplog.messages == []
+
+
 def test_a_model_of_latents_is_trained_and_resumed(folder, autoencoder, anchors, tmp_path):
     whole = train_diffusion(anchors, CONFIG, tmp_path / "whole", autoencoder=autoencoder)
 

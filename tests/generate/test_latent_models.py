@@ -111,6 +111,17 @@ def test_a_pixel_model_with_an_autoencoder_is_refused(model_folder, tmp_path):
         load_diffusion(str(model_folder), 8, latent=str(four))
 
 
+def test_a_model_conditioned_on_text_is_refused(tmp_path):
+    """Stable Diffusion's folder has a `vae`, and a U-Net of another class."""
+    unet = save_unet(tmp_path / "sd")
+    shutil.copytree(save_autoencoder(tmp_path / "ae"), unet / "vae")
+    config = unet / "unet" / "config.json"
+    content = json.loads(config.read_text()) | {"_class_name": "UNet2DConditionModel"}
+    config.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="class does not fit; expected a UNet2DModel"):
+        load_diffusion(str(unet), SIZE)
+
+
 def test_a_model_of_three_channels_on_the_hub_says_that_it_makes_latents(tmp_path):
     """Its folder in the cache has latent.json, which is only asked for because of the note in model_index.json."""
     unet = save_unet(tmp_path / "three", channels=3)
