@@ -3,7 +3,6 @@
 Shape legend: B images, C colours, H height, W width.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,31 +18,24 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from ..core import (
-    InputError,
-    WorkError,
-    canonical_json,
-    exact_precision,
-    replacing,
-    stream_seed,
-    to_device,
-)
+from ..core import InputError, canonical_json, replacing, stream_seed, to_device
 from ..shards import ImageSource
 from .autoencoder_config import AutoencoderConfig
 from .perceptual import PerceptualDistance
-from .pixels import to_model_range
+from .reconstruction import (
+    COLUMNS,
+    psnr,
+    read_images,
+    reconstruct,
+    reconstruction_grid,
+    scaling_factor,
+)
 from .train_images import TrainBatch, flip_half, image_batches
 from .training_folder import AUTOENCODER, SAMPLES, TrainingFolder, anchor_facts
 from .training_loop import Report, Training, train_in_folder
 
 WATCHED = 64
 """Anchors whose reconstructions are measured; every other one of them is in the grids."""
-COLUMNS = 8
-SCALED_BY = 4096
-"""Anchors whose latents the scaling factor is measured on."""
-BATCH = 8
-"""Images per pass where nothing is learned."""
-MOST_DECIBELS = 100.0
 FIGURES: tuple[str, ...] = ("loss", "reconstruction", "kl", "perceptual")
 UNESSENTIAL = {
     "workers",
@@ -238,7 +230,7 @@ class _Training(Training):
     @cached_property
     def watched(self) -> torch.Tensor:
         """Return the anchors `(B, C, H, W)` whose reconstructions are watched, spread over all, in [-1, 1]."""
-        return _images(self.anchors, self.anchors.spread(WATCHED))
+        return read_images(self.anchors, self.anchors.spread(WATCHED))
 
     def draw(self, done: int) -> dict[str, float]:
         """Save a grid of originals above reconstructions after so many steps, and return the mean PSNR."""
@@ -259,80 +251,6 @@ class _Training(Training):
         """Save the autoencoder with its scaling factor in diffusers' form; `config.json`, for «finished», last."""
         self.net.register_to_config(scaling_factor=scaling_factor(self.net, self.anchors))
         self.folder.put_result(self.net.save_pretrained)
-
-
-def reconstruct(net: AutoencoderKL, images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return the images `(B, C, H, W)` in [-1, 1] that the means of images' latents stand for, on the CPU."""
-    device = next(net.parameters()).device
-    found = []
-    for part in images_BCHW.split(BATCH):
-        with torch.inference_mode(), exact_precision():
-            encoded: Any = net.encode(to_device(part, device))
-            decoded: Any = net.decode(encoded.latent_dist.mode())
-            found.append(decoded.sample.clamp(-1, 1).cpu())
-
-    return torch.cat(found)
-
-
-def psnr(images_BCHW: torch.Tensor, others_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return the peak signal-to-noise ratios `(B,)` in dB, 10·log10(1 / MSE) with images in [0, 1], at most 100.
-
-    Args:
-        images_BCHW, others_BCHW: in [-1, 1].
-    """
-    halved_BCHW = (images_BCHW - others_BCHW) / 2
-    errors_B = halved_BCHW.square().mean(dim=(1, 2, 3))
-    return (-10 * errors_B.log10()).clamp(max=MOST_DECIBELS)
-
-
-def reconstruction_grid(images_BCHW: torch.Tensor, found_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return rows of originals, each above the row of their reconstructions, as images one after another."""
-    rows = []
-    for originals, reconstructions in zip(
-        images_BCHW.split(COLUMNS), found_BCHW.split(COLUMNS), strict=True
-    ):
-        blank = originals.new_ones(COLUMNS - len(originals), *originals.shape[1:])
-        rows += [originals, blank, reconstructions, blank]
-
-    return torch.cat(rows)
-
-
-def scaling_factor(net: AutoencoderKL, anchors: ImageSource) -> float:
-    """Return what gives the latents unit variance: 1 / σ of their means, over anchors spread over all.
-
-    As Rombach et al. (2022, appendix G): one σ for all channels, around the mean over everything.
-
-    Raises:
-        WorkError: the latents are all alike.
-    """
-    device = next(net.parameters()).device
-    places = anchors.spread(SCALED_BY)
-    count = 0
-    total = 0.0
-    squares = 0.0
-    for first in range(0, len(places), BATCH):
-        images_BCHW = _images(anchors, places[first : first + BATCH])
-        with torch.inference_mode(), exact_precision():
-            encoded: Any = net.encode(to_device(images_BCHW, device))
-
-        means = encoded.latent_dist.mode().cpu().double()
-        count += means.numel()
-        total += means.sum().item()
-        squares += means.square().sum().item()
-
-    mean = total / count
-    deviation = math.sqrt(max(0.0, squares / count - mean**2))
-    if deviation == 0:
-        raise WorkError(
-            "the latents of all anchors are alike, so no scaling factor brings them to unit variance; "
-            "lower autoencoder.kl_weight, into another --out"
-        )
-    return 1 / deviation
-
-
-def _images(anchors: ImageSource, places: list[int]) -> torch.Tensor:
-    """Return anchors `(B, C, H, W)` in [-1, 1]."""
-    return torch.cat([to_model_range(anchors[place].image[None]) for place in places])
 
 
 def _folder(

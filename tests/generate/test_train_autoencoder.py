@@ -18,13 +18,8 @@ from clsp.generate import (
     train_autoencoder,
     train_diffusion,
 )
-from clsp.generate.train_autoencoder import (
-    _Training,
-    build_autoencoder,
-    psnr,
-    reconstruction_grid,
-    scaling_factor,
-)
+from clsp.generate.reconstruction import psnr, reconstruction_grid, scaling_factor
+from clsp.generate.train_autoencoder import _Training, build_autoencoder
 from clsp.generate.train_images import ImageOrder
 from clsp.shards import AnchorsConfig, ImageSource
 from clsp.train import load_backbone
