@@ -17,9 +17,9 @@ class AutoencoderConfig(Section):
     The defaults are the autoencoder of latent diffusion that makes 32x32 latents of 256x256 images ("KL-f8", Rombach et
     al. 2022), without its adversarial term.
 
-    >>> config = AutoencoderConfig(channels=(32, 64, 64))
-    >>> config.factor
-    4
+    >>> config = AutoencoderConfig(steps=1000, warmup_steps=100, lr=1e-3)
+    >>> [config.learning_rate(step) for step in (0, 99, 550)]
+    [1e-05, 0.001, 0.0005]
     """
 
     steps: int = Field(default=100_000, ge=1)
@@ -55,11 +55,6 @@ class AutoencoderConfig(Section):
     """Steps between two checkpoints."""
     sample_steps: int = Field(default=1000, ge=0)
     """Steps between two grids of reconstructions, with whose PSNR in the log; 0 makes none."""
-
-    @property
-    def factor(self) -> int:
-        """Return how many times the side of an image is that of its latents."""
-        return 2 ** (len(self.channels) - 1)
 
     def decided(self, bf16: bool = False) -> "AutoencoderConfig":
         """Return these settings with `auto` replaced: by bf16 if the device computes in it, else by float32."""

@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from ..core import InputError, canonical_json, replacing, stream_seed, to_device
+from ..core import canonical_json, replacing, stream_seed, to_device
 from ..shards import ImageSource
 from .autoencoder_config import AutoencoderConfig
+from .model import check_halvings
 from .perceptual import PerceptualDistance
 from .reconstruction import (
     COLUMNS,
@@ -86,7 +87,7 @@ def train_autoencoder(
     if bool(config.perceptual) != (perceptual is not None):
         raise ValueError("perceptual: give the model that config.perceptual names, or neither")
 
-    check_autoencoder_size(config, anchors.size)
+    check_halvings(anchors.size, len(config.channels), "autoencoder.channels")
     folder = _folder(anchors, config, out, perceptual)
 
     def make(accelerator: Accelerator) -> _Training:
@@ -108,17 +109,8 @@ def check_autoencoder_out(
     Raises:
         InputError: it holds something else, or the levels do not divide the anchors' side.
     """
-    check_autoencoder_size(config, anchors.size)
+    check_halvings(anchors.size, len(config.channels), "autoencoder.channels")
     return _folder(anchors, config, out, perceptual).is_finished()
-
-
-def check_autoencoder_size(config: AutoencoderConfig, size: int) -> None:
-    """Raise InputError if images of `size` pixels cannot be halved as often as the levels want."""
-    if size % config.factor:
-        raise InputError(
-            f"anchors of {size} pixels cannot be divided by the {config.factor} that autoencoder.channels makes of "
-            f"{len(config.channels)} levels; use fewer levels or another anchors.size"
-        )
 
 
 def build_autoencoder(config: AutoencoderConfig, size: int) -> AutoencoderKL:

@@ -82,7 +82,7 @@ def test_a_perceptual_term_in_the_features_of_a_folder(train, tmp_path, encoder_
     [
         (
             {"channels": [8, 8, 8, 8, 8]},
-            ["anchors of 8 pixels", "divided by the 16", "autoencoder.channels", "anchors.size"],
+            ["anchors of 8 pixels", "halved 4 times", "autoencoder.channels", "anchors.size"],
         ),
         ({"channels": [8, 12]}, ["autoencoder: channels must be multiples of norm_groups = 8"]),
         ({"perceptual": "resnet1000"}, ["resnet1000", "timm has no model of that name"]),

@@ -369,3 +369,10 @@ def test_the_learning_rate_falls_along_a_cosine_behind_the_warm_up():
         assert config.learning_rate(step) == pytest.approx(1e-3 * (step + 1) / 100)
     assert config.learning_rate(550) == pytest.approx(0.5e-3)
     assert 0 < config.learning_rate(999) < 1e-8
+
+
+def test_the_default_is_the_autoencoder_of_stable_diffusion():
+    """Its 83 653 863 parameters, as counted of the weights that are published for it."""
+    with torch.device("meta"):
+        net = build_autoencoder(AutoencoderConfig(), 256)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 83_653_863
