@@ -82,7 +82,7 @@ def load_recipe(
 ) -> Recipe:
     """Load a shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
 
-    Without a name every key that is not overridden has its default.
+    Without a name every key that is not overridden has its default. `NAME:PROFILE` asks for a profile, too.
 
     A file may have sections `[methods.NAME]`: keys of `[pretrain]` that hold when NAME is the method; and
     `[runs."NAME"]`: keys of `[pretrain]` that hold for the run of that name with a label, `simclr+shards@m2`; and
@@ -97,6 +97,8 @@ def load_recipe(
             with a label that no settings go with.
     """
     # The file and one of its profiles
+    if name and not profile:
+        name, profile = _split_profile(name)
     values = _read(name) if name else {}
     title = f"recipe {name}" if name else "--set"
     profiles = values.pop("profiles", {})
@@ -104,7 +106,7 @@ def load_recipe(
     _check_tables(title, {"profiles": profiles})
     if profile and profile not in profiles:
         there = f"profiles {', '.join(profiles)}" if profiles else "no profiles"
-        raise InputError(f"--profile {profile}: {title} has {there}")
+        raise InputError(f"profile {profile}: {title} has {there}")
 
     _merge(values, profiles.get(profile, {}))
 
@@ -136,6 +138,16 @@ def load_recipe(
             return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{title}: {_first_fault(error)}") from error
+
+
+def _split_profile(name: str) -> tuple[str, str]:
+    """Split `NAME:PROFILE`; what is a file as it stands has no profile."""
+    before, colon, profile = name.rpartition(":")
+    is_recipe = before in shipped_recipes() or Path(local_path(before)).is_file()
+    if not colon or not is_recipe or Path(local_path(name)).exists():
+        return name, ""
+
+    return before, profile
 
 
 def _run_settings(title: str, per_run: dict[str, Any], run: str) -> dict[str, Any]:
