@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ class Curve:
         small = self.recipe.model_copy(update={"anchors": anchors, "shards": shards})
         small.save(self.out / "recipe.toml")
 
+        self.accuracy = 0.0
         self.rows: list[dict[str, float]] = []
         if self.rows_file.exists():
             self.rows = json.loads(self.rows_file.read_text(encoding="utf-8"))["rows"]
@@ -88,12 +90,8 @@ class Curve:
         found = classes_of(judge, np.stack([image.image for image in test]))
         return judge, float((found == test.labels()).mean())
 
-    def measure(self, judge: Judge) -> dict[str, float]:
-        """Measure the checkpoint that is there."""
-        # The model
-        model = self.out / "model"
-        step = take_checkpoint(self.options.diffusion, self.recipe, self.size, model)
-
+    def measure(self, judge: Judge, model: Path, step: int) -> None:
+        """Measure a model after so many steps, and add its row to the file."""
         # A set of it
         root = self.out / "sets" / f"step-{step:08d}"
         recipe = ("--recipe", str(self.out / "recipe.toml"))
@@ -110,29 +108,39 @@ class Curve:
             row["cosine"] = facts["means"]["cosine"]
             row["diversity"] = facts["means"]["diversity"]
 
-        return row
+        self.rows.append(row)
+        content = {"judge": self.accuracy, "rows": self.rows}
+        self.rows_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        print(row, flush=True)
 
     def follow(self) -> None:
-        """Measure checkpoints until the training has ended."""
-        judge, accuracy = self.judge()
-        print(f"judge: {accuracy:.1%} of the test images", flush=True)
-        checkpoint = self.options.diffusion / "checkpoint.pt"
+        """Measure checkpoints until the training has ended, then the model itself."""
+        judge, self.accuracy = self.judge()
+        print(f"judge: {self.accuracy:.1%} of the test images", flush=True)
+        training: Path = self.options.diffusion
 
-        while not (self.options.diffusion / "model_index.json").exists():
+        # While it trains
+        while not (training / "model_index.json").exists():
+            if self._steps() >= self._last() + self.options.every:
+                model = self.out / "model"
+                with suppress(FileNotFoundError):  # it has ended this very moment
+                    step = take_checkpoint(training, self.recipe, self.size, model)
+                    if step > self._last():
+                        self.measure(judge, model, step)
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            last = self.rows[-1]["step"] if self.rows else 0
-            if not checkpoint.exists() or self._steps() < last + self.options.every:
-                continue
 
-            self.rows.append(self.measure(judge))
-            content = {"judge": accuracy, "rows": self.rows}
-            self.rows_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            print(self.rows[-1], flush=True)
+        # Its end
+        if self._last() < self.recipe.diffusion.steps:
+            self.measure(judge, training, self.recipe.diffusion.steps)
+
+    def _last(self) -> int:
+        """Return the steps of the model that was measured last."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
 
     def _steps(self) -> int:
-        """Return the steps that the training has logged."""
+        """Return the steps that the training has logged; 0 before its first checkpoint."""
         log = self.options.diffusion / "log.jsonl"
-        if not log.exists():
+        if not (self.options.diffusion / "checkpoint.pt").exists():
             return 0
         return json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["step"]
 

@@ -32,10 +32,10 @@ DEFAULT_SCALING = 0.18215
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderFacts:
     """Says where an autoencoder is and what its latents are, by its configuration alone.
 
-    >>> config = AutoencoderConfig("sd-vae", None, "AutoencoderKL", 4, 8, 0.18215, 0.0, {})
+    >>> config = AutoencoderFacts("sd-vae", None, "AutoencoderKL", 4, 8, 0.18215, 0.0, {})
     >>> config.latent_size(256)
     32
     """
@@ -91,7 +91,7 @@ class Autoencoder:
     [torch.Size([2, 3, 8, 8]), torch.Size([1, 3, 8, 8])]
     """
 
-    def __init__(self, config: AutoencoderConfig, net: torch.nn.Module):
+    def __init__(self, config: AutoencoderFacts, net: torch.nn.Module):
         self.config = config
         self.net: Any = net
         facts = {"class": config.kind, "autoencoder": config.structure}
@@ -141,7 +141,7 @@ def _in_batches(
         yield result[: len(part)]
 
 
-def read_autoencoder(path: str, places: Sequence[str | None] = PLACES) -> AutoencoderConfig:
+def read_autoencoder(path: str, places: Sequence[str | None] = PLACES) -> AutoencoderFacts:
     """Read what the autoencoder in a folder or on the hub is, without its weights.
 
     Args:
@@ -184,7 +184,7 @@ def read_autoencoder(path: str, places: Sequence[str | None] = PLACES) -> Autoen
             "expected one whose latents are scaled by scaling_factor alone"
         )
 
-    return AutoencoderConfig(
+    return AutoencoderFacts(
         path=path,
         subfolder=subfolder,
         kind=kind,
@@ -203,7 +203,7 @@ def _latent_channels(config: dict[str, Any]) -> int:
     return config.get("latent_channels", 4)
 
 
-def load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
+def load_autoencoder(config: AutoencoderFacts) -> Autoencoder:
     """Load the weights of an autoencoder whose configuration has been read.
 
     Raises:

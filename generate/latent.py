@@ -18,7 +18,7 @@ from .autoencoder import (
     BESIDE,
     PLACES,
     Autoencoder,
-    AutoencoderConfig,
+    AutoencoderFacts,
     load_autoencoder,
     read_autoencoder,
 )
@@ -101,7 +101,7 @@ class LatentSpace:
 class LatentModelConfig:
     """Says which autoencoder goes with a U-Net, before the weights of either are loaded."""
 
-    autoencoder: AutoencoderConfig
+    autoencoder: AutoencoderFacts
     record: LatentRecord | None
 
     def load(self, path: str) -> LatentSpace:
@@ -195,7 +195,7 @@ def _read_record(path: str) -> LatentRecord | None:
 
 def _own_autoencoder(
     path: str, where: str, places: Sequence[str | None] = PLACES
-) -> AutoencoderConfig:
+) -> AutoencoderFacts:
     """Return the autoencoder of a model from where the model says it is.
 
     Raises:

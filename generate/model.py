@@ -183,14 +183,8 @@ def build_unet(
     Raises:
         InputError: the side cannot be halved as often as the levels want.
     """
-    halvings = len(config.channels) - 1
-    if size % 2**halvings:
-        what = f"latents of side {size}" if config.latent else f"anchors of {size} pixels"
-        raise InputError(
-            f"{what} cannot be halved {halvings} times as diffusion.channels wants; "
-            "use fewer levels or another anchors.size"
-        )
-
+    what = "latents" if config.latent else "anchors"
+    check_halvings(size, len(config.channels), "diffusion.channels", what)
     return UNet2DModel(
         sample_size=size,
         in_channels=channels,
@@ -206,6 +200,20 @@ def build_unet(
         attention_head_dim=None,  # one head, as in DDPM
         num_class_embeds=classes + 1 if classes else None,
     )
+
+
+def check_halvings(size: int, levels: int, key: str, what: str = "anchors") -> None:
+    """Raise InputError if images of `size` pixels cannot be halved between so many levels, which `key` sets.
+
+    Args:
+        what: is halved: `anchors`, or their `latents`.
+    """
+    halvings = levels - 1
+    if size % 2**halvings:
+        raise InputError(
+            f"{what} of {size} pixels cannot be halved {halvings} times as {key} wants; "
+            "use fewer levels or another anchors.size"
+        )
 
 
 def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:

@@ -250,7 +250,7 @@ def test_models_that_do_not_fit_are_refused_by_make_its_check_and_plan(
     ("latent", "settings", "message"),
     [
         ("AE", ("anchors.size=17",), "17 pixels cannot be divided by 2"),
-        ("AE", ("anchors.size=18",), "latents of side 9 cannot be halved 1 times"),
+        ("AE", ("anchors.size=18",), "latents of 9 pixels cannot be halved 1 times"),
         ("nobody/no-such-autoencoder", (), "neither as a folder nor on the hub"),
         ("AE/nothing", (), "no config.json or vae/config.json or vqvae/config.json there"),
     ],
@@ -271,6 +271,27 @@ def test_a_finished_model_is_not_trained_again(trained, autoencoder, clsp):
     assert found.returncode == 0
     assert "already trained" in found.stdout
     assert contents(trained) == before
+
+
+def test_the_whole_way_from_an_autoencoder_of_ones_own(clsp, tmp_path):
+    own = (
+        "autoencoder.channels=[8,16]",
+        "autoencoder.norm_groups=4",
+        "autoencoder.blocks=1",
+        "autoencoder.steps=4",
+        "autoencoder.batch_size=8",
+        "autoencoder.sample_steps=0",
+    )
+    settings = [f"--set={setting}" for setting in (*ANCHORS, *own)]
+    folder = tmp_path / "autoencoder"
+    found = clsp("autoencoder", "train", "--recipe=digits", f"--out={folder}", *settings)
+    assert found.returncode == 0, found.stderr
+    found = clsp(*training(folder, tmp_path / "diffusion"))
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""  # its latents are scaled well
+    found = clsp(*making(tmp_path / "diffusion", tmp_path / "set"))
+    assert found.returncode == 0, found.stderr
+    assert verify_set(tmp_path / "set", deep=True) == []
 
 
 def test_a_latent_models_features_and_clusters(trained, autoencoder, clsp, digits, tmp_path):
