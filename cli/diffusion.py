@@ -14,7 +14,7 @@ from .shards.plan_make import readable_anchors
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..generate import ClusterEncoder
+    from ..generate import Autoencoder, ClusterEncoder, DiffusionConfig
     from ..shards import ImageSource
 
 
@@ -47,8 +47,6 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         begun_precision,
         build_unet,
         check_out,
-        load_autoencoder,
-        read_autoencoder,
         train_diffusion,
     )
 
@@ -58,22 +56,16 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
     recipe = recipe.model_copy(update={"diffusion": config})
     say_if_emulated("diffusion.precision", config.precision == "bf16")
 
-    # The latents that it is to make, if it is to make latents
-    autoencoder = None
-    if config.latent:
-        found = read_autoencoder(config.latent)
-        build_unet(config, found.latent_size(anchors.size), channels=found.channels)
-        autoencoder = load_autoencoder(found)
-
     # Check
+    autoencoder = _autoencoder(config, anchors.size)
     encoder = _cluster_encoder(recipe) if config.condition == "clusters" else None
     digests = TrainingDigests.of(encoder, autoencoder)
     finished = check_out(anchors, config, out, digests=digests)
     if check:
         if encoder and not finished:
             load_encoder(config.cluster_encoder)
-        if not autoencoder:
-            build_unet(config, anchors.size)
+        side = autoencoder.config.latent_size(anchors.size) if autoencoder else anchors.size
+        build_unet(config, side)
         return
 
     if finished:
@@ -103,6 +95,23 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
         )
 
     say(f"diffusion model: {out}")
+
+
+def _autoencoder(config: "DiffusionConfig", size: int) -> "Autoencoder | None":
+    """Return the autoencoder whose latents the model is to make; None for one of pixels.
+
+    Raises:
+        InputError: there is none, or images of that size, or their latents, cannot be divided as they have to be.
+    """
+    from ..generate import check_halvings, load_autoencoder, read_autoencoder
+
+    if not config.latent:
+        return None
+
+    facts = read_autoencoder(config.latent)
+    side = facts.latent_size(size)
+    check_halvings(side, len(config.channels), "diffusion.channels", "latents")
+    return load_autoencoder(facts)
 
 
 def _cluster_encoder(recipe: Recipe) -> "ClusterEncoder":

@@ -37,6 +37,7 @@ from .make_shards import make_shards as make_shards
 from .model import DiffusionModel as DiffusionModel
 from .model import build_unet as build_unet
 from .model import check_clip as check_clip
+from .model import check_halvings as check_halvings
 from .model import image_size as image_size
 from .model import load_diffusion as load_diffusion
 from .perceptual import PerceptualDistance as PerceptualDistance

@@ -150,8 +150,25 @@ def read_autoencoder(path: str, places: Sequence[str | None] = PLACES) -> Autoen
     Raises:
         InputError: there is none, or it is one of another kind.
     """
-    # Its configuration
     path = local_path(path)
+    subfolder, config = _find_config(path, places)
+    _check_kind(config, path)
+
+    return AutoencoderFacts(
+        path=path,
+        subfolder=subfolder,
+        kind=config["_class_name"],
+        channels=_latent_channels(config),
+        factor=2 ** (len(config.get("block_out_channels", (64,))) - 1),
+        scaling=float(config.get("scaling_factor") or DEFAULT_SCALING),
+        shift=float(config.get("shift_factor") or 0.0),
+        structure=structure_of(config),
+    )
+
+
+def _find_config(path: str, places: Sequence[str | None]) -> tuple[str | None, dict[str, Any]]:
+    """Return the subfolder in which an autoencoder lies, None for the folder itself, and its configuration."""
+    # What is meant as a folder is not looked for on the hub
     names = [f"{place}/config.json" if place else "config.json" for place in places]
     is_there = any((Path(path) / name).exists() for name in names)
     if looks_local(path) and not is_there:
@@ -161,16 +178,18 @@ def read_autoencoder(path: str, places: Sequence[str | None] = PLACES) -> Autoen
         )
 
     try:
-        subfolder, config = find_config(diffusers.AutoencoderKL, path, places)
+        return find_config(diffusers.AutoencoderKL, path, places)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"autoencoder {path} was found neither as a folder nor on the hub ({reason})"
         ) from error
 
-    # What it must be
+
+def _check_kind(config: dict[str, Any], path: str) -> None:
+    """Raise InputError for what is no autoencoder of RGB images whose latents are scaled by one factor."""
     kind = config.get("_class_name")
-    if kind not in KINDS:
+    if kind not in KINDS or not hasattr(diffusers, kind):
         raise InputError(f"autoencoder {path} is of {kind}, expected {' or '.join(KINDS)}")
 
     pixels = (config.get("in_channels", 3), config.get("out_channels", 3))
@@ -183,17 +202,6 @@ def read_autoencoder(path: str, places: Sequence[str | None] = PLACES) -> Autoen
             f"autoencoder {path} has latents_mean and latents_std, "
             "expected one whose latents are scaled by scaling_factor alone"
         )
-
-    return AutoencoderFacts(
-        path=path,
-        subfolder=subfolder,
-        kind=kind,
-        channels=_latent_channels(config),
-        factor=2 ** (len(config.get("block_out_channels", (64,))) - 1),
-        scaling=float(config.get("scaling_factor") or DEFAULT_SCALING),
-        shift=float(config.get("shift_factor") or 0.0),
-        structure=structure_of(config),
-    )
 
 
 def _latent_channels(config: dict[str, Any]) -> int:
