@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..core import canonical_json, sha256_file, write_file
+from ..core import canonical_json, remove_temporaries, sha256_file, write_file
 
 FOLDER, OWNER = "latents", "latents.json"
 PARTS, SMALLEST_PART, LARGEST_PART = 64, 8, 1024
@@ -110,6 +110,8 @@ class EncodedAnchors:
         if not self.is_owned_by(owner):
             shutil.rmtree(self.folder, ignore_errors=True)
             write_file(self.folder / OWNER, owner)
+
+        remove_temporaries(self.folder)  # of a process that was killed
 
     def read_record(self, part: int) -> PartRecord | None:
         """Return what is said of a part; None where nothing is said, or nothing that can be read."""
