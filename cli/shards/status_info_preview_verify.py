@@ -78,7 +78,7 @@ def info(root: Path) -> None:
         "anchors": f"{plan.count}{'' if plan.shards.include_anchors else ' (not included, joined from the source)'}",
         **source.facts,
         "licence": source.licence or "not stated",
-        "candidates": f"{manifest.candidates} per anchor, {plan.shards.codec}",
+        "candidates": f"{manifest.candidates} per anchor, {plan.codec.text}",
         **{
             layer.name: _layer(read_plan(root, number))
             for number, layer in enumerate(manifest.layers)

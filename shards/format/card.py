@@ -81,6 +81,4 @@ def _layer_row(name: str, plan: Plan) -> str:
     model = f"`{plan.diffusion.origin}` (digest `{plan.diffusion.digest[:16]}`)"
     if plan.diffusion.condition:
         model += f", given {plan.diffusion.condition.text}"
-    return (
-        f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.shards.codec}, lossless |"
-    )
+    return f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.codec.text} |"

@@ -18,7 +18,8 @@ class ShardsConfig(Section):
     """K, the number of synthetic positives per anchor."""
     records: int = Field(default=1024, ge=1)
     """Anchors per shard: the unit of work and of retry."""
-    codec: Literal["webp", "png"] = "webp"
-    """Both are lossless; WebP is a third smaller and decodes as fast."""
+    codec: Literal["webp", "png", "webp-90", "jpeg-95"] = "webp"
+    """`webp` and `png` are lossless; WebP is a third smaller and decodes as fast. `webp-90` and `jpeg-95`, named after
+    their quality, lose a little: for photographs of 128 pixels and more, docs/format.md has figures."""
     include_anchors: bool = True
     """False writes candidates only, for sources that may not be passed on."""
