@@ -9,6 +9,7 @@ from ...shards import ShardSet, write_plan
 from ...shards.format.plan import check_plan
 from ..options import PATH, check_option, out_option, recipe_options, set_argument
 from ..progress import ProgressReport, open_anchors, say, say_unfinished
+from .plan_make import records_text
 
 
 @click.command(
@@ -31,6 +32,8 @@ def import_npy(
     array_NKHWC = open_npy(path, anchors)
     plan = import_plan(path, array_NKHWC, anchors, recipe.shards)
     check_plan(out, plan)
+    if recipe.shards.megabytes:
+        say(f"shards: {plan.shard_count} of {records_text(plan, recipe.shards)}")
     if check:
         return
 

@@ -14,7 +14,7 @@ from ...core import (
     read_launch,
     remove_temporaries,
 )
-from ...shards import ImageSource, Plan, screened
+from ...shards import ImageSource, Plan, ShardsConfig, screened
 from ...shards.format.layout import PLAN
 from ...shards.format.plan import follow_plan, read_plan
 from ...shards.sources.digest_cache import remember_digest
@@ -171,7 +171,7 @@ def plan(
     say(
         f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)"
     )
-    say(f"shards      {the_plan.shard_count} of {recipe.shards.records} anchors")
+    say(f"shards      {the_plan.shard_count} of {records_text(the_plan, recipe.shards)}")
     say(f"bytes       about {figures.bytes / 1e9:.3g} GB")
     say(
         f"time        about {hours:.3g} hours on {gpus} x {figures.device} ({figures.seconds / 3600:.3g} device hours)"
@@ -249,7 +249,21 @@ def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out
     _check_classes(model, anchors)
     if not (out / PLAN).exists():
         check_statistics(model, anchors, _device(), recipe.sampler.clip)
-    return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
+
+    plan = make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
+    if recipe.shards.megabytes:
+        say(f"shards: {plan.shard_count} of {records_text(plan, recipe.shards)}")
+    return plan
+
+
+def records_text(plan: Plan, shards: ShardsConfig) -> str:
+    """Return how many anchors a shard has, and which key decided it."""
+    anchors = f"{plan.shards.records} anchors"
+    if not shards.megabytes:
+        return anchors
+    return (
+        f"{anchors}, by shards.megabytes = {shards.megabytes:g}, which goes before shards.records"
+    )
 
 
 def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":

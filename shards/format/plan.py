@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
@@ -167,6 +168,11 @@ class Plan(Frozen):
     first: int | None = Field(default=None, ge=1)
     selection: Selection | None = None
     derived: Derived | None = None
+
+    @field_serializer("shards")
+    def _shards_as_recorded(self, shards: ShardsConfig) -> dict[str, Any]:
+        """Leave out keys that joined later and say nothing."""
+        return shards.recorded()
 
     @model_validator(mode="before")
     @classmethod
