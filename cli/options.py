@@ -44,8 +44,8 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--recipe",
             "recipe_name",
             required=True,
-            metavar="NAME|FILE",
-            help="Name of a shipped recipe, or path of a recipe file.",
+            metavar="NAME|FILE[:PROFILE]",
+            help="Name of a shipped recipe, or path of a recipe file; with :PROFILE one of its profiles.",
         ),
     ):
         command = option(command)

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from ..core import InputError, Section, local_path, write_file
+from ..core.run_name import LABEL_MARK
 from ..evaluate import KnnConfig, LinearEvalConfig, TransferConfig
 from ..generate import DiffusionConfig, SamplerConfig
 from ..shards import AnchorsConfig, ShardsConfig
@@ -25,8 +26,14 @@ class ReproduceConfig(Section):
         default=("simclr", "simclr+augmentation", "simclr+shards"), min_length=1
     )
     """Names of runs: a method, or METHOD+SOURCE with `shards`, `augmentation` or `inflation`; with `+labels` behind it
-    where labels choose the candidates; or `ddae`, the diffusion model's own features."""
+    where labels choose the candidates; with `@LABEL` for one with settings of its own, in `[runs."NAME"]`; or `ddae`,
+    the diffusion model's own features."""
     seeds: int = Field(default=3, ge=1)
+    scores: dict[str, str] = Field(default={})
+    """Scores that runs may choose candidates by (`pretrain.synthetic.scores`), each with its encoder: `unet` is the
+    diffusion model itself, others are as `clsp shards score --encoder` takes them. Made before the runs."""
+    transfer: bool = False
+    """Evaluate every run by `clsp transfer`, too, on the sets of `[transfer]`."""
 
 
 class Recipe(Section):
@@ -62,19 +69,28 @@ def shipped_recipes() -> list[str]:
     )
 
 
-def load_recipe(name: str | None, overrides: Iterable[str] = (), profile: str = "") -> Recipe:
+def load_recipe(
+    name: str | None, overrides: Iterable[str] = (), profile: str = "", run: str = ""
+) -> Recipe:
     """Load a shipped recipe by name or any by path, with `section.key=value` overrides (TOML values or plain strings).
 
-    Without a name every key that is not overridden has its default.
+    Without a name every key that is not overridden has its default. `NAME:PROFILE` asks for a profile, too.
 
     A file may have sections `[methods.NAME]`: keys of `[pretrain]` that hold when NAME is the method; and
+    `[runs."NAME"]`: keys of `[pretrain]` that hold for the run of that name with a label, `simclr+shards@m2`; and
     `[profiles.NAME.SECTION]`: keys of any section that hold when the profile NAME is asked for. They are resolved here,
     before the overrides, so a resolved recipe has none.
 
+    Args:
+        run: the name of a run of `reproduce.runs`, whose settings hold over its method's.
+
     Raises:
-        InputError: no such recipe, not TOML, an unknown key (naming the nearest one) or a value out of range.
+        InputError: no such recipe, not TOML, an unknown key (naming the nearest one), a value out of range, or a run
+            with a label that no settings go with.
     """
     # The file and one of its profiles
+    if name and not profile:
+        name, profile = _split_profile(name)
     values = _read(name) if name else {}
     title = f"recipe {name}" if name else "--set"
     profiles = values.pop("profiles", {})
@@ -82,13 +98,14 @@ def load_recipe(name: str | None, overrides: Iterable[str] = (), profile: str = 
     _check_tables(title, {"profiles": profiles})
     if profile and profile not in profiles:
         there = f"profiles {', '.join(profiles)}" if profiles else "no profiles"
-        raise InputError(f"--profile {profile}: {title} has {there}")
+        raise InputError(f"profile {profile}: {title} has {there}")
 
     _merge(values, profiles.get(profile, {}))
 
     # The settings per method, and the method that is chosen
     per_method = values.pop("methods", {})
-    _check_tables(title, {**values, "methods": per_method})
+    per_run = values.pop("runs", {})
+    _check_tables(title, {**values, "methods": per_method, "runs": per_run, **per_run})
     _check_methods(title, per_method)
     default = PretrainConfig().method
     chosen: dict[str, Any] = {
@@ -98,8 +115,9 @@ def load_recipe(name: str | None, overrides: Iterable[str] = (), profile: str = 
     for override in overrides:
         _apply(chosen, override)
 
-    # The method's settings, and over them the overrides
+    # The method's settings, over them the run's, and over these the overrides
     _merge(values, {"pretrain": per_method.get(str(chosen["pretrain"]["method"]), {})})
+    _merge(values, {"pretrain": _run_settings(title, per_run, run)})
     for override in overrides:
         _apply(values, override)
 
@@ -112,6 +130,34 @@ def load_recipe(name: str | None, overrides: Iterable[str] = (), profile: str = 
             return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{title}: {_first_fault(error)}") from error
+
+
+def _split_profile(name: str) -> tuple[str, str]:
+    """Split `NAME:PROFILE`; what is a file as it stands has no profile."""
+    before, colon, profile = name.rpartition(":")
+    is_recipe = before in shipped_recipes() or Path(local_path(before)).is_file()
+    if not colon or not is_recipe or Path(local_path(name)).exists():
+        return name, ""
+
+    return before, profile
+
+
+def _run_settings(title: str, per_run: dict[str, Any], run: str) -> dict[str, Any]:
+    """Return the settings of a run; one without a label has none of its own."""
+    for name in per_run:
+        if LABEL_MARK not in name:
+            raise InputError(
+                f'{title}: [runs."{name}"] has no label; expected a name such as {name}{LABEL_MARK}mine, by which runs '
+                "of other settings are told apart"
+            )
+
+    if LABEL_MARK in run and run not in per_run:
+        raise InputError(
+            f"{title}: reproduce.runs names {run}, and no settings go with that label; add the section "
+            f'[runs."{run}"], with keys of [pretrain]'
+        )
+
+    return per_run.get(run, {})
 
 
 def _take_as_texts(values: dict[str, Any], overrides: list[str], error: ValidationError) -> bool:

@@ -26,6 +26,7 @@ from .launch import LaunchError as LaunchError
 from .launch import join_launch as join_launch
 from .launch import launched_rank as launched_rank
 from .launch import make_accelerator as make_accelerator
+from .launch import on_any_rank as on_any_rank
 from .launch import read_launch as read_launch
 from .memory import available_memory as available_memory
 from .paths import local_path as local_path

@@ -250,6 +250,17 @@ def make_accelerator(precision: str, **options: Any) -> "Accelerator":
     )
 
 
+def on_any_rank(accelerator: "Accelerator", here: bool) -> bool:
+    """Return True on every rank if it is True on any."""
+    if accelerator.num_processes == 1:
+        return here
+
+    import torch
+
+    total: Any = accelerator.reduce(torch.tensor(float(here), device=accelerator.device))
+    return bool(total)
+
+
 def _check_engines() -> None:
     asked = [name for name in ENGINES if os.environ.get(name, "").lower() == "true"]
     if asked:

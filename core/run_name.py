@@ -8,6 +8,7 @@ NO_SOURCE = "none"
 """The source of a run with its method's own views alone."""
 LABEL_MARK = "@"
 """What stands before the label of a run; it is safe in the names of folders."""
+LABEL_PATTERN = r"^[A-Za-z0-9._-]*$"
 WITH_CANDIDATES = ("shards", "inflation")
 """The sources of which a run reads candidates."""
 

@@ -30,9 +30,9 @@ from .model import image_size as image_size
 from .model import load_diffusion as load_diffusion
 from .sampler import Sampler as Sampler
 from .schedulers import check_window as check_window
-from .train_diffusion import begun_precision as begun_precision
 from .train_diffusion import check_out as check_out
 from .train_diffusion import train_diffusion as train_diffusion
+from .training_folder import begun_precision as begun_precision
 from .unet_features import UNetFeatures as UNetFeatures
 from .unet_features import block_names as block_names
 from .unet_features import default_block as default_block

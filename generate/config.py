@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -15,6 +15,68 @@ def _ascending(value: Any) -> Any:
     """Put the ends of a window in ascending order: sampling goes from high timesteps to low ones."""
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     return sorted(value) if is_pair else value
+
+
+class TrainingSettings(Protocol):
+    """Names the settings that every training of stage 1 has."""
+
+    @property
+    def steps(self) -> int:
+        """Return how many there are."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Return the images of a step, over all processes."""
+        ...
+
+    @property
+    def clip_norm(self) -> float:
+        """Return the largest norm of a gradient."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Return what everything random goes by."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Return the decoding processes per training process."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Return `no` or `bf16`."""
+        ...
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Return the steps between two checkpoints."""
+        ...
+
+    @property
+    def sample_steps(self) -> int:
+        """Return the steps between two grids of images; 0 for none."""
+        ...
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of a step, counted from 0."""
+        ...
+
+
+def warm_up_rate(lr: float, step: int, warmup_steps: int) -> float:
+    """Return the learning rate of a step, counted from 0, that rises in so many steps and stays."""
+    return lr * min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def cosine_rate(lr: float, step: int, warmup_steps: int, steps: int) -> float:
+    """Return the learning rate of a step, counted from 0: a linear warm-up, then a cosine to 0 at the last step."""
+    if step < warmup_steps:
+        return warm_up_rate(lr, step, warmup_steps)
+
+    share = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class DiffusionConfig(Section):
@@ -98,10 +160,9 @@ class DiffusionConfig(Section):
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of a step, counted from 0: a linear warm-up, then `lr_schedule`."""
-        if step < self.warmup_steps or self.lr_schedule == "constant":
-            return self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
-        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * share))
+        if self.lr_schedule == "cosine":
+            return cosine_rate(self.lr, step, self.warmup_steps, self.steps)
+        return warm_up_rate(self.lr, step, self.warmup_steps)
 
     @model_validator(mode="after")
     def _levels_agree(self):

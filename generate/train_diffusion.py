@@ -1,12 +1,8 @@
 """Training the diffusion model on the anchors: DDPM with ε-prediction (Ho et al. 2020, algorithm 1)."""
 
-import contextlib
-import json
-import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +14,7 @@ from diffusers.training_utils import EMAModel, compute_snr
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from ..core import (
-    RECIPE,
-    InputError,
-    StopRequested,
-    WorkError,
-    canonical_json,
-    holding,
-    json_line,
-    make_accelerator,
-    owner_of,
-    replacing,
-    saving,
-    set_aside,
-    stop_deferred,
-    stream_seed,
-    to_device,
-    training_precision,
-    write_file,
-)
+from ..core import canonical_json, replacing, stream_seed, to_device
 from ..shards import ImageSource
 from .clusters import FILE as CLUSTERS
 from .clusters import ClusterEncoder, check_cluster_count
@@ -44,12 +22,12 @@ from .condition import RECORD, TrainClasses, cluster_classes, label_classes
 from .config import DiffusionConfig
 from .model import NOISE_SCHEDULE, build_unet
 from .pixels import to_uint8
-from .train_images import TrainBatch, image_batches
+from .train_images import TrainBatch, flip_half, image_batches
+from .training_folder import PIPELINE, SAMPLES, TrainingFolder, anchor_facts
+from .training_loop import Report, Training, train_in_folder
 from .unconditional import draw_images
 
-CHECKPOINT, IDENTITY, LOG, SAMPLES = "checkpoint.pt", "training.json", "log.jsonl", "samples"
 GRID = 64
-LOGGED = 50
 SECONDS_BETWEEN_POLLS = 0.2
 UNESSENTIAL = {
     "path",
@@ -60,7 +38,6 @@ UNESSENTIAL = {
     "probe_encoder",
     "cluster_encoder",  # by its digest
 }
-Report = Callable[[int, int, dict[str, float]], None]
 Probe = Callable[[Iterator[np.ndarray]], dict[str, float]]
 
 
@@ -92,28 +69,18 @@ def train_diffusion(
     if config.condition == "clusters" and encoder is None:
         raise ValueError("condition = clusters needs an encoder whose features are clustered")
 
+    # The folder
     digest = encoder.digest if encoder else ""
     if check_out(anchors, config, out, encoder_digest=digest):
         return out
+    folder = _folder(anchors, config, out, digest)
 
-    # Processes; the others wait while the first one draws images
-    accelerator = make_accelerator(config.precision)
-    if config.batch_size % accelerator.num_processes:
-        raise InputError(
-            f"diffusion.batch_size is {config.batch_size}, not divisible by the {accelerator.num_processes} processes"
-        )
+    # What is trained in it
+    def make(accelerator: Accelerator) -> _Training:
+        classes = _train_classes(anchors, config, encoder, out, accelerator.is_main_process)
+        return _Training(accelerator, anchors, config, folder, probe, clip, classes)
 
-    # The folder, for this process alone
-    on_any_rank = partial(_on_any_rank, accelerator)
-    with holding(out, accelerator.is_main_process, on_any_rank) as is_locked:
-        if not check_out(anchors, config, out, is_locked, digest):  # another may have finished it
-            if accelerator.is_main_process:
-                _claim(out, _identity(anchors, config, digest), recipe)
-
-            accelerator.wait_for_everyone()
-            classes = _train_classes(anchors, config, encoder, out, accelerator.is_main_process)
-            training = _Training(accelerator, anchors, config, out, probe, clip, classes)
-            _train(training, report)
+    train_in_folder(folder, config, make, report, recipe, _Training.section)
     return out
 
 
@@ -144,65 +111,24 @@ def _train_classes(
     return classes
 
 
-def _train(training: "_Training", report: Report | None) -> None:
-    """Train in a folder that no other process works in."""
-    accelerator = training.accelerator
-    anchors = training.anchors
-    config = training.config
-    out = training.out
+class _Training(Training):
+    """Holds the weights, their average and the optimizer."""
 
-    # The step that was reached
-    first = training.load()
-    if accelerator.is_main_process:
-        _cut_log(out, first)
-
-    # Steps
-    rank = accelerator.process_index
-    world_size = accelerator.num_processes
-    classes_N = training.classes.classes_N if training.classes else None
-    reading = image_batches(anchors, config, first, rank, world_size, classes_N)
-    with training_precision(), stop_deferred() as stop_requested, reading as batches:
-        for step, batch in enumerate(batches, start=first):
-            training.step(batch, step)
-            metrics = training.look(step + 1)
-            if metrics and report:
-                report(step + 1, config.steps, metrics)
-            if training.stops(step + 1, stop_requested()):
-                raise StopRequested
-
-    # The result
-    if accelerator.is_main_process:
-        training.finish()
-
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-
-
-def _on_any_rank(accelerator: Accelerator, here: bool) -> bool:
-    """Return True on every rank if it is True on any."""
-    if accelerator.num_processes == 1:
-        return here
-    total: Any = accelerator.reduce(torch.tensor(float(here), device=accelerator.device))
-    return bool(total)
-
-
-class _Training:
-    """Holds the weights, their average and the optimizer; `look` is called between steps."""
+    section = "diffusion"
 
     def __init__(
         self,
         accelerator: Accelerator,
         anchors: ImageSource,
         config: DiffusionConfig,
-        out: Path,
+        folder: TrainingFolder,
         probe: Probe | None,
         clip: bool,
         classes: TrainClasses | None,
     ):
-        self.accelerator = accelerator
+        super().__init__(accelerator, config, folder)
         self.anchors = anchors
         self.config = config
-        self.out = out
         self.probe = probe
         self.clip = clip
         self.classes = classes
@@ -225,20 +151,24 @@ class _Training:
 
         # Noise schedule, DDPM's
         self.noise: Any = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
-        self.losses: list[torch.Tensor] = []
+
+    def batches(self, first: int) -> AbstractContextManager[Iterator[TrainBatch]]:
+        """Read this rank's images, with their classes where there are any."""
+        rank = self.accelerator.process_index
+        world_size = self.accelerator.num_processes
+        classes_N = self.classes.classes_N if self.classes else None
+        return image_batches(self.anchors, self.config, first, rank, world_size, classes_N)
 
     def step(self, batch: TrainBatch, step: int) -> None:
         """Do one step of equation 14 of the DDPM paper; all noise comes from the seed of (seed, step, rank)."""
         config = self.config
         rank = self.accelerator.process_index
         x0 = to_device(batch.images_BCHW, self.accelerator.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate(step)
 
         # x_0, flipped or not
         torch.manual_seed(stream_seed(config.seed, step, rank, "diffusion"))
         if config.flip:
-            x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5, x0.flip(-1), x0)
+            x0 = flip_half(x0)
 
         # ε ~ N(0, I), t uniform, x_t = sqrt(ᾱ_t)·x_0 + sqrt(1-ᾱ_t)·ε
         noise = torch.randn_like(x0)
@@ -259,10 +189,7 @@ class _Training:
         loss = self._loss(predicted.float(), noise, timesteps)
 
         # Gradient step, and the average's
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.unet.parameters(), config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update(loss, step)
         self.ema.step(self.net.parameters())
         self.losses.append(loss.detach())
 
@@ -278,58 +205,7 @@ class _Training:
         errors_B = (predicted - noise).square().mean(dim=(1, 2, 3))
         return (errors_B * snr_B.clamp(max=gamma) / snr_B).mean()
 
-    def look(self, done: int) -> dict[str, float]:
-        """Return the metrics that are due after so many steps; draws, logs and saves what is due too."""
-        config = self.config
-        is_logged = done % LOGGED == 0 or done == config.steps
-        is_saved = done % config.checkpoint_steps == 0 and done < config.steps
-        if is_logged or is_saved:
-            self.check_finite(done)
-
-        metrics = {}
-        if is_logged:
-            metrics["loss"] = torch.stack(self.losses).mean().item()
-            self.losses.clear()
-
-        if self.accelerator.is_main_process:
-            if config.sample_steps and done % config.sample_steps == 0:
-                metrics |= self._draw(done)
-            if metrics:
-                _log(self.out, done, metrics)
-            if is_saved:
-                self._save(done)
-
-        return metrics
-
-    def check_finite(self, done: int) -> None:
-        """Stop before weights that are not finite reach a file; a loss that is not has made such weights.
-
-        Raises:
-            WorkError: they are not; names the last good checkpoint.
-        """
-        norms = torch.stack(torch._foreach_norm(list(self.net.parameters())))
-        if torch.isfinite(norms.sum()):
-            return
-
-        good = self.out / CHECKPOINT
-        is_saved = good.exists()
-        raise WorkError(
-            f"the model is not finite any more after step {done}; "
-            f"the last good checkpoint is {good if is_saved else 'none'}; "
-            "lower diffusion.lr, or train in float32 (diffusion.precision=no), "
-            f"into {'another' if is_saved else 'the same'} --out"
-        )
-
-    def stops(self, done: int, requested: bool) -> bool:
-        """Save a checkpoint if a stop was requested on any rank: all of them stop behind the same step."""
-        requested = _on_any_rank(self.accelerator, requested)
-        if requested:
-            self.check_finite(done)
-        if requested and self.accelerator.is_main_process:
-            self._save(done)
-        return requested
-
-    def _draw(self, done: int) -> dict[str, float]:
+    def draw(self, done: int) -> dict[str, float]:
         """Draw images from the averaged weights, save a grid and measure them; the training is not disturbed."""
         count = max(GRID, self.config.probe_images if self.probe else 0)
         schedule = {key: self.noise.config[key] for key in NOISE_SCHEDULE}
@@ -362,50 +238,20 @@ class _Training:
 
         return self.probe(to_uint8(batch) for batch in batches) if self.probe else {}
 
-    def _save(self, step: int) -> None:
-        parts = {"unet": self.net, "ema": self.ema, "optimizer": self.optimizer}
-        with replacing(self.out / CHECKPOINT) as file:
-            torch.save(
-                {
-                    "step": step,
-                    "losses": self.losses,
-                    **{name: part.state_dict() for name, part in parts.items()},
-                },
-                file,
-            )
+    def parts(self) -> dict[str, Any]:
+        """Return the weights, their average and the optimizer."""
+        return {"unet": self.net, "ema": self.ema, "optimizer": self.optimizer}
 
     def load(self) -> int:
         """Go on from the checkpoint, if there is one; returns the steps that it has done."""
-        if not (self.out / CHECKPOINT).exists():
-            return 0
-
-        state = torch.load(self.out / CHECKPOINT, map_location="cpu", weights_only=True)
-        self.net.load_state_dict(state["unet"])
-        self.ema.load_state_dict(state["ema"])
+        step = super().load()
         self.ema.to(self.accelerator.device)  # its own loading drops the device
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses = [loss.to(self.accelerator.device) for loss in state["losses"]]
-        return state["step"]
+        return step
 
     def finish(self) -> None:
         """Save the averaged weights in diffusers' format; `model_index.json`, whose presence means «finished», last."""
         self.ema.copy_to(self.net.parameters())
-        out = self.out
-
-        # Write everything beside, then move it into its place
-        staging = out / ".pipeline.tmp"
-        shutil.rmtree(staging, ignore_errors=True)
-
-        with saving(staging), contextlib.redirect_stdout(None):
-            DDPMPipeline(self.net, self.noise).save_pretrained(staging)
-
-        for part in ("unet", "scheduler"):
-            shutil.rmtree(out / part, ignore_errors=True)
-            (staging / part).rename(out / part)
-
-        (staging / "model_index.json").rename(out / "model_index.json")
-        shutil.rmtree(staging)
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        self.folder.put_result(DDPMPipeline(self.net, self.noise).save_pretrained)
 
 
 def check_out(
@@ -427,63 +273,19 @@ def check_out(
     if config.condition == "clusters":
         check_cluster_count(anchors, config.clusters)
 
-    found = owner_of(out, IDENTITY, "model of clsp diffusion train")
-    is_another = found is not None and found != _identity(anchors, config, encoder_digest)
-    if is_another and not (may_replace and _is_without_result(out)):
-        raise InputError(
-            f"{out} holds a model trained with other settings ({out / IDENTITY}); choose another --out"
-        )
-
-    return (out / "model_index.json").exists()
+    return _folder(anchors, config, out, encoder_digest).is_finished(may_replace)
 
 
-def _is_without_result(out: Path) -> bool:
-    return not any((out / name).exists() for name in (CHECKPOINT, "model_index.json"))
-
-
-def _claim(out: Path, identity: bytes, recipe: bytes) -> None:
-    """Write down whose the folder is; what other settings have left there was found to be without a result."""
-    path = out / IDENTITY
-    if path.exists() and path.read_bytes() != identity:
-        set_aside(out, (RECIPE, LOG, SAMPLES, RECORD, CLUSTERS), IDENTITY)
-
-    write_file(path, identity)
-    if recipe:
-        write_file(out / RECIPE, recipe)
-
-
-def begun_precision(out: Path) -> str | None:
-    """Return the precision of the training that was begun in `out`, None if there is none."""
-    path = out / IDENTITY
-    return json.loads(path.read_text(encoding="utf-8")).get("precision") if path.exists() else None
+def _folder(
+    anchors: ImageSource, config: DiffusionConfig, out: Path, encoder_digest: str
+) -> TrainingFolder:
+    kind = "model of clsp diffusion train"
+    identity = _identity(anchors, config, encoder_digest)
+    return TrainingFolder(out, kind, identity, PIPELINE, (RECORD, CLUSTERS))
 
 
 def _identity(anchors: ImageSource, config: DiffusionConfig, encoder_digest: str) -> bytes:
     settings = config.recorded(leave_out=UNESSENTIAL)
     if config.condition == "clusters":
         settings["cluster_encoder_digest"] = encoder_digest
-    if len(anchors) < anchors.source_count:
-        settings["anchors_used"] = len(anchors)
-    images = {"anchors": anchors.digest, "size": anchors.size, **anchors.pixel_record}
-    return canonical_json({**images, **settings})
-
-
-def _log(out: Path, step: int, metrics: dict[str, float]) -> None:
-    with (out / LOG).open("a", encoding="utf-8") as file:
-        file.write(json_line({"step": step, **metrics}))
-
-
-def _cut_log(out: Path, step: int) -> None:
-    """Keep the rows up to `step`: a resumed run writes the later ones again."""
-    if (out / LOG).exists():
-        lines = (out / LOG).read_text(encoding="utf-8").splitlines()
-        write_file(
-            out / LOG, "".join(f"{line}\n" for line in lines if _step_of(line) <= step).encode()
-        )
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # cut short when the process was killed
-        return math.inf
+    return canonical_json({**anchor_facts(anchors), **settings})

@@ -1,4 +1,4 @@
-"""The images of each training step of the diffusion model."""
+"""The images of each training step of stage 1."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from ..core import permutation
 from ..shards import ImageSource
 from ..shards.reading.worker_batches import worker_batches
-from .config import DiffusionConfig
+from .config import TrainingSettings
 from .pixels import to_model_range
 
 
@@ -20,6 +20,12 @@ class TrainBatch(NamedTuple):
 
     images_BCHW: torch.Tensor
     classes_B: torch.Tensor | None
+
+
+def flip_half(images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Mirror about half of the images, by torch's state of random numbers."""
+    is_mirrored_B = torch.rand(len(images_BCHW), 1, 1, 1, device=images_BCHW.device) < 0.5
+    return torch.where(is_mirrored_B, images_BCHW.flip(-1), images_BCHW)
 
 
 class _ImageReader:
@@ -47,7 +53,7 @@ class ImageOrder:
     def __init__(
         self,
         count: int,
-        config: DiffusionConfig,
+        config: TrainingSettings,
         first: int,
         last: int,
         rank: int = 0,
@@ -83,7 +89,7 @@ class ImageOrder:
 
 def image_batches(
     anchors: ImageSource,
-    config: DiffusionConfig,
+    config: TrainingSettings,
     first: int,
     rank: int,
     world_size: int,

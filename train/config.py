@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from ..core import Section
-from ..core.run_name import WITH_CANDIDATES, RunName
+from ..core.run_name import LABEL_PATTERN, WITH_CANDIDATES, RunName
 from ..shards.reading.measures import Keep, WeightMap, find_measure
 
 Ratio = tuple[float, float, float]
@@ -215,7 +215,7 @@ class PretrainConfig(Section):
     """
 
     method: str = "simclr"
-    label: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    label: str = Field(default="", pattern=LABEL_PATTERN)
     """Joins the run's name, to tell runs apart that differ in other settings: `m4` gives `simclr+shards@m4`."""
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=1024, ge=2)

@@ -15,6 +15,7 @@ from ..core import (
     WorkError,
     holding,
     make_accelerator,
+    on_any_rank,
     stop_deferred,
     stream_seed,
     training_precision,
@@ -75,8 +76,8 @@ def pretrain(
         log_with=list(config.trackers) or None,
         project_dir=out,
     )
-    on_any_rank = partial(_on_any_rank, accelerator)
-    with holding(out, accelerator.is_main_process, on_any_rank) as is_locked:
+    agree = partial(on_any_rank, accelerator)
+    with holding(out, accelerator.is_main_process, agree) as is_locked:
         if check_folder(shards, config, out, is_locked):  # another may have finished it since
             return out / BACKBONE
         return _pretrain(accelerator, shards, config, out, report, probe, recipe)
@@ -139,7 +140,7 @@ def _pretrain(
             # Stop behind the same step on all ranks
             if not ends_epoch and not _asks_for_stop(accelerator, step):
                 continue
-            if _on_any_rank(accelerator, stop_requested()):
+            if on_any_rank(accelerator, stop_requested()):
                 trainer.check(step)
                 progress.save()
                 accelerator.end_training()
@@ -296,12 +297,3 @@ def _asks_for_stop(accelerator: Accelerator, step: int) -> bool:
     """Return True behind the steps at which ranks agree on a stop: all, but not on several GPUs."""
     is_free = accelerator.num_processes == 1 or accelerator.device.type == "cpu"
     return is_free or (step + 1) % ASKED == 0
-
-
-def _on_any_rank(accelerator: Accelerator, here: bool) -> bool:
-    """Return True on every rank if a stop was requested on any."""
-    if accelerator.num_processes == 1:
-        return here
-    requested = torch.tensor(float(here), device=accelerator.device)
-    mean: Any = accelerator.reduce(requested, "mean")
-    return float(mean) > 0

@@ -13,7 +13,7 @@ from ..options import out_option, recipe_options
 from ..progress import open_anchors, say
 from ..recipe import Recipe, load_recipe
 from .driver import Driver
-from .stages import DDAE, Stage, method_recipe, parse_run, pipeline
+from .stages import DDAE, Stage, parse_run, pipeline, run_recipe
 
 STATE = "reproduce.json"
 
@@ -55,22 +55,25 @@ def reproduce(
     jobs: int,
 ) -> None:
     """Run the whole pipeline of a recipe: diffusion, shards, every run of the comparison, table and report."""
-    # The recipe, resolved for every method
+    # The recipe, resolved for every run
     settings = (*overrides, *([f"reproduce.seeds={seeds}"] if seeds else []))
     recipe = load_recipe(recipe_name, settings, profile)
-    methods = sorted({parse_run(name).method for name in recipe.reproduce.runs} - {DDAE})
-    if not methods:
+    trained = [name for name in recipe.reproduce.runs if name != DDAE]
+    if not trained:
         raise InputError(f"reproduce.runs: {DDAE} alone; expected a run that is trained beside it")
 
     resolved = {}
-    for method in methods:
-        chosen = (*settings, f"pretrain.method={method}")
-        resolved[method_recipe(out, method)] = load_recipe(recipe_name, chosen, profile)
+    for name in trained:
+        run = parse_run(name)
+        chosen = [*settings, f"pretrain.method={run.method}"]
+        if run.label:
+            chosen.append(f"pretrain.label={run.label}")
+        resolved[run_recipe(out, name)] = load_recipe(recipe_name, chosen, profile, run=name)
+
     _check_methods(resolved)
-    for name in recipe.reproduce.runs:
-        method = parse_run(name).method
-        if method != DDAE:
-            _check_labels(name, resolved[method_recipe(out, method)])
+    for name in trained:
+        _check_labels(name, resolved[run_recipe(out, name)])
+        _check_scores(name, resolved[run_recipe(out, name)])
 
     recipes = {out / "recipe.toml": recipe, **resolved}
     _check_folder(out, recipes)
@@ -83,7 +86,15 @@ def reproduce(
 
     # The stages
     runs = recipe.reproduce.runs
-    stages = pipeline(out, runs, recipe.reproduce.seeds, jobs, recipe.diffusion.path)
+    stages = pipeline(
+        out,
+        runs,
+        recipe.reproduce.seeds,
+        jobs,
+        recipe.diffusion.path,
+        recipe.reproduce.scores,
+        recipe.reproduce.transfer,
+    )
     seconds = None if max_minutes is None else 60 * max_minutes
     driver = Driver(out, stages, jobs, seconds, began)
     driver.run()
@@ -122,6 +133,19 @@ def _check_labels(name: str, recipe: Recipe) -> None:
         raise InputError(
             f"reproduce.runs: {name}; by pretrain.synthetic.scores, measure and keep this run {does} candidates by "
             f"labels, so call it {right}"
+        )
+
+
+def _check_scores(name: str, recipe: Recipe) -> None:
+    """Raise InputError if a run goes by scores that nothing makes before it."""
+    source = parse_run(name).source
+    synthetic = recipe.pretrain.synthetic.model_copy(update={"source": source})
+    config = recipe.pretrain.model_copy(update={"synthetic": synthetic})
+    made = recipe.reproduce.scores
+    if config.goes_by_measure and synthetic.scores not in made:
+        raise InputError(
+            f"reproduce.runs: {name} chooses candidates by the scores {synthetic.scores}, and reproduce.scores names "
+            f"{', '.join(made) or 'none'}; add there: {synthetic.scores} = ENCODER"
         )
 
 

@@ -1,18 +1,21 @@
 """The stages of `clsp reproduce`: the other commands with their dependencies, and nothing else."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ...core import InputError
-from ...core.run_name import NO_SOURCE, WITH_CANDIDATES, RunName
+from ...core.run_name import LABEL_PATTERN, NO_SOURCE, WITH_CANDIDATES, RunName
 
 SOURCES = ("augmentation", "inflation", "shards")
 DDAE = "ddae"
 """The run that trains nothing: the diffusion model's own features, evaluated once."""
+UNET = "unet"
+"""The encoder of `reproduce.scores` that stands for the diffusion model of this work."""
 
-Kind = Literal["diffusion", "shards", "pretrain", "linear-eval", "knn", "other"]
+Kind = Literal["diffusion", "shards", "pretrain", "linear-eval", "knn", "transfer", "other"]
 
 
 @dataclass(frozen=True)
@@ -29,37 +32,48 @@ class Stage:
 
 
 def parse_run(name: str) -> RunName:
-    """Read a run's name, `simclr`, `mocov2plus+shards`, `simclr+shards+labels`, ….
+    """Read a run's name, `simclr`, `mocov2plus+shards`, `simclr+shards+labels`, `simclr+shards@m2`, ….
 
     Raises:
         InputError: it is none, or has no such source.
     """
     run = RunName.parse(name)
-    is_known = run.source in (NO_SOURCE, *SOURCES) and str(run) == name and not run.label
+    is_label = re.search(LABEL_PATTERN, run.label) is not None
+    is_known = run.source in (NO_SOURCE, *SOURCES) and str(run) == name and is_label
     is_trained = run.method != DDAE or name == DDAE
     has_candidates = run.source in WITH_CANDIDATES
     if not is_known or not is_trained or (run.by_labels and not has_candidates):
         raise InputError(
             f"reproduce.runs: {name}; expected a method, METHOD+SOURCE with {', '.join(SOURCES)}, behind "
-            f"{' and '.join(WITH_CANDIDATES)} perhaps +labels, or {DDAE}"
+            f"{' and '.join(WITH_CANDIDATES)} perhaps +labels, last perhaps @ and a label of [runs], or {DDAE}"
         )
 
     return run
 
 
-def method_recipe(out: Path, method: str) -> Path:
-    """Return the path of the recipe resolved for a method."""
-    return out / "recipes" / f"{method}.toml"
+def run_recipe(out: Path, name: str) -> Path:
+    """Return the path of the recipe resolved for a run: its method's, or its own where it has a label."""
+    run = parse_run(name)
+    return out / "recipes" / f"{name if run.label else run.method}.toml"
 
 
 def pipeline(
-    out: Path, runs: Sequence[str], seeds: int, parts: int, diffusion: str = ""
+    out: Path,
+    runs: Sequence[str],
+    seeds: int,
+    parts: int,
+    diffusion: str = "",
+    scores: Mapping[str, str] | None = None,
+    transfers: bool = False,
 ) -> list[Stage]:
     """List the stages from images to report: a pretraining and its evaluations per run name and seed.
 
     Args:
         parts: of the making of the shard set, which are made at a time.
         diffusion: the recipe's own diffusion model; empty: one is trained.
+        scores: names of scores that runs choose candidates by, each with its encoder; all are made before any run, for
+            every run records the set's ID.
+        transfers: evaluate by transfer, too.
     """
     shards = str(out / "shards")
     recipe = ("--recipe", str(out / "recipe.toml"))
@@ -80,13 +94,22 @@ def pipeline(
     command = ("shards", "preview", shards, "--out", str(out / "contact-sheet.png"))
     stages.append(Stage("preview", command, ("verify",)))
 
+    # The scores that runs choose candidates by
+    own = diffusion or str(out / "diffusion")
+    before_runs = ["verify"]
+    for score, encoder in (scores or {}).items():
+        encoder = f"unet:{own}" if encoder == UNET else encoder
+        command = ("shards", "score", shards, "--encoder", encoder, "--name", score, *recipe)
+        stages.append(Stage(f"score-{score}", command, ("verify",)))
+        before_runs.append(f"score-{score}")
+
     # The runs and their evaluations
     folders = []
     evaluations: list[str] = []
     if DDAE in runs:
         folder = out / "pretrain" / f"{DDAE}-s0"
         folders.append(str(folder))
-        probes = _ddae_stages(recipe, diffusion or str(out / "diffusion"), folder)
+        probes = _ddae_stages(recipe, own, folder, transfers)
         stages += probes
         evaluations += [probe.name for probe in probes]
 
@@ -95,17 +118,18 @@ def pipeline(
         for name in trained:
             folder = out / "pretrain" / f"{name}-s{seed}"
             folders.append(str(folder))
-            training, *probes = _run_stages(out, name, seed, shards, folder)
+            training, *probes = _run_stages(out, name, seed, shards, folder, transfers)
+            training = replace(training, after=tuple(before_runs))
             stages += [training, *probes]
             evaluations += [probe.name for probe in probes]
 
-    # Table, measures of the set, and page. The set is scored only now: every run records the set's ID.
+    # Table, measures of the set for the page, and the page
     evaluated = tuple(evaluations)
     command = ("compare", *folders, "--out", str(out))
     stages.append(Stage("compare", command, evaluated))
-    scores = trained[0].replace("+", "-")
+    name = trained[0].replace("+", "-")
     encoder = str(out / "pretrain" / f"{trained[0]}-s0")
-    command = ("shards", "score", shards, "--encoder", encoder, "--name", scores, *recipe)
+    command = ("shards", "score", shards, "--encoder", encoder, "--name", name, *recipe)
     stages.append(Stage("score", command, evaluated))
     command = ("report", str(out), "--out", str(out / "report.html"))
     stages.append(Stage("report", command, ("compare", "score")))
@@ -113,11 +137,12 @@ def pipeline(
     return stages
 
 
-def _ddae_stages(recipe: tuple[str, ...], diffusion: str, folder: Path) -> list[Stage]:
+def _ddae_stages(
+    recipe: tuple[str, ...], diffusion: str, folder: Path, transfers: bool
+) -> list[Stage]:
     """List the evaluations of the diffusion model's own features."""
     stages = []
-    probes: tuple[Kind, ...] = ("linear-eval", "knn")
-    for probe in probes:
+    for probe in _probes(transfers):
         checkpoint = f"unet:{diffusion}@chosen"
         command = (probe, *recipe, "--checkpoint", checkpoint, "--out", str(folder))
         stages.append(Stage(f"{probe}-{folder.name}", command, ("diffusion",), probe))
@@ -125,20 +150,30 @@ def _ddae_stages(recipe: tuple[str, ...], diffusion: str, folder: Path) -> list[
     return stages
 
 
-def _run_stages(out: Path, name: str, seed: int, shards: str, folder: Path) -> list[Stage]:
+def _run_stages(
+    out: Path, name: str, seed: int, shards: str, folder: Path, transfers: bool
+) -> list[Stage]:
     """List a run's pretraining and its evaluations."""
     run = parse_run(name)
     label = folder.name
-    recipe = ("--recipe", str(method_recipe(out, run.method)))
+    recipe = ("--recipe", str(run_recipe(out, name)))
     changes = ("--set", f"pretrain.synthetic.source={run.source}", "--set", f"pretrain.seed={seed}")
     chosen = (*recipe, *changes)
 
     command = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))
     stages = [Stage(label, command, ("verify",), "pretrain")]
 
-    probes: tuple[Kind, ...] = ("linear-eval", "knn")
-    for probe in probes:
+    for probe in _probes(transfers):
         command = (probe, *chosen, "--checkpoint", str(folder), "--out", str(folder))
         stages.append(Stage(f"{probe}-{label}", command, (label,), probe))
 
     return stages
+
+
+def _probes(transfers: bool) -> list[Kind]:
+    """List the commands that evaluate a run."""
+    probes: list[Kind] = ["linear-eval", "knn"]
+    if transfers:
+        probes.append("transfer")
+
+    return probes

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from clsp.cli.recipe import load_recipe, shipped_recipes
 from clsp.core import InputError
@@ -209,3 +211,31 @@ def test_a_number_or_date_given_for_a_text_is_one(text):
     assert (recipe.anchors.path, recipe.linear_eval.test_path) == (text, text)
     with pytest.raises(InputError, match=r"recipe digits: sampler.steps = 1000.5"):
         load_recipe("digits", [f"anchors.path={text}", "sampler.steps=1000.5"])
+
+
+def test_a_profile_is_named_behind_the_recipe(tmp_path):
+    assert load_recipe("cifar10:minutes") == load_recipe("cifar10", profile="minutes")
+    assert load_recipe("cifar10:minutes").anchors.limit == 2000
+
+    own = tmp_path / "own.toml"
+    own.write_text("[profiles.small.anchors]\nlimit = 7\n", encoding="utf-8")
+    assert load_recipe(f"{own}:small").anchors.limit == 7
+    assert load_recipe(str(own)).anchors.limit == 0
+
+    # A file whose name has a colon is that file
+    odd = tmp_path / "own.toml:small"
+    odd.write_text("[anchors]\nlimit = 8\n", encoding="utf-8")
+    assert load_recipe(str(odd)).anchors.limit == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10:week", "profile week: recipe cifar10 has profiles paper, hour, minutes"),
+        ("digits:week", "recipe digits has no profiles"),
+        ("nothing:week", "--recipe nothing:week: no such file or shipped recipe"),
+    ],
+)
+def test_profiles_that_are_not_there(name, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_recipe(name)

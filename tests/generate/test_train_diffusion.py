@@ -13,7 +13,7 @@ from clsp.cli.main import run
 from clsp.core import InputError, StopRequested, WorkError
 from clsp.generate import DiffusionConfig, train_diffusion
 from clsp.generate.pixels import to_uint8
-from clsp.generate.train_diffusion import _Training
+from clsp.generate.train_diffusion import _folder, _Training
 from clsp.generate.train_images import ImageOrder
 from clsp.generate.unconditional import draw_images
 from clsp.train import PretrainConfig
@@ -36,6 +36,11 @@ def weights(folder) -> str:
     return hashlib.sha256(
         (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     ).hexdigest()
+
+
+def make_training(digits, config, out) -> _Training:
+    folder = _folder(digits, config, out, "")
+    return _Training(Accelerator(), digits, config, folder, None, True, None)
 
 
 class CrashError(Exception):
@@ -329,7 +334,7 @@ def test_the_learning_rate_falls_along_a_cosine_behind_the_warm_up():
 def test_min_snr_weighs_the_loss_of_each_timestep(digits, tmp_path, gamma):
     """Equation 7 of Hang et al. for the prediction of noise, by hand in float64."""
     config = CONFIG.model_copy(update={"snr_gamma": gamma})
-    training = _Training(Accelerator(), digits, config, tmp_path, None, True, None)
+    training = make_training(digits, config, tmp_path)
     generator = torch.Generator().manual_seed(0)
     predicted, noise = (torch.randn(5, 3, 8, 8, generator=generator) for _ in range(2))
     timesteps = [0, 10, 200, 500, 999]
@@ -345,7 +350,7 @@ def test_the_average_warms_up_as_asked(digits, tmp_path):
     """After 6 steps 1 - 6^(-2/3) of the old average is kept, by diffusers' rule without it (1 + 5) / (10 + 5)."""
     for warmup, expected in ((False, 6 / 15), (True, 1 - 6 ** (-2 / 3))):
         config = CONFIG.model_copy(update={"ema_warmup": warmup})
-        ema = _Training(Accelerator(), digits, config, tmp_path, None, True, None).ema
+        ema = make_training(digits, config, tmp_path).ema
         assert ema.get_decay(6) == pytest.approx(expected)
 
 

@@ -75,7 +75,8 @@ def test_the_diffusion_models_own_features_are_evaluated_once_and_not_trained(tm
         "simclr+labels",
         "simclr+augmentation+labels",
         "simclr+labels+shards",
-        "simclr+shards@m4",
+        "simclr@m4+shards",
+        "ddae@m4",
         "ddae+shards",
     ],
 )
@@ -124,6 +125,90 @@ def test_a_run_by_labels_reads_shards_and_keeps_its_name(tmp_path):
     (training,) = [stage for stage in stages if stage.arguments[0] == "pretrain"]
     assert training.name == "simclr+shards+labels-s0"
     assert "pretrain.synthetic.source=shards" in training.arguments
+
+
+WITH_RUNS = """
+[pretrain]
+epochs = 14
+synthetic = { weight = 0.3 }
+
+[methods.mocov2plus]
+epochs = 15
+
+[runs."simclr+shards@m2"]
+synthetic = { candidates = 2, loss = "multi_positive" }
+
+[runs."mocov2plus+shards@best"]
+epochs = 16
+synthetic = { scores = "ddae", keep = 1 }
+
+[reproduce]
+runs = ["simclr", "simclr+shards", "simclr+shards@m2", "mocov2plus+shards@best"]
+scores = { ddae = "unet" }
+transfer = true
+"""
+
+
+def test_a_run_with_a_label_has_settings_of_its_own(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(WITH_RUNS, encoding="utf-8")
+    plain = load_recipe(str(path), run="simclr+shards").pretrain
+    several = load_recipe(str(path), ["pretrain.label=m2"], run="simclr+shards@m2").pretrain
+    moco = ["pretrain.method=mocov2plus"]
+    best = load_recipe(str(path), moco, run="mocov2plus+shards@best").pretrain
+
+    assert (plain.synthetic.candidates, plain.synthetic.weight, plain.epochs) == (1, 0.3, 14)
+    assert (several.synthetic.candidates, several.synthetic.weight) == (2, 0.3)
+    assert several.run_name == "simclr+shards@m2"
+    assert (best.epochs, best.synthetic.keep) == (16, 1)
+    assert load_recipe(str(path), moco).pretrain.epochs == 15
+
+    # What is resolved reads again, and is the same
+    load_recipe(str(path), run="simclr+shards@m2").save(tmp_path / "resolved.toml")
+    again = load_recipe(str(tmp_path / "resolved.toml"))
+    assert again.pretrain.synthetic == several.synthetic
+
+
+def test_scores_are_made_before_every_run_and_transfer_after_it(tmp_path):
+    runs = ["simclr", "simclr+shards@best"]
+    stages = pipeline(
+        tmp_path, runs, 1, 1, scores={"ddae": "unet", "own": "runs/own"}, transfers=True
+    )
+    named = {stage.name: stage for stage in stages}
+
+    own, others = named["score-ddae"].arguments, named["score-own"].arguments
+    assert own[own.index("--encoder") + 1] == f"unet:{tmp_path / 'diffusion'}"
+    assert others[others.index("--encoder") + 1] == "runs/own"
+    for run in runs:
+        assert named[f"{run}-s0"].after == ("verify", "score-ddae", "score-own")
+        assert named[f"transfer-{run}-s0"].after == (f"{run}-s0",)
+        assert f"transfer-{run}-s0" in named["compare"].after
+
+    labelled = named["simclr+shards@best-s0"].arguments
+    assert str(tmp_path / "recipes" / "simclr+shards@best.toml") in labelled
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"simclr", "simclr+shards"',
+            '"simclr@mine"',
+            r'no settings go with that label; add the section \[runs."simclr@mine"\]',
+        ),
+        ('[runs."simclr+shards@m2"]', '[runs."simclr+shards"]', "has no label"),
+        ('scores = { ddae = "unet" }', "", "by the scores ddae, and reproduce.scores names none"),
+        ("candidates = 2", "candidate = 2", "unknown key pretrain.synthetic.candidate"),
+    ],
+)
+def test_runs_of_their_own_that_do_not_fit(clsp, tmp_path, old, new, message):
+    path = tmp_path / "recipe.toml"
+    assert old in WITH_RUNS
+    path.write_text(WITH_RUNS.replace(old, new), encoding="utf-8")
+    found = clsp("reproduce", "--recipe", path, "--out", tmp_path / "out")
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert re.search(message, found.stderr), found.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_work_begun_before_there_was_a_choice_goes_on(tmp_path):
