@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,15 +81,22 @@ def encoded(image: np.ndarray, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def seconds_of(work: Callable[[int], object], count: int, rounds: int) -> float:
-    """Return the seconds that a call takes: the median over rounds of the mean over all numbers."""
-    found = []
+def seconds_of(
+    works: Mapping[str, Callable[[int], object]], count: int, rounds: int
+) -> dict[str, float]:
+    """Return the processor seconds that a call of each work takes: the median over rounds, in which they take turns.
+
+    Processor time, so that other programs on the machine disturb little.
+    """
+    found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
-        started = time.perf_counter()
-        for number in range(count):
-            work(number)
-        found.append((time.perf_counter() - started) / count)
-    return statistics.median(found)
+        for name, work in works.items():
+            started = time.process_time()
+            for number in range(count):
+                work(number)
+            found[name].append((time.process_time() - started) / count)
+
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def as_tensor(content: bytes) -> torch.Tensor:
@@ -99,12 +107,16 @@ def as_tensor(content: bytes) -> torch.Tensor:
 
 
 def measure_codecs(images: Sequence[np.ndarray], rounds: int) -> None:
-    print(f"{len(images)} images of {SIZE}x{SIZE}\n")
-    print("codec              bytes/image   PSNR dB   encode/s   decode/s")
+    """Print bytes, error and rates of all codecs that were tried."""
+    encoding = {}
+    decoding = {}
+    facts = {}
     for name in TRIED:
         contents = [encoded(image, name) for image in images]
         tensors = [as_tensor(content) for content in contents]
         operator = OPERATORS[name.split("-")[0].upper()]
+        encoding[name] = partial(_encode_nth, images, name)
+        decoding[name] = partial(_decode_nth, tensors, operator)
 
         errors = []
         for image, tensor in zip(images, tensors, strict=True):
@@ -112,15 +124,30 @@ def measure_codecs(images: Sequence[np.ndarray], rounds: int) -> None:
             errors.append(np.square(image.astype(float) - decoded).mean())
         mean_error = float(np.mean(errors))
         psnr = 10 * np.log10(255**2 / mean_error) if mean_error else float("inf")
+        facts[name] = (statistics.mean(map(len, contents)), psnr)
 
-        size = statistics.mean(map(len, contents))
-        encoding = seconds_of(
-            lambda number, name=name: encoded(images[number], name), len(images), rounds
-        )
-        decoding = seconds_of(
-            lambda number, t=tensors, o=operator: o(t[number], 0), len(images), rounds
-        )
-        print(f"{name:18} {size:11,.0f} {psnr:9.1f} {1 / encoding:10,.0f} {1 / decoding:10,.0f}")
+    encoding_seconds = seconds_of(encoding, len(images), rounds)
+    decoding_seconds = seconds_of(decoding, len(images), rounds)
+    print(f"{len(images)} images of {SIZE}x{SIZE}\n")
+    print("codec              bytes/image   PSNR dB   encode/s   decode/s")
+    for name, (size, psnr) in facts.items():
+        encode_rate = 1 / encoding_seconds[name]
+        decode_rate = 1 / decoding_seconds[name]
+        print(f"{name:18} {size:11,.0f} {psnr:9.1f} {encode_rate:10,.0f} {decode_rate:10,.0f}")
+
+
+def _encode_nth(images: Sequence[np.ndarray], name: str, number: int) -> bytes:
+    return encoded(images[number], name)
+
+
+def _decode_nth(tensors: Sequence[torch.Tensor], operator: Any, number: int) -> torch.Tensor:
+    return operator(tensors[number], 0)
+
+
+def _crop_nth(
+    contents: Sequence[bytes], boxes: Sequence[Box], decoder: Decoder, number: int
+) -> object:
+    return decoder(contents[number], boxes[number])
 
 
 def compare_decoders(images: Sequence[np.ndarray]) -> None:
@@ -290,17 +317,18 @@ def measure_crops(images: Sequence[np.ndarray], rounds: int) -> None:
             print(f"\ncrops of {smallest:g} to 1 of the area, views of {output} pixels")
             for title, name, decoders in cases:
                 contents = [encoded(image, name) for image in images]
-                whole = 0.0
+                works = {}
                 for decoder_name, decoder in decoders(output).items():
-                    spent = seconds_of(
-                        lambda number, c=contents, d=decoder, b=boxes: d(c[number], b[number]),
-                        len(images),
-                        rounds,
-                    )
-                    whole = whole or spent
+                    works[decoder_name] = partial(_crop_nth, contents, boxes, decoder)
+
+                seconds = seconds_of(works, len(images), rounds)
+                whole = seconds["torchvision, whole"]
+                for decoder_name, spent in seconds.items():
+                    a_view = whole / spent
+                    a_pair = 2 * whole / (3 * spent)
                     print(
-                        f"  {title:26} {decoder_name:44} {1e6 * spent:7.0f} us  {whole / spent:5.2f} x a view, "
-                        f"{2 * whole / (3 * spent):5.2f} x a pair"
+                        f"  {title:26} {decoder_name:44} {1e6 * spent:7.0f} us  {a_view:5.2f} x a view, "
+                        f"{a_pair:5.2f} x a pair"
                     )
 
     print(
