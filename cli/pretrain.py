@@ -81,6 +81,8 @@ def pretrain(
     # Train
     if loader.dataset.choice.summary:
         say(f"{recipe.pretrain.synthetic.measure}: {loader.dataset.choice.summary}")
+    if config.size:
+        say(f"views of {config.size} pixels, cut out of images of {shards.size}x{shards.size}")
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     probe = (
         _knn_probe(recipe, config.view_size(shards.size))

@@ -11,6 +11,7 @@ from clsp.shards import ShardSet
 from clsp.train import PretrainConfig, Views, pretrain
 from clsp.train.crops import SmoothResizedCrop, crop_by_matrices, crop_one_by_one
 from clsp.train.run import check_run, with_view_size
+from clsp.train.views import build_augmentation
 from conftest import SMALL_METHOD
 from pictures import photograph
 from PIL import Image
@@ -64,6 +65,17 @@ def test_images_of_the_views_size_are_cropped_as_before(batched):
     torch.manual_seed(3)
     found = SmoothResizedCrop((SIDE, SIDE), scale=(0.08, 1.0), batched=batched, **how)(batch)
     assert torch.equal(found, expected)
+
+
+def test_both_ways_make_the_same_views():
+    """GPUs crop all images in one operation; the boxes and the colours are the same."""
+    made = []
+    for batched in (False, True):
+        torch.manual_seed(5)
+        augmentation = build_augmentation(PretrainConfig().augment, 24, batched)
+        made.append(augmentation(images().float() / 255))
+    assert made[0].shape == (12, 3, 24, 24)
+    torch.testing.assert_close(made[1], made[0], atol=1e-4, rtol=0)
 
 
 def test_views_have_the_size_that_is_asked_for():

@@ -1,5 +1,7 @@
 import hashlib
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -72,6 +74,24 @@ def test_every_decoder_gives_the_same_pixels(codec, size):
     by_torchvision = read(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     assert np.array_equal(by_torchvision.permute(1, 2, 0), expected)
     assert np.array_equal(decode_image(content, codec, size).permute(1, 2, 0), expected)
+
+
+PROGRAM = """
+import hashlib, sys
+import numpy as np
+from clsp.shards.format.codec import encode
+image = np.load(sys.argv[1])
+for codec in sys.argv[2:]:
+    print(hashlib.sha256(encode(image, codec)).hexdigest())
+"""
+
+
+def test_another_process_gives_the_same_bytes(tmp_path):
+    np.save(tmp_path / "image.npy", photograph(5, 256))
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "image.npy"), *LOSSY]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    here = [hashlib.sha256(encode(photograph(5, 256), codec)).hexdigest() for codec in LOSSY]
+    assert done.stdout.split() == here
 
 
 def foreign() -> dict[str, bytes]:
