@@ -17,6 +17,10 @@ from .streams import READER_GONE, drop_output, prepare_streams, reader_is_gone
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
 COMMANDS: dict[str, Any] = {
+    "autoencoder": {
+        "": "Train the autoencoder of a latent diffusion model.",
+        "train": (".autoencoder:train", "Train an autoencoder on the anchors alone."),
+    },
     "diffusion": {
         "": "Train the diffusion model that makes the positives.",
         "train": (

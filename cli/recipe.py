@@ -3,10 +3,10 @@
 import codecs
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tomli_w
 from pydantic import Field, ValidationError
@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from ..core import InputError, Section, local_path, write_file
 from ..core.run_name import LABEL_MARK
 from ..evaluate import KnnConfig, LinearEvalConfig, TransferConfig
-from ..generate import DiffusionConfig, SamplerConfig
+from ..generate import AutoencoderConfig, DiffusionConfig, SamplerConfig
 from ..shards import AnchorsConfig, ShardsConfig
 from ..train import METHODS, PretrainConfig
 
@@ -37,9 +37,15 @@ class ReproduceConfig(Section):
 
 
 class Recipe(Section):
-    """Holds a whole recipe; each section's model lives in the package that uses it."""
+    """Holds a whole recipe; each section's model lives in the package that uses it.
+
+    A section that joined later is left out of a resolved recipe while nobody uses it, so that older versions read it.
+    """
+
+    added: ClassVar[Mapping[str, Any]] = {"autoencoder": AutoencoderConfig()}
 
     anchors: AnchorsConfig = AnchorsConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     sampler: SamplerConfig = SamplerConfig()
     shards: ShardsConfig = ShardsConfig()
@@ -52,7 +58,9 @@ class Recipe(Section):
     @property
     def content(self) -> bytes:
         """The resolved recipe as TOML, which `--recipe PATH` reads again."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)).encode()
+        unused = {name for name, value in self.added.items() if getattr(self, name) == value}
+        values = self.model_dump(mode="json", exclude_none=True, exclude=unused)
+        return tomli_w.dumps(values).encode()
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe."""

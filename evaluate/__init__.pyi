@@ -13,6 +13,7 @@ from .features.encoder import Encoder as Encoder
 from .features.encoder import encoder_digest as encoder_digest
 from .features.encoder import encoder_title as encoder_title
 from .features.encoder import load_encoder as load_encoder
+from .features.encoder import load_stages as load_stages
 from .features.extract import Features as Features
 from .features.extract import check_labels as check_labels
 from .features.extract import embed_images as embed_images

@@ -1,3 +1,4 @@
+from .autoencoder_config import AutoencoderConfig as AutoencoderConfig
 from .clusters import ClusterEncoder as ClusterEncoder
 from .clusters import ClusterFacts as ClusterFacts
 from .clusters import Clusters as Clusters
@@ -28,8 +29,13 @@ from .model import DiffusionModel as DiffusionModel
 from .model import build_unet as build_unet
 from .model import image_size as image_size
 from .model import load_diffusion as load_diffusion
+from .perceptual import PerceptualDistance as PerceptualDistance
+from .perceptual import check_perceptual as check_perceptual
 from .sampler import Sampler as Sampler
 from .schedulers import check_window as check_window
+from .train_autoencoder import PerceptualModel as PerceptualModel
+from .train_autoencoder import check_autoencoder_out as check_autoencoder_out
+from .train_autoencoder import train_autoencoder as train_autoencoder
 from .train_diffusion import check_out as check_out
 from .train_diffusion import train_diffusion as train_diffusion
 from .training_folder import begun_precision as begun_precision

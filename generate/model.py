@@ -143,13 +143,7 @@ def build_unet(config: DiffusionConfig, size: int, classes: int = 0) -> UNet2DMo
     Raises:
         InputError: the side cannot be halved as often as the levels want.
     """
-    halvings = len(config.channels) - 1
-    if size % 2**halvings:
-        raise InputError(
-            f"anchors of {size} pixels cannot be halved {halvings} times as diffusion.channels wants; "
-            "use fewer levels or another anchors.size"
-        )
-
+    check_halvings(size, len(config.channels), "diffusion.channels")
     return UNet2DModel(
         sample_size=size,
         in_channels=3,
@@ -165,6 +159,16 @@ def build_unet(config: DiffusionConfig, size: int, classes: int = 0) -> UNet2DMo
         attention_head_dim=None,  # one head, as in DDPM
         num_class_embeds=classes + 1 if classes else None,
     )
+
+
+def check_halvings(size: int, levels: int, key: str) -> None:
+    """Raise InputError if images of `size` pixels cannot be halved between so many levels, which `key` sets."""
+    halvings = levels - 1
+    if size % 2**halvings:
+        raise InputError(
+            f"anchors of {size} pixels cannot be halved {halvings} times as {key} wants; "
+            "use fewer levels or another anchors.size"
+        )
 
 
 def _refuse_latent(path: str) -> None:

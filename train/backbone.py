@@ -161,8 +161,11 @@ def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept
 
 
-def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_backbone(folder: Path, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Load a saved backbone, strictly; returns it in eval mode, and its `pretrained_cfg` (`mean`, `std`, `input_size`).
+
+    Args:
+        options: further arguments of `timm.create_model`.
 
     Raises:
         InputError: the folder holds no backbone in timm's form, or the weights do not fit it.
@@ -178,7 +181,7 @@ def load_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         absent = [name for name in ("mean", "std", "input_size") if name not in config]
         if absent:
             raise ValueError(f"its pretrained_cfg lacks {', '.join(absent)}")
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **options)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise InputError(f"{folder} is no loadable timm backbone: {_reason(error)}") from error
 

@@ -94,12 +94,31 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
 
         return load_unet_encoder(parse_unet_name(str(name)), precision)
 
-    name = local_path(str(name))
+    model, config = _load_timm_model(str(name))
+    return Encoder(model, config, precision)
+
+
+def load_stages(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the model that `load_encoder` would, to give a list of feature maps, one per stage, instead of one vector.
+
+    Returns:
+        The model, in eval mode, and its `pretrained_cfg` (`mean`, `std`, `input_size`).
+
+    Raises:
+        InputError: there is none, its weights cannot be had, or it has no stages.
+    """
+    if is_unet_name(str(name)):
+        raise InputError(f"{name}: expected a timm model or the folder of one, found a U-Net")
+    return _load_timm_model(str(name), features_only=True)
+
+
+def _load_timm_model(name: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the backbone in a folder, or timm's of that name, with its `pretrained_cfg`."""
+    name = local_path(name)
 
     # A folder
     if Path(name).exists():
-        model, config = load_backbone(backbone_folder(Path(name)))
-        return Encoder(model, config, precision)
+        return load_backbone(backbone_folder(Path(name)), **options)
 
     # A name of timm's, or of a hub that timm knows (`hf-hub:…`)
     is_path = name.startswith(("/", ".", "~"))
@@ -110,7 +129,7 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
         )
 
     try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except (OSError, RuntimeError, ValueError) as error:
         # No weights for it, no network, or another architecture
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -118,7 +137,7 @@ def load_encoder(name: str | Path, precision: Precision = "no") -> Encoder:
             f"{name}: timm cannot load its pretrained weights ({reason}); give a local folder"
         ) from error
 
-    return Encoder(model, model.pretrained_cfg, precision)
+    return model.eval(), model.pretrained_cfg
 
 
 def encoder_digest(name: str | Path) -> str:

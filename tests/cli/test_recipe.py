@@ -1,4 +1,5 @@
 import re
+import tomllib
 
 import pytest
 from clsp.cli.recipe import load_recipe, shipped_recipes
@@ -142,6 +143,15 @@ def test_a_resolved_recipe_that_chose_precision_by_the_machine_is_read_as_float3
     )
     recipe = load_recipe(str(tmp_path / "older.toml"))
     assert (recipe.linear_eval.precision, recipe.transfer.precision) == ("no", "no")
+
+
+def test_a_resolved_recipe_has_an_autoencoder_only_where_one_is_set(tmp_path):
+    """So that versions from before there was that section read it, and find what they wrote."""
+    assert "autoencoder" not in tomllib.loads(load_recipe("digits").content.decode())
+    recipe = load_recipe("digits", ["autoencoder.latent_channels=3"])
+    recipe.save(tmp_path / "resolved.toml")
+    assert load_recipe(str(tmp_path / "resolved.toml")) == recipe
+    assert recipe.autoencoder.latent_channels == 3
 
 
 PAPERS = ("cifar10", "cifar100")

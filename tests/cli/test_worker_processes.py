@@ -20,6 +20,7 @@ WITH_WORKERS = {
     "pretrain.workers": 2,
     "pretrain.cache": "none",  # else the pixels that another run has kept would be read
     "diffusion.workers": 2,
+    "autoencoder.workers": 2,
 }
 
 
@@ -105,6 +106,23 @@ def test_pretraining_stops_on_request(shard_set, tmp_path):
 def test_diffusion_training_stops_on_request(images, tmp_path):
     out = tmp_path / "model"
     running = train_diffusion(images, out, **{"diffusion.steps": 100000})
+    stopped(running, out / "log.jsonl")
+    assert_ended(running, 75, "resumable")
+    assert (out / "checkpoint.pt").exists()
+
+
+def test_autoencoder_training_stops_on_request(images, tmp_path):
+    out = tmp_path / "model"
+    values = {
+        **WITH_WORKERS,
+        "anchors.path": images,
+        "autoencoder.channels": [8, 16],
+        "autoencoder.norm_groups": 8,
+        "autoencoder.blocks": 1,
+        "autoencoder.sample_steps": 5,
+    }
+    command = ("autoencoder", "train", "--recipe", "digits", "--out", out)
+    running = start_clsp(*command, *settings(values))
     stopped(running, out / "log.jsonl")
     assert_ended(running, 75, "resumable")
     assert (out / "checkpoint.pt").exists()

@@ -4,7 +4,17 @@ import importlib
 
 import numpy as np
 import pytest
-from clsp.generate import Sampler, SamplerConfig, load_diffusion, train_diffusion
+from clsp.evaluate import load_stages
+from clsp.generate import (
+    AutoencoderConfig,
+    PerceptualDistance,
+    PerceptualModel,
+    Sampler,
+    SamplerConfig,
+    load_diffusion,
+    train_autoencoder,
+    train_diffusion,
+)
 from clsp.generate.unconditional import draw_images
 from conftest import TINY
 from waits import DEVICE, counted_waits, needs_pretended_device
@@ -54,6 +64,29 @@ def test_training_and_guidance_wait_for_nothing(digits, tmp_path, monkeypatch):
     assert found[2] == {}
 
     check_sampling(model, classes=[0, 3], guidance=2.0, mixing="slerp")
+
+
+def test_training_an_autoencoder_waits_for_nothing(digits, tmp_path, monkeypatch, encoder_folder):
+    training = importlib.import_module("clsp.generate.train_autoencoder")
+    step = training._Training.step
+    found = {}
+
+    def counted_step(self, batch, number):
+        with counted_waits() as waits:
+            step(self, batch, number)
+        found[number] = dict(waits)
+
+    def load():
+        model, facts = load_stages(encoder_folder)
+        return PerceptualDistance(model, facts["mean"], facts["std"])
+
+    monkeypatch.setattr(training._Training, "step", counted_step)
+    settings = {"channels": (8, 16), "norm_groups": 8, "blocks": 1, "steps": 3, "perceptual": "any"}
+    perceptual = PerceptualModel("11", load)
+    train_autoencoder(
+        digits, AutoencoderConfig(**settings), tmp_path / "model", perceptual=perceptual
+    )
+    assert found[2] == {}
 
 
 def test_drawing_images_waits_for_nothing(model_folder):
