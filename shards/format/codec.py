@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from ...core import InputError, WorkError
 
@@ -18,6 +18,10 @@ JPEG_START = b"\xff\xd8"
 JPEG_BASELINE = 0xC0
 JPEG_SKIPPED = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
 """Markers that may stand ahead of the size: application data, tables, restart interval, comment."""
+
+
+PILLOW_FEATURES = {"WEBP": "webp", "PNG": "zlib", "JPEG": "jpg"}
+"""What Pillow calls the libraries that it may have been built without."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,20 @@ def find_codec(name: str) -> Codec:
     """Return the codec of that name.
 
     Raises:
-        InputError: this version knows none.
+        InputError: this version knows none, or Pillow was built without it here.
     """
     if name not in CODECS:
         raise InputError(
             f"its images are coded as {name}, and this clsp knows {', '.join(CODECS)}; install a newer clsp"
         )
-    return CODECS[name]
+
+    codec = CODECS[name]
+    if not features.check(PILLOW_FEATURES[codec.format]):
+        raise InputError(
+            f"its images are coded as {name}, and Pillow was built without {codec.format} here; install it anew: "
+            "pip install --force-reinstall pillow"
+        )
+    return codec
 
 
 def encode(image_HWC: np.ndarray, codec: str) -> bytes:

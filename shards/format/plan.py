@@ -177,9 +177,9 @@ class Plan(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _codec_is_known(cls, content: Any) -> Any:
-        """Raise InputError, which pydantic lets through, for a codec of later versions."""
+        """Raise InputError, which pydantic lets through, for a codec of later versions or one that is not installed."""
         shards = content.get("shards") if isinstance(content, dict) else None
-        codec = shards.get("codec") if isinstance(shards, dict) else None
+        codec = shards.get("codec") if isinstance(shards, dict) else getattr(shards, "codec", None)
         if isinstance(codec, str):
             find_codec(codec)
         return content

@@ -138,6 +138,14 @@ def test_descriptions_name_codec_and_endings(root, codec, clsp):
     assert f"{codec}, lossy" in clsp("shards", "info", root).stdout
 
 
+def test_a_codec_that_pillow_lacks_is_told(root, codec, monkeypatch, clsp):
+    lacking = {"webp-90": "webp", "jpeg-95": "jpg"}[codec]
+    monkeypatch.setattr("clsp.shards.format.codec.features.check", lambda name: name != lacking)
+    found = clsp("shards", "info", root)
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
+    assert f"coded as {codec}, and Pillow was built without" in found.stderr
+
+
 def test_a_codec_of_a_later_version_is_told(shard_set, tmp_path, clsp):
     root = tmp_path / "set"
     shutil.copytree(shard_set, root)
