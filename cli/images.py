@@ -10,12 +10,16 @@ from rich.table import Table
 from ..core import InputError
 from ..shards import AnchorsConfig, ImageSource
 from ..shards.reading.contact_sheet import image_sheet
+from ..shards.sources.enlarging import enlarging_note, why_enlarged
 from ..shards.sources.folder import FolderSource
 from ..shards.sources.left_out import write_left_out
 from ..shards.sources.survey import Findings
 from ..shards.sources.walk import reasons_of
 from .options import PATH, set_option
 from .progress import ProgressReport, open_anchors, say
+
+SHEET_SIZE = 64
+"""Pixels of the images that a contact sheet shows, where nobody says a size."""
 
 SHOWN = 8
 """Classes, sizes or files that a line names."""
@@ -51,7 +55,8 @@ def images(
 
     # Open the source, in every case with what is left out.
     config = _anchors(source, recipe_name, overrides)
-    anchors = open_anchors(config.model_copy(update={"on_error": "skip"}))
+    shown_at = config.size or SHEET_SIZE
+    anchors = open_anchors(config.model_copy(update={"on_error": "skip", "size": shown_at}))
     for line in summary_of(anchors):
         say(line)
 
@@ -60,7 +65,7 @@ def images(
         findings = anchors.look("pixels" if decode else "header", report)
 
     _print_table(findings)
-    for line in warnings_of(anchors):
+    for line in [*warnings_of(anchors), *(enlarging_lines(anchors) if config.size else [])]:
         say(line)
 
     # Show and list.
@@ -82,8 +87,7 @@ def _anchors(source: str, recipe_name: str | None, overrides: tuple[str, ...]) -
     from .recipe import load_recipe
 
     config = load_recipe(recipe_name, overrides).anchors
-    # A contact sheet has a size in any case.
-    return config.model_copy(update={"path": source, "size": config.size or 64})
+    return config.model_copy(update={"path": source})
 
 
 def summary_of(anchors: ImageSource) -> list[str]:
@@ -143,6 +147,15 @@ def warnings_of(anchors: ImageSource) -> list[str]:
         lines.append(f"  damaged: and {len(findings.unreadable) - SHOWN} more")
 
     return lines
+
+
+def enlarging_lines(anchors: ImageSource) -> list[str]:
+    """Return a line about images smaller than `anchors.size`, or why a set of them is refused, where there are such."""
+    refused = why_enlarged(anchors)
+    if refused:
+        return [f"  note: {refused}"]
+    note = enlarging_note(anchors)
+    return [f"  note: {note}"] if note else []
 
 
 def _folders(source: FolderSource) -> list[str]:

@@ -57,6 +57,7 @@ def pretrain(
     recipe = load_recipe(recipe_name, (*overrides, *settings))
     out = expand(out, recipe)
     from ..train import batch_order, build_method, check_run, layers_used, pair_loader, pretrain
+    from ..train.run import with_view_size
 
     # Shard set, with the layers that the run began with
     shards = ShardSet(root, layers=layers_used(out))
@@ -66,10 +67,11 @@ def pretrain(
     say_unfinished(shards.root, shards.manifest)
 
     # Check
-    loader = pair_loader(shards, recipe.pretrain, batch_order(shards, recipe.pretrain))
-    finished = check_run(shards, recipe.pretrain, out)
+    config = with_view_size(recipe.pretrain, shards, recipe.anchors.size)
+    loader = pair_loader(shards, config, batch_order(shards, config))
+    finished = check_run(shards, config, out)
     if check:
-        build_method(recipe.pretrain)
+        build_method(config)
         return
 
     if finished:
@@ -79,15 +81,17 @@ def pretrain(
     # Train
     if loader.dataset.choice.summary:
         say(f"{recipe.pretrain.synthetic.measure}: {loader.dataset.choice.summary}")
+    if config.size:
+        say(f"views of {config.size} pixels, cut out of images of {shards.size}x{shards.size}")
     say_if_emulated("pretrain.precision", recipe.pretrain.precision == "bf16")
     probe = (
-        _knn_probe(recipe, shards.size)
+        _knn_probe(recipe, config.view_size(shards.size))
         if recipe.pretrain.knn_epochs and launched_rank() == 0
         else None
     )
 
     with ProgressReport(out.name, "epochs") as report:
-        pretrain(shards, recipe.pretrain, out, report, probe, recipe.content)
+        pretrain(shards, config, out, report, probe, recipe.content)
 
     say(f"backbone: {out / 'backbone'}")
 

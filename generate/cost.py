@@ -9,12 +9,11 @@ import torch
 
 from ..core import exact_precision
 from ..shards import ImageSource, Plan
-from ..shards.format.codec import encode
+from ..shards.format.shard_size import record_bytes
 from .pixels import to_model_range
 from .sampler import Sampler
 from .schedulers import mixing_timesteps
 
-SAMPLE, TAR_OVERHEAD, JSON_BYTES = 64, 1024, 512
 TIMESTEP = 500
 """Of the U-Net calls that are measured; all take as long."""
 
@@ -34,13 +33,6 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
     Args:
         seconds: how long to measure U-Net calls, at least one.
     """
-    # Bytes, from some of the anchors
-    sizes = [
-        len(encode(anchors[place].image, plan.shards.codec)) for place in anchors.spread(SAMPLE)
-    ]
-    images = len(plan.image_fields)
-    per_record = images * (float(np.mean(sizes)) + TAR_OVERHEAD) + JSON_BYTES + TAR_OVERHEAD
-
     # Micro-batches, the last of a shard often a short one
     shards = [len(plan.shard_range(shard)) for shard in range(plan.shard_count)]
     batches = sum(-(-records // sampler.config.micro_batch) for records in shards)
@@ -58,7 +50,8 @@ def estimate(plan: Plan, anchors: ImageSource, sampler: Sampler, seconds: float 
     spent += _autoencoder_seconds(anchors, sampler, candidates)
 
     device = torch.cuda.get_device_name() if sampler.device.type == "cuda" else "CPU"
-    return Estimate(per_record * plan.count, batches * spent, device)
+    total = record_bytes(anchors, plan.shards) * plan.count
+    return Estimate(total, batches * spent, device)
 
 
 def _seconds_per_pass(

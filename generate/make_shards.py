@@ -22,6 +22,7 @@ from ..shards.format.commits import read_commit
 from ..shards.format.event_log import log_event
 from ..shards.format.plan import source_plan, source_selection
 from ..shards.format.seal import unfinished_shards
+from ..shards.format.shard_size import with_records
 from ..shards.format.writer import RecordTar
 from ..shards.sources.images import AnchorLookup
 from .config import SamplerConfig
@@ -43,7 +44,7 @@ def make_plan(
             latent=model.latent.plan if model.latent else None,
         ),
         sampler=sampler.decided().recorded(),
-        shards=shards,
+        shards=with_records(shards, anchors),
         selection=source_selection(anchors),
     )
 

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from clsp.shards import AnchorsConfig, ImageSource
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 RED = (255, 0, 0)
 GREEN = (0, 255, 0)
@@ -24,6 +25,14 @@ def picture(colour: tuple[int, int, int] = RED, number: int = 0) -> Image.Image:
     pixels = np.full((SIDE, SIDE, 3), colour, np.uint8)
     pixels[0, 0] = np.random.default_rng(number).integers(0, 256, 3)
     return Image.fromarray(pixels)
+
+
+def photograph(number: int = 0, size: int = 32) -> np.ndarray:
+    """A part of a photograph that scikit-learn ships, `(size, size, 3)`: another one for every number below 100."""
+    whole = load_sample_image("china.jpg")
+    top = 17 + 13 * (number % 10)
+    left = 23 + 29 * (number // 10)
+    return np.ascontiguousarray(whole[top : top + size, left : left + size])
 
 
 def put(path: Path, image: Image.Image | None = None, **options: Any) -> Path:

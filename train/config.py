@@ -288,6 +288,9 @@ class PretrainConfig(Section):
         Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml"], ...
     ] = ("tensorboard",)
     """Where metrics go besides log.jsonl; TensorBoard's files lie in the run's folder."""
+    size: int = Field(default=0, ge=0)
+    """Side of the views in pixels, where it is smaller than the set's: crops are cut out of the whole images. 0 takes
+    `anchors.size` if that is smaller, else the set's."""
     knn_epochs: int = Field(default=0, ge=0)
     """Every so many epochs kNN accuracy on the recipe's labelled images goes to the log and the report; 0: never."""
     checkpoint_epochs: int = Field(default=10, ge=1)
@@ -300,6 +303,7 @@ class PretrainConfig(Section):
         "schedule": "cosine",
         "decay_epochs": 10,
         "label": "",
+        "size": 0,
         "decoupled": False,
         "invariance_weight": 25.0,
         "variance_weight": 25.0,
@@ -325,6 +329,10 @@ class PretrainConfig(Section):
             unused.add("contrast")
 
         return super().recorded({*leave_out, *unused})
+
+    def view_size(self, set_size: int) -> int:
+        """Return the side of the views of a set's images, and so of the images that the backbone is made for."""
+        return self.size or set_size
 
     @property
     def cached_parts(self) -> int:

@@ -110,7 +110,8 @@ def _pretrain(
     model, optimizer = accelerator.prepare(method, build_optimizer(method, config))
 
     # One step, and what is kept of the steps
-    views = Views(config, shards.size, accelerator.device)
+    size = config.view_size(shards.size)
+    views = Views(config, size, accelerator.device)
     inputs = InputMaker(config, views, accelerator.device, method.views, shards.candidates, rank)
     trainer = Trainer(accelerator, method, model, optimizer, config, inputs, per_epoch)
     progress = Progress(accelerator, method, optimizer, config, loader, out)
@@ -147,7 +148,7 @@ def _pretrain(
 
     # The result
     if accelerator.is_main_process:
-        export_backbone(method, config, shards.size, out)
+        export_backbone(method, config, size, out)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / BACKBONE

@@ -49,11 +49,30 @@ def check_run(shards: ShardSet, config: PretrainConfig, out: Path) -> bool:
             begin does not take the set's images.
     """
     _check_trackers(config)
+    check_size(shards, config)
     finished = check_folder(shards, config, out)
     if _is_without_result(out):
-        check_backbone(config, shards.size)
+        check_backbone(config, config.view_size(shards.size))
 
     return finished
+
+
+def check_size(shards: ShardSet, config: PretrainConfig) -> None:
+    """Raise InputError where views are to be larger than the set's images."""
+    if config.size > shards.size:
+        raise InputError(
+            f"views of {config.size} pixels are asked for (pretrain.size or anchors.size), the images of {shards.root} "
+            f"have {shards.size}x{shards.size}; expected at most these, or a set with a larger anchors.size"
+        )
+
+
+def with_view_size(config: PretrainConfig, shards: ShardSet, anchors_size: int) -> PretrainConfig:
+    """Return the settings with the size of the views decided: `pretrain.size`, else the recipe's `anchors.size`.
+
+    The set's own size is left as 0, so that runs on all of a set's pixels are recorded as they were before.
+    """
+    size = config.size or anchors_size
+    return config.model_copy(update={"size": 0 if size == shards.size else size})
 
 
 def check_folder(

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core import stream_seed, to_device
 from .config import AugmentConfig, PretrainConfig
+from .crops import SmoothResizedCrop
 
 CHUNK = 256
 """Images augmented at a time on a CPU, where larger batches leave the cache."""
@@ -20,7 +21,7 @@ def build_augmentation(config: AugmentConfig, size: int, batched: bool = False) 
 
     kornia draws everything per image except the order of the four colour operations, which is per batch (on a CPU per
     `CHUNK`). Each operation gives torchvision's PIL result to 1.5 grey levels, hue to 13 (1.1 in the mean), since PIL
-    rounds hues.
+    rounds hues. Images may be larger than `size`; their crops are scaled down smoothly.
 
     Args:
         batched: crop all images in one operation, for GPUs: the same boxes, sampled up to half a pixel away.
@@ -32,7 +33,9 @@ def build_augmentation(config: AugmentConfig, size: int, batched: bool = False) 
         else {"cropping_mode": "slice", "align_corners": False}
     )
     steps: list[nn.Module] = [
-        K.RandomResizedCrop((size, size), scale=(config.crop_scale, 1.0), p=1.0, **how)
+        SmoothResizedCrop(
+            (size, size), scale=(config.crop_scale, 1.0), p=1.0, batched=batched, **how
+        )
     ]
 
     # Colour
@@ -99,7 +102,7 @@ class Views:
         self.std = torch.tensor(config.std, device=device)[:, None, None]
 
     def __call__(self, images_BCHW: torch.Tensor, view: int, step: int, rank: int) -> torch.Tensor:
-        """Return a view of uint8 images `(B, 3, H, W)`: float32, normalised."""
+        """Return a view of uint8 images `(B, 3, H, W)`, of its own size or larger: float32, normalised."""
         torch.manual_seed(stream_seed(self.seed, step, rank, "view", view))
         images = to_device(images_BCHW, self.device).float() / 255
         chunk = CHUNK if self.device.type == "cpu" else len(images)

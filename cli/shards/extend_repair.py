@@ -48,13 +48,25 @@ source_option = click.option(
 
 
 class SetAnchors:
-    """Gives the anchors of a set by position, from the set itself or, where it has none, from its source."""
+    """Gives the anchors that a set's candidates were made of, by position: from the set itself, or from its source.
+
+    A set that holds none, or has lost a little of them to its codec, needs the source.
+    """
 
     def __init__(self, shards: ShardSet):
         self.shards = shards
+        self.are_exact = holds_anchors(shards.plan)
 
     def __getitem__(self, index: int) -> Anchor:
-        return self.shards.anchor_record(index)
+        anchor = self.shards.anchor_record(index)
+        if self.are_exact:
+            return anchor
+        return replace(anchor, image=self.shards.source_anchor(index).image)
+
+
+def holds_anchors(plan: Plan) -> bool:
+    """Return True if a set of this plan holds its anchors to the last bit."""
+    return plan.shards.include_anchors and plan.codec.is_lossless
 
 
 class SourceAnchors:
@@ -166,7 +178,7 @@ def extend(
     # Anchors and sampler
     path = model_of(root, diffusion)
     base = read_plan(root)
-    shards = ShardSet(root, None if base.shards.include_anchors else open_source(base, recipe_name))
+    shards = ShardSet(root, None if holds_anchors(base) else open_source(base, recipe_name))
     sampler, processes = recorded_sampler(plan, path, latent)
     from ...generate import make_shards
 

@@ -9,6 +9,7 @@ from ...shards import ShardSet, write_plan
 from ...shards.format.plan import check_plan
 from ..options import PATH, check_option, out_option, recipe_options, set_argument
 from ..progress import ProgressReport, open_anchors, say, say_unfinished
+from .plan_make import records_text, refuse_enlarged
 
 
 @click.command(
@@ -29,8 +30,11 @@ def import_npy(
     recipe = load_recipe(recipe_name, overrides)
     anchors = open_anchors(recipe.anchors)
     array_NKHWC = open_npy(path, anchors)
+    refuse_enlarged(anchors)
     plan = import_plan(path, array_NKHWC, anchors, recipe.shards)
     check_plan(out, plan)
+    if recipe.shards.megabytes:
+        say(f"shards: {plan.shard_count} of {records_text(plan, recipe.shards)}")
     if check:
         return
 

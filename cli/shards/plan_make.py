@@ -14,13 +14,14 @@ from ...core import (
     read_launch,
     remove_temporaries,
 )
-from ...shards import ImageSource, Plan, screened
+from ...shards import ImageSource, Plan, ShardsConfig, screened
 from ...shards.format.layout import PLAN
 from ...shards.format.plan import follow_plan, read_plan
 from ...shards.sources.digest_cache import remember_digest
+from ...shards.sources.enlarging import why_enlarged
 from ...shards.sources.left_out import write_left_out
 from ...shards.sources.survey import Depth
-from ..images import summary_of, warnings_of
+from ..images import enlarging_lines, summary_of, warnings_of
 from ..options import PATH, check_option, out_option, parse_part, recipe_options
 from ..progress import ProgressReport, open_anchors, say, say_if_emulated
 from ..recipe import Recipe, load_recipe
@@ -98,7 +99,11 @@ def readable_anchors(
         more = f" (and {len(faults) - 1} more; clsp images lists them)" if len(faults) > 1 else ""
         raise InputError(f"{faults[0]}{more}")
 
-    for line in warnings_of(readable):
+    # Images too small for the size that is wanted; whoever only embeds them may enlarge them
+    if depth != "header":
+        refuse_enlarged(readable)
+
+    for line in [*warnings_of(readable), *enlarging_lines(readable)]:
         say(line)
 
     skipped = len(anchors) - len(readable)
@@ -106,6 +111,13 @@ def readable_anchors(
         listed = f", listed in {beside(out, 'skipped')}" if out else ""
         say(f"skipped {skipped} of {len(anchors)} anchors that do not decode{listed}")
     return readable
+
+
+def refuse_enlarged(anchors: ImageSource) -> None:
+    """Raise InputError where most anchors would be enlarged and the recipe does not say that they may be."""
+    reason = why_enlarged(anchors)
+    if reason:
+        raise InputError(reason)
 
 
 def resolved_sampler(recipe: Recipe, out: Path | None) -> "SamplerConfig":
@@ -171,7 +183,7 @@ def plan(
     say(
         f"candidates  {the_plan.count * recipe.shards.candidates} ({recipe.shards.candidates} each)"
     )
-    say(f"shards      {the_plan.shard_count} of {recipe.shards.records} anchors")
+    say(f"shards      {the_plan.shard_count} of {records_text(the_plan, recipe.shards)}")
     say(f"bytes       about {figures.bytes / 1e9:.3g} GB")
     say(
         f"time        about {hours:.3g} hours on {gpus} x {figures.device} ({figures.seconds / 3600:.3g} device hours)"
@@ -249,7 +261,21 @@ def _new_plan(recipe: Recipe, anchors: ImageSource, model: "DiffusionModel", out
     _check_classes(model, anchors)
     if not (out / PLAN).exists():
         check_statistics(model, anchors, _device(), recipe.sampler.clip)
-    return make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
+
+    plan = make_plan(anchors, model, resolved_sampler(recipe, out), recipe.shards)
+    if recipe.shards.megabytes:
+        say(f"shards: {plan.shard_count} of {records_text(plan, recipe.shards)}")
+    return plan
+
+
+def records_text(plan: Plan, shards: ShardsConfig) -> str:
+    """Return how many anchors a shard has, and which key decided it."""
+    anchors = f"{plan.shards.records} anchors"
+    if not shards.megabytes:
+        return anchors
+    return (
+        f"{anchors}, by shards.megabytes = {shards.megabytes:g}, which goes before shards.records"
+    )
 
 
 def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":

@@ -20,6 +20,7 @@ from ...shards.format.layout import layer_name, plan_path, scores_path
 from ...shards.format.manifest import is_sealed
 from ...shards.format.plan import read_plan
 from ...shards.reading.contact_sheet import with_histograms
+from ...shards.reading.thumbnails import LARGEST
 from ..options import PATH, set_argument
 from ..progress import ProgressReport, open_anchors, say, say_unfinished
 
@@ -78,7 +79,7 @@ def info(root: Path) -> None:
         "anchors": f"{plan.count}{'' if plan.shards.include_anchors else ' (not included, joined from the source)'}",
         **source.facts,
         "licence": source.licence or "not stated",
-        "candidates": f"{manifest.candidates} per anchor, {plan.shards.codec}",
+        "candidates": f"{manifest.candidates} per anchor, {plan.codec.text}",
         **{
             layer.name: _layer(read_plan(root, number))
             for number, layer in enumerate(manifest.layers)
@@ -111,13 +112,23 @@ def _layer(plan: Plan) -> str:
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the choice of anchors.")
 @click.option(
+    "--largest",
+    default=LARGEST,
+    show_default=True,
+    type=click.IntRange(16, 1024),
+    metavar="PIXELS",
+    help="Side of an image in the picture; larger ones are scaled down to it.",
+)
+@click.option(
     "--recipe",
     "recipe_name",
     default=None,
     metavar="NAME|FILE",
     help="Recipe that says where the anchors come from, for a set without them.",
 )
-def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None) -> None:
+def preview(
+    root: Path, out: Path, rows: int, seed: int, largest: int, recipe_name: str | None
+) -> None:
     """Draw a contact sheet: anchors (left) beside their candidates; below, a histogram of every score."""
     if out.suffix != ".png":
         raise InputError(f"--out {out}: expected a name that ends in .png")
@@ -130,7 +141,7 @@ def preview(root: Path, out: Path, rows: int, seed: int, recipe_name: str | None
 
     # Anchors beside their candidates
     shards = ShardSet(root, anchors)
-    sheet = contact_sheet(shards, rows, seed)
+    sheet = contact_sheet(shards, rows, seed, largest)
 
     # Histograms of the scores below
     names = [Path(name).stem for name in shards.manifest.files if name.startswith("scores/")]

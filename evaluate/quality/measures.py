@@ -348,7 +348,8 @@ def _augmented_cosines(
     # The views come without normalisation, for the encoder has its own
     unnormalised = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     plain = pretrain.model_copy(update=unnormalised)
-    views = Views(plain, shards.size, torch.device("cpu"))
+    size = min(plain.view_size(shards.size), shards.size)
+    views = Views(plain, size, torch.device("cpu"))
     cosines = []
 
     for number, start in enumerate(range(0, len(positions), encoder.batch)):

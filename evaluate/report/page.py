@@ -17,6 +17,7 @@ from ...core import InputError, first_fault, write_file
 from ...shards import ShardSet, contact_sheet, read_scores
 from ...shards.format.layout import scores_path
 from ...shards.reading.measures import find_measure
+from ...shards.reading.thumbnails import SMALLEST
 from ..probes.registry import PROBES
 from ..quality.auroc import AUROC_NOTE
 from ..quality.facts import QualityFacts, QualityResult, SuspiciousPair
@@ -40,12 +41,13 @@ MAPS = 6
 
 @dataclass(frozen=True)
 class _Picture:
-    """Holds a picture of the page: a chart as SVG, or the address of an image as PNG."""
+    """Holds a picture of the page: a chart as SVG, or the address of an image."""
 
     title: str
     note: str
     svg: str = ""
-    png: str = ""
+    address: str = ""
+    """The picture itself, as a `data:` address."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _set_pictures(shards: ShardSet) -> list[_Picture]:
     if shards.plan.shards.include_anchors:
         sheet = contact_sheet(shards, SHEET_ROWS)
         note = "Left of the gap the anchor, right of it the synthetic positives."
-        pictures.append(_image("Anchors and their candidates", note, sheet))
+        pictures.append(_image("Anchors and their candidates", note, sheet, shards.size))
 
     # The scores, by every name
     for name in _score_names(shards):
@@ -193,13 +195,13 @@ def _score_sheets(
             end = "largest" if largest else "smallest"
             note = f"Pairs of anchor and candidate whose features have the {end} cosine."
             sheet = pair_sheet(extremes(shards, scores["cosine"], largest))
-            pictures.append(_image(f"{word} ({name})", note, sheet))
+            pictures.append(_image(f"{word} ({name})", note, sheet, shards.size))
 
     suspicious = quality.result.suspicious.get("nearest_train", []) if quality else []
     if suspicious:
         note = "Pairs of a candidate and the anchor nearest to it that it was not made for: copies would look alike."
         sheet = pair_sheet(copies(shards, suspicious))
-        pictures.append(_image(f"Most suspicious ({name})", note, sheet))
+        pictures.append(_image(f"Most suspicious ({name})", note, sheet, shards.size))
 
     return pictures
 
@@ -313,11 +315,18 @@ def _provenance(runs: Sequence[Path]) -> _Provenance:
     return _Provenance()
 
 
-def _image(title: str, note: str, image: Image.Image) -> _Picture:
+def _image(title: str, note: str, image: Image.Image, size: int) -> _Picture:
+    """Put a sheet of images of `size` pixels into the page: small ones to the pixel, photographs in few bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    is_enlarged = size < SMALLEST
+    if is_enlarged:
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        image.save(buffer, format="JPEG", quality=85)
+
+    kind = "png" if is_enlarged else "jpeg"
     text = base64.b64encode(buffer.getvalue()).decode()
-    return _Picture(title, note, png=f"data:image/png;base64,{text}")
+    return _Picture(title, note, address=f"data:image/{kind};base64,{text}")
 
 
 def _chart(title: str, note: str, svg: bytes) -> _Picture:

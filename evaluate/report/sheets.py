@@ -9,21 +9,21 @@ import numpy as np
 from PIL import Image
 
 from ...shards import ShardSet
+from ...shards.reading.thumbnails import thumbnail, thumbnail_side
 from ..quality.facts import SuspiciousPair
 
 PAIRS = 16
 PER_ROW = 8
-TARGET = 64
 GAP = 4
+SEAM = 2
+"""Pixels between the two images of a pair, which may go over into each other."""
 Pair = tuple[np.ndarray, np.ndarray]
 
 
 def pair_sheet(pairs: Sequence[Pair]) -> Image.Image:
-    """Draw pairs of images side by side, eight to a row, small ones enlarged."""
+    """Draw pairs of images side by side, eight to a row, small ones enlarged, large ones reduced."""
     # The side of an image, and the place that a pair takes with its gaps
-    size = pairs[0][0].shape[0]
-    scale = max(1, TARGET // size)
-    side = size * scale
+    side = thumbnail_side(pairs[0][0].shape[0])
     height = side + 2 * GAP
     width = 2 * side + 3 * GAP
 
@@ -37,9 +37,9 @@ def pair_sheet(pairs: Sequence[Pair]) -> Image.Image:
         row, column = divmod(number, PER_ROW)
         top = row * height
         left = column * width
-        both = np.concatenate(pair, axis=1)
-        enlarged = both.repeat(scale, axis=0).repeat(scale, axis=1)
-        sheet[top : top + side, left : left + 2 * side] = enlarged
+        for image in pair:
+            sheet[top : top + side, left : left + side] = thumbnail(image)
+            left += side + SEAM
 
     return Image.fromarray(sheet)
 

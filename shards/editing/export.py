@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import InputError, Report, WorkError, json_line, replacing
+from ..format.codec import JPEG_START
 from ..format.layout import shard_name
 from ..reading.shard_set import ShardSet
 
@@ -105,7 +106,9 @@ def _images(shards: ShardSet, position: int) -> Iterator[tuple[dict[str, object]
 
 
 def _ending(content: bytes) -> str:
-    """Read the codec's name from the bytes: layers of a set may have been coded differently."""
+    """Read the codec's ending from the bytes: layers of a set may have been coded differently."""
+    if content.startswith(JPEG_START):
+        return "jpg"
     return "png" if content.startswith(b"\x89PNG") else "webp"
 
 

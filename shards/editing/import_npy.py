@@ -14,6 +14,7 @@ from ..format.commits import read_commit
 from ..format.config import ShardsConfig
 from ..format.plan import DiffusionPlan, Plan, source_plan
 from ..format.seal import seal_if_complete, unfinished_shards
+from ..format.shard_size import with_records
 from ..format.writer import Record, ShardWriter
 from ..sources.images import ImageSource
 
@@ -71,11 +72,12 @@ def import_plan(
     path: Path, array_NKHWC: np.ndarray, anchors: ImageSource, shards: ShardsConfig
 ) -> Plan:
     """Return the plan of a set of imported candidates: the file's SHA-256 stands for the diffusion model."""
+    as_many = shards.model_copy(update={"candidates": array_NKHWC.shape[1]})
     return Plan(
         source=source_plan(anchors),
         diffusion=DiffusionPlan(origin=f"imported from {path.name}", digest=sha256_file(path)),
         sampler={"imported": path.name},
-        shards=shards.model_copy(update={"candidates": array_NKHWC.shape[1]}),
+        shards=with_records(as_many, anchors),
     )
 
 

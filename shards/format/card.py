@@ -81,6 +81,4 @@ def _layer_row(name: str, plan: Plan) -> str:
     model = (
         f"`{plan.diffusion.origin}` (digest `{plan.diffusion.digest[:16]}`){plan.diffusion.text}"
     )
-    return (
-        f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.shards.codec}, lossless |"
-    )
+    return f"| `{name}` | {numbers} | {model} | {plan.sampler_text} | {plan.codec.text} |"

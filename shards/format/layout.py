@@ -83,8 +83,8 @@ def relative(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def image_fields(first: int, candidates: int, codec: str, anchors: bool) -> list[str]:
+def image_fields(first: int, candidates: int, ending: str, anchors: bool) -> list[str]:
     """Return the endings of the images of a record in tar order: `anchor.webp`, `c000.webp`, …"""
     names = ["anchor"] if anchors else []
     names += [f"c{candidate:03d}" for candidate in range(first, first + candidates)]
-    return [f"{name}.{codec}" for name in names]
+    return [f"{name}.{ending}" for name in names]

@@ -74,7 +74,8 @@ def parse_metadata(model: type[Metadata], content: Any, where: str) -> Metadata:
     """Turn the content of a JSON file into a plan or manifest.
 
     Raises:
-        InputError: another format, another major schema version, or a field that is missing or wrong.
+        InputError: another format, another major schema version, a codec that is not known, or a field that is missing
+            or wrong.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
@@ -90,6 +91,8 @@ def parse_metadata(model: type[Metadata], content: Any, where: str) -> Metadata:
 
     try:
         return model.model_validate(content)
+    except InputError as error:  # the model's own, which says what to do
+        raise InputError(f"{where}: {error}") from error
     except (ValidationError, RecursionError) as error:
         fault = first_fault(error) if isinstance(error, ValidationError) else "nested too deeply"
         raise InputError(

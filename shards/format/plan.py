@@ -11,12 +11,14 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
 from ...core import InputError, canonical_json, differences, owner_of, write_file
 from ...core.json import first_fault
 from ..sources.images import ImageSource
+from .codec import CODECS, Codec, find_codec
 from .config import ShardsConfig
 from .layout import MAX_SHARDS, PLAN, image_fields, plan_path
 from .metadata import FORMAT, SCHEMA_VERSION, Frozen, Sparse, parse_metadata, read_json
@@ -202,6 +204,21 @@ class Plan(Frozen):
     selection: Selection | None = None
     derived: Derived | None = None
 
+    @field_serializer("shards")
+    def _shards_as_recorded(self, shards: ShardsConfig) -> dict[str, Any]:
+        """Leave out keys that joined later and say nothing."""
+        return shards.recorded()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codec_is_known(cls, content: Any) -> Any:
+        """Raise InputError, which pydantic lets through, for a codec of later versions or one that is not installed."""
+        shards = content.get("shards") if isinstance(content, dict) else None
+        codec = shards.get("codec") if isinstance(shards, dict) else getattr(shards, "codec", None)
+        if isinstance(codec, str):
+            find_codec(codec)
+        return content
+
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:
         if self.shard_count > MAX_SHARDS or self.shards.records > MAX_RECORDS:
@@ -247,8 +264,13 @@ class Plan(Frozen):
     def image_fields(self) -> list[str]:
         """Return the endings of the images of a record, in tar order."""
         return image_fields(
-            self.start, self.shards.candidates, self.shards.codec, self.shards.include_anchors
+            self.start, self.shards.candidates, self.codec.ending, self.shards.include_anchors
         )
+
+    @property
+    def codec(self) -> Codec:
+        """Return how the images are coded."""
+        return CODECS[self.shards.codec]
 
     @property
     def sampler_text(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core import WorkError, canonical_json, pixel_digest, replacing
 from ..sources.images import Anchor
-from .codec import encode
+from .codec import decode, encode
 from .commits import CommitRecord, read_commit, write_commit
 from .layout import layer_name, shard_path
 from .plan import Plan
@@ -45,12 +45,16 @@ class EncodedRecord:
 
 
 def encode_record(plan: Plan, record: Record) -> EncodedRecord:
-    """Encode the images of a record with the plan's codec."""
+    """Encode the images of a record with the plan's codec; the digests are of the pixels that readers will see."""
     anchor = record.anchor
     images = [anchor.image] if plan.shards.include_anchors else []
     images += list(record.candidates_KHWC)
 
     contents = [encode(image, plan.shards.codec) for image in images]
+    if not plan.codec.is_lossless:
+        size = plan.source.size
+        images = [decode(content, plan.shards.codec, size) for content in contents]
+
     pixels = [pixel_digest(image) for image in images]
     return EncodedRecord(anchor.key, anchor.index, anchor.label, anchor.digest, contents, pixels)
 

@@ -8,18 +8,24 @@ from PIL import Image, ImageDraw
 from ...core import InputError, permutation
 from ..sources.images import ImageSource
 from .shard_set import ShardSet
+from .thumbnails import LARGEST, thumbnail, thumbnail_side
 
-GAP, ANCHOR_GAP, TARGET = 2, 8, 64
+GAP, ANCHOR_GAP = 2, 8
 BINS = 40
 PANEL = (280, 120)
 MARGIN = 24
 
 
-def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Image:
-    """Show `rows` anchors drawn by `seed`, each (left, set apart) with its candidates, small ones enlarged."""
+def contact_sheet(
+    shards: ShardSet, rows: int = 16, seed: int = 0, largest: int = LARGEST
+) -> Image.Image:
+    """Show `rows` anchors drawn by `seed`, each (left, set apart) with its candidates.
+
+    Args:
+        largest: the side to which larger images are scaled down; small ones are enlarged.
+    """
     chosen = np.sort(permutation(len(shards), seed, "preview")[:rows])
-    scale = max(1, TARGET // shards.size)
-    side = shards.size * scale
+    side = thumbnail_side(shards.size, largest)
     width = ANCHOR_GAP + (side + GAP) * (shards.candidates + 1)
     sheet = np.full(((side + GAP) * len(chosen), width, 3), 255, np.uint8)
 
@@ -31,23 +37,21 @@ def contact_sheet(shards: ShardSet, rows: int = 16, seed: int = 0) -> Image.Imag
         for column, image in enumerate(images):
             top = row * (side + GAP)
             left = column * (side + GAP) + (ANCHOR_GAP if column > 0 else 0)
-            enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
-            sheet[top : top + side, left : left + side] = enlarged
+            sheet[top : top + side, left : left + side] = thumbnail(image, largest)
 
     return Image.fromarray(sheet)
 
 
 def image_sheet(images: ImageSource, rows: int = 8, columns: int = 12) -> Image.Image:
-    """Show up to `rows` times `columns` images, spread evenly over a source, small ones enlarged."""
+    """Show up to `rows` times `columns` images, spread evenly over a source, all at about one size."""
     places = images.spread(rows * columns)
-    scale = max(1, TARGET // images.size)
-    side = images.size * scale + GAP
+    side = thumbnail_side(images.size) + GAP
     height = math.ceil(len(places) / columns) * side
     sheet = np.full((height, min(len(places), columns) * side, 3), 255, np.uint8)
 
     for number, place in enumerate(places):
         row, column = divmod(number, columns)
-        image = images[place].image.repeat(scale, axis=0).repeat(scale, axis=1)
+        image = thumbnail(images[place].image)
         top = row * side
         left = column * side
         sheet[top : top + len(image), left : left + len(image)] = image

@@ -41,7 +41,8 @@ class ShardSet:
     Args:
         location: the folder that holds `manifest.json`, or the URL of one (fsspec's; a shard at a time is fetched
             into a bounded local cache and checked).
-        anchors: the source, needed only for sets written with `shards.include_anchors = false`.
+        anchors: the source, needed only for sets written with `shards.include_anchors = false`, and to make more
+            candidates for a set whose codec is lossy.
         layers: names of the layers to use, which must be the first ones; None uses all.
         cache: folder of the cache for a URL.
 
@@ -252,11 +253,7 @@ class ShardSet:
         content = self.anchor_bytes(position)
         if content is not None:
             return self._decode(content, position, self.layers[0])
-        if self._anchors is None:
-            raise InputError(
-                f"{self.root} holds no anchors (shards.include_anchors = false); give its source (--recipe)"
-            )
-        return self._join(position, self._anchors).image
+        return self.source_anchor(position).image
 
     def candidate(self, position: int, candidate: int) -> np.ndarray:
         """Return candidate `candidate` of an anchor, `(H, W, 3)` uint8 RGB."""
@@ -274,6 +271,19 @@ class ShardSet:
             label=row["label"],
             digest=row["anchor"].hex(),
         )
+
+    def source_anchor(self, position: int) -> Anchor:
+        """Return the anchor as the source has it, joined by key and digest.
+
+        Raises:
+            InputError: the set was opened without its source.
+            WorkError: the source has another image there.
+        """
+        if self._anchors is None:
+            raise InputError(
+                f"{self.root} holds no anchors (shards.include_anchors = false); give its source (--recipe)"
+            )
+        return self._join(position, self._anchors)
 
     def member_bytes(self, layer: LayerReader, position: int, member: int) -> bytes:
         """Return the bytes of a record's member in a layer."""

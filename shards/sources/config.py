@@ -22,6 +22,7 @@ class AnchorsConfig(Section):
         "background": "white",
         "bits": 0,
         "range": None,
+        "upscale": False,
     }
 
     path: str = Field(default="digits", min_length=1)
@@ -40,6 +41,8 @@ class AnchorsConfig(Section):
     """Side length in pixels; 0 keeps the images as they are, which must then be square and of one size."""
     resize: Literal["crop", "squash"] = "crop"
     """`crop` scales the shorter side to `size` and cuts the centre; `squash` ignores the aspect ratio."""
+    upscale: bool = False
+    """Allow a `size` that more than half of the images do not have; a few small ones are enlarged in any case."""
     background: str = "white"
     """The colour behind transparent pixels, by name or `#rrggbb`; `none` takes the colour that is hidden in them."""
     bits: int = Field(default=0, ge=0, le=16)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from clsp.core import InputError, WorkError, canonical_json, sha256_file
 from clsp.shards import PairDataset, ShardSet, read_manifest, read_scores, verify_set
-from clsp.shards.format.codec import decode, encode
+from clsp.shards.format.codec import CODECS, decode, encode
 from clsp.shards.format.commits import read_commit
 from clsp.shards.format.index import read_tar_rows
 from clsp.shards.format.plan import read_plan
@@ -375,11 +375,16 @@ def claiming(content: bytes, codec: str, width: int, height: int) -> bytes:
     """An image whose header states another size than it has."""
     if codec == "png":
         return png_header(width, height) + content[33:]
+    if codec == "webp-90":
+        return content[:26] + struct.pack("<HH", width, height) + content[30:]
+    if codec == "jpeg-95":
+        place = content.index(b"\xff\xc0") + 5
+        return content[:place] + struct.pack(">HH", height, width) + content[place + 4 :]
     bits = (width - 1) | (height - 1) << 14
     return content[:21] + bits.to_bytes(4, "little") + content[25:]
 
 
-@pytest.mark.parametrize("codec", ["png", "webp"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("size", [(16000, 16000), (8, 16000), (10000, 10000), (8, 9)])
 def test_an_image_that_claims_to_be_huge_is_refused_before_decoding(codec, size, monkeypatch):
     content = claiming(encode(np.zeros((8, 8, 3), np.uint8), codec), codec, *size)
@@ -403,7 +408,7 @@ def put_member(path: Path, number: int, content: bytes):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("codec", ["png", "webp"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_pairs_refuse_huge_images_before_decoding(make_set, tmp_path, codec, monkeypatch):
     root = make_set(tmp_path / "set", codec=codec, candidates=1)
     shards = ShardSet(root)
@@ -421,7 +426,7 @@ def test_pairs_refuse_huge_images_before_decoding(make_set, tmp_path, codec, mon
         shards.candidate(16, 0)
 
 
-@pytest.mark.parametrize("codec", ["png", "webp"])
+@pytest.mark.parametrize("codec", CODECS)
 @fuzzed
 @given(mutate=mutations(), cut=st.integers(0, 40) | st.none())
 def test_mutated_images(codec, mutate, cut):

@@ -42,9 +42,15 @@ def files(root):
     }
 
 
-@pytest.mark.parametrize("anchors", ["true", "false"])
-def test_extended_equals_made_at_once(clsp, made, model_folder, tmp_path, anchors):
-    include = f"shards.include_anchors={anchors}"
+@pytest.mark.parametrize(
+    "include",
+    [
+        "shards.include_anchors=true",
+        "shards.include_anchors=false",
+        "shards.codec=jpeg-95",  # whose anchors are not those that the candidates were made of
+    ],
+)
+def test_extended_equals_made_at_once(clsp, made, model_folder, tmp_path, include):
     small, large = made("small", 2, include), made("large", 4, include)
     before = files(small)
     for part in ("0/2", "1/2"):
@@ -134,8 +140,9 @@ def test_extending_with_another_model_or_fewer_candidates_is_refused(
 
 
 @pytest.mark.slow
-def test_repair_makes_or_fetches_the_recorded_bytes(clsp, made, model_folder, tmp_path):
-    root = made("set", 2)
+@pytest.mark.parametrize("codec", ["webp", "webp-90"])
+def test_repair_makes_or_fetches_the_recorded_bytes(clsp, made, model_folder, tmp_path, codec):
+    root = made("set", 2, f"shards.codec={codec}")
     clsp("shards", "extend", root, "--candidates=3", "--diffusion", model_folder)
     shutil.copytree(root, tmp_path / "copy")
     good = files(root)

@@ -16,7 +16,7 @@ import torch
 from clsp.core import InputError, WorkError
 from clsp.shards import BatchOrder, PairDataset, PairLoader, ShardSet, merge_sets
 from clsp.shards.reading import choose_pixels, pairs, pixel_cache
-from clsp.shards.reading.choose_pixels import open_pixels
+from clsp.shards.reading.choose_pixels import check_pixels, open_pixels
 from clsp.shards.reading.pixel_cache import PixelCache
 from clsp.shards.remote.cache import RemoteStore
 
@@ -390,3 +390,18 @@ def test_the_loader_of_a_set_takes_a_cache(shards):
     assert contents(cached) == contents(plain)
     device = open_pixels(shards, "device", torch.device("cpu"))
     assert isinstance(device, PixelCache)
+
+
+def test_a_set_of_large_images_is_told_before_anything_is_made(shards, monkeypatch, caplog):
+    """100 000 anchors with four positives, 256x256: 98.3 GB, on a disk with a tenth of it free."""
+    size = 100_000 * 5 * 256 * 256 * 3
+    monkeypatch.setattr(PixelCache, "bytes", size)
+    monkeypatch.setattr(PixelCache, "bytes_needed", size)
+    disk = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=10 * 10**9))
+    monkeypatch.setattr(pixel_cache, "shutil", disk)
+    with caplog.at_level(logging.WARNING):
+        assert open_pixels(shards, "auto") is None
+    assert "no pixel cache: it would have 98.3 GB" in caplog.text
+    with pytest.raises(InputError, match=r"they need 98.3 GB, 10.0 GB free"):
+        check_pixels(shards, "memory")
+    assert not shards.cache.exists()
