@@ -23,6 +23,23 @@ SMALL = {
     "linear_eval.labels": "[1,5,0.1]",
 }
 
+SMALL_LATENTS = {
+    **SMALL,
+    "autoencoder.channels": "[8,16]",
+    "autoencoder.norm_groups": 8,
+    "autoencoder.blocks": 1,
+    "autoencoder.steps": 2,
+    "autoencoder.batch_size": 4,
+    "autoencoder.workers": 0,
+    "autoencoder.precision": "no",
+    "diffusion.precision": "no",
+    "diffusion.workers": 0,
+    "shards.megabytes": 0,
+    "pretrain.size": 0,
+    "pretrain.backbone": "resnet18",
+}
+"""The same for the recipe of 256 pixels, whose latents are a half of 8 wide here."""
+
 
 @pytest.fixture
 def photos(tmp_path):
@@ -49,7 +66,9 @@ def test_from_images_to_a_probe(clsp, monkeypatch, photos, tmp_path):
     words_of_all = commands(PAGE)
 
     for words in words_of_all:
-        small = {"anchors.size": 8} if words[0] == "images" else SMALL
+        small = SMALL_LATENTS if "folder-256" in words else SMALL
+        if words[0] == "images":
+            small = {"anchors.size": 8}
         takes_settings = "--recipe" in words
         found = clsp(*words, *(settings(small) if takes_settings else []))
         if "anchors.layout=classes" in words:  # what somebody would try who has a class «train»
@@ -68,9 +87,15 @@ def test_from_images_to_a_probe(clsp, monkeypatch, photos, tmp_path):
     report = (tmp_path / "runs" / "photos" / "report.html").read_text()
     assert "2: cats, dogs" in report and "background #ffffff" in report
 
+    # What the recipe of large images made, by way of latents
+    plan = ShardSet(tmp_path / "runs" / "folder-256" / "shards").plan
+    assert (plan.shards.codec, plan.source.count) == ("webp-90", 24)
+    assert plan.diffusion.latent is not None
+    assert (tmp_path / "runs/folder-256/pretrain/simclr+shards-s0/linear.json").exists()
+
     # Which commands those were
     verbs = {" ".join(word for word in words[:2] if word.islower()) for words in words_of_all}
-    assert len(words_of_all) == 12 and {"images photos", "diffusion train", "shards make"} <= verbs
+    assert len(words_of_all) == 19 and {"images photos", "diffusion train", "shards make"} <= verbs
 
 
 def test_the_page_names_every_key_of_the_section():

@@ -82,7 +82,8 @@ def test_bad_overrides_say_what_to_do(override, message):
 
 def test_unknown_recipes_and_broken_files_are_named(tmp_path):
     with pytest.raises(
-        InputError, match="shipped are cifar10, cifar100, digits, imagenet100, stl10"
+        InputError,
+        match="shipped are cifar10, cifar100, digits, folder-256, imagenet100, imagenet100-256, stl10",
     ):
         load_recipe("cifar11")
     (tmp_path / "x.toml").write_text("[anchors\n")
