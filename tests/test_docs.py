@@ -82,13 +82,16 @@ def test_the_tables_of_the_results_are_those_of_their_files():
             f"{row['metrics'][name]['mean']:.1f}" for name in ("linear.top1", "knn.k20", "knn.k200")
         ]
         assert f"| {' | '.join([row['name'], *cells])} |" in page
-    speed = measured("training-speed")["float32"]["rates"]
+    speed = measured("training-speed")["training"]["rates"]
     for rates in speed.values():
         assert f" | {statistics.median(rates):.2f} | " in page
     for side, other in (
-        ("ours", "usual"),
-        ("ours, compiled", "usual"),
-        ("ours, 2 views", "lightly, 2 views"),
+        ("ours", "usual bf16"),
+        ("ours, compiled", "usual bf16"),
+        ("ours", "usual float32"),
+        ("ours, compiled", "usual float32"),
+        ("ours, 2 views", "lightly bf16, 2 views"),
+        ("ours, 2 views", "lightly float32, 2 views"),
     ):
         ratio = statistics.median(a / b for a, b in zip(speed[side], speed[other], strict=True))
         assert f"{ratio:.2f} ×" in page
