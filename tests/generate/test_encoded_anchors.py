@@ -1,6 +1,8 @@
 """The anchors' latents, encoded once: their values, parts that survive a kill, and what is refused."""
 
 import json
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from clsp.generate import (
     read_autoencoder,
     train_diffusion,
 )
+from clsp.generate.encoded_anchors import EncodedAnchors
 from clsp.generate.train_images import flip_half, image_batches
 from clsp.shards import AnchorsConfig, ImageSource
 from diffusers import AutoencoderKL, DDPMPipeline
@@ -84,6 +87,23 @@ def test_latents_are_those_of_the_images_and_of_their_mirror_images(
     ranges = np.array(training.record.ranges)
     np.testing.assert_array_equal(ranges, np.stack([values.min(1), values.max(1)], axis=1))
     np.testing.assert_allclose(training.record.deviations, values.std(1), rtol=1e-6)
+
+
+def test_many_parts_take_few_file_descriptors(tmp_path):
+    encoded = EncodedAnchors(tmp_path, count=200 * 1024, flip=False)
+    assert encoded.parts == 200
+    for part in range(encoded.parts):
+        np.save(encoded.array(part), np.full((1024, 1, 1, 1, 1), part, np.float16))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = len(os.listdir("/proc/self/fd")) + 150
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        for _ in range(2):  # the second time they are mapped anew
+            found = encoded.rows(range(0, encoded.count, 1024)).flatten().tolist()
+            assert found == list(range(200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class CrashError(Exception):
