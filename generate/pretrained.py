@@ -15,8 +15,8 @@ CONFIG = "config.json"
 
 
 def looks_local(path: str) -> bool:
-    """Return True for what is meant as a path of this machine, and not as a name on the hub."""
-    return path.startswith((".", "/", "~")) or Path(path).exists()
+    """Return True for what is meant as a path of this machine; a name on the hub has one slash at the most."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
 
 
 def find_config(
