@@ -17,9 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
-import webdataset
-
 CLSP = Path(sys.executable).with_name("clsp")
 HERE = Path(__file__).parent
 
@@ -115,7 +112,9 @@ class Journey:
 def write_recipe(out: Path, photographs: Path, **values: object) -> Path:
     """Write the recipe of one of the two sizes; return its path."""
     path = out / "recipe.toml"
-    path.write_text(RECIPE.format(out=out, photographs=photographs, **values), encoding="utf-8")
+    lists = {name: json.dumps(value) for name, value in values.items() if isinstance(value, list)}
+    text = RECIPE.format(out=out, photographs=photographs, **{**values, **lists})
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -148,6 +147,9 @@ def make_set(journey: Journey, out: Path, recipe: Path, size: int) -> Path:
 
 def read_with_others(root: Path) -> dict[str, int]:
     """Count the images of a set that webdataset and `datasets` read, with nothing of ours."""
+    import datasets  # only now: the memory of this process counts as that of a command that it starts
+    import webdataset
+
     # webdataset
     tars = sorted(str(path) for path in root.glob("layer-*/*.tar"))
     pairs = webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8")
@@ -211,11 +213,11 @@ def main() -> None:
     )
     root = make_set(journey, large, recipe, 256)
 
-    # Read, and trained on
-    counts = read_with_others(root)
-    print(f"  read by webdataset {counts['webdataset']}, by datasets {counts['datasets']} images")
+    # Trained on, and read
     run = large / "resnet50"
     journey.clsp("ResNet-50 at 224", "pretrain", "--recipe", recipe, "--shards", root, "--out", run)
+    counts = read_with_others(root)
+    print(f"  read by webdataset {counts['webdataset']}, by datasets {counts['datasets']} images")
 
     content = {"commands": journey.rows, "read": counts}
     (out / "large_images.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
