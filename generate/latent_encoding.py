@@ -25,6 +25,7 @@ from ..core import (
     stop_deferred,
     to_device,
 )
+from ..core.launch import WORK
 from ..shards import ImageSource
 from ..shards.reading.worker_batches import worker_batches
 from .autoencoder import Autoencoder
@@ -89,7 +90,7 @@ def encode_anchors(
         progress: shows how far this process is.
 
     Raises:
-        WorkError: latents are not finite, naming the anchors.
+        WorkError: latents are not finite, naming the anchors; or another process did not make its own.
         StopRequested: somebody asked to stop; finished parts stay.
     """
     # Whose latents are there
@@ -122,8 +123,18 @@ def _owner(anchors: ImageSource, autoencoder: Autoencoder, flip: bool) -> bytes:
 
 
 def _wait_for(find: Callable[[], Found | None]) -> Found:
-    """Return what another process makes, when it is there."""
+    """Return what another process makes, when it is there.
+
+    Raises:
+        WorkError: it did not come for as long as processes wait for each other: the other one must have failed.
+    """
+    until = time.monotonic() + WORK.total_seconds()
     while not (found := find()):
+        if time.monotonic() > until:
+            raise WorkError(
+                f"waited {WORK} for latents that another process was to encode; look at its output, "
+                "and start all of them again"
+            )
         time.sleep(SECONDS_BETWEEN_POLLS)
 
     return found

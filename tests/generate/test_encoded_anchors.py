@@ -2,6 +2,7 @@
 
 import json
 import resource
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,15 @@ def test_a_record_that_another_process_has_to_write_again_is_waited_for(
     monkeypatch.setattr("time.sleep", lambda seconds: theirs.write_text(content))
     found = encode_anchors(anchors, autoencoder, tmp_path, flip=False, rank=1, world_size=2)
     assert found.record == whole.record
+
+
+def test_a_process_that_has_failed_is_not_waited_for_for_ever(
+    autoencoder, anchors, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("clsp.generate.latent_encoding.WORK", timedelta(seconds=0.1))
+    with pytest.raises(WorkError, match="latents that another process was to encode"):
+        encode_anchors(anchors, autoencoder, tmp_path, flip=False, world_size=2)
+    assert len(list(tmp_path.glob("latents/part-*.json"))) == 3  # its own
 
 
 def test_latents_of_other_images_flips_or_networks_make_way(
