@@ -75,9 +75,8 @@ class UNetFeatures(nn.Module):
 
         self.unet = model.unet
         self.autoencoder = model.latent.autoencoder if model.latent else None
-        self.autoencoder_net = (
-            self.autoencoder.net if self.autoencoder else None
-        )  # goes along to a device
+        # A part of this module, so that it goes along to a device
+        self.autoencoder_net = self.autoencoder.net if self.autoencoder else None
         self.block = block
         self.timestep = timestep
         self.null = _null_class(model)
