@@ -244,8 +244,16 @@ def stl10(root):
             many(root / split / name, count)
 
 
+def own_folder(root):
+    """`FOLDER/train/CLASS/…, FOLDER/test/CLASS/…`."""
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("cats", "dogs"):
+            many(root / split / name, count)
+
+
 DOCUMENTED = {
     "cifar10": (cifar, {"train": (6, True), "test": (4, True)}),
+    "folder-256": (own_folder, {"train": (6, True), "test": (4, True)}),
     "stl10": (stl10, {"unlabeled": (9, False), "train": (6, True), "test": (4, True)}),
 }
 """For every recipe whose head describes a folder: how to make one, and what each split must have."""
