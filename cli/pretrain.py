@@ -62,7 +62,10 @@ def pretrain(
     # Shard set, with the layers that the run began with
     shards = ShardSet(root, layers=layers_used(out))
     if not shards.plan.shards.include_anchors:
-        shards = ShardSet(root, open_anchors(recipe.anchors), layers_used(out))
+        source = recipe.anchors.model_copy(
+            update={"size": shards.size}
+        )  # the recipe's is the views'
+        shards = ShardSet(root, open_anchors(source), layers_used(out))
 
     say_unfinished(shards.root, shards.manifest)
 

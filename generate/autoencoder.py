@@ -173,8 +173,8 @@ def _find_config(path: str, places: Sequence[str | None]) -> tuple[str | None, d
     is_there = any((Path(path) / name).exists() for name in names)
     if looks_local(path) and not is_there:
         raise InputError(
-            f"autoencoder {path}: no {' or '.join(names)} there; "
-            "give the folder or hub id of diffusers' AutoencoderKL or VQModel"
+            f"autoencoder {path}: no {' or '.join(names)} there; give the folder or hub id of diffusers' "
+            "AutoencoderKL or VQModel, or train one with: clsp autoencoder train"
         )
 
     try:

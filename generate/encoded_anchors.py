@@ -25,6 +25,8 @@ from ..core import canonical_json, remove_temporaries, sha256_file, write_file
 FOLDER, OWNER = "latents", "latents.json"
 PARTS, SMALLEST_PART, LARGEST_PART = 64, 8, 1024
 """As many parts as that, where they are neither too small nor too large."""
+OPEN_PARTS = 128
+"""Files that are mapped at a time: each holds a file descriptor, of which a system may allow no more than 256."""
 
 
 class PartRecord(BaseModel):
@@ -92,11 +94,18 @@ class EncodedAnchors:
         rows = []
         for anchor in anchors:
             part, row = self.place(anchor)
-            if part not in self._mapped:
-                self._mapped[part] = np.load(self.array(part), mmap_mode="r")
-            rows.append(self._mapped[part][row])
+            rows.append(np.array(self._map(part)[row]))  # a view would keep the file open
 
         return torch.from_numpy(np.stack(rows)).float()
+
+    def _map(self, part: int) -> np.ndarray:
+        """Return a part's latents `(P, V, C, h, w)` float16, mapped; the part mapped first makes way for it."""
+        if part not in self._mapped:
+            if len(self._mapped) >= OPEN_PARTS:
+                self._mapped.pop(next(iter(self._mapped)))
+            self._mapped[part] = np.load(self.array(part), mmap_mode="r")
+
+        return self._mapped[part]
 
     def is_owned_by(self, owner: bytes) -> bool:
         """Return True if the folder says that its latents are those of `owner`."""

@@ -28,7 +28,10 @@ from .schedulers import Bounds
 RECORD = "latent.json"
 MARK = "_latent"
 """A note in `model_index.json`: it tells a model on the hub from one of pixels without asking for another file."""
-ADVICE = "name its autoencoder: --set diffusion.latent=DIR or hub id"
+ADVICE = (
+    "name its autoencoder: --set diffusion.latent=DIR or hub id (for extend and repair: --latent), "
+    "or copy it to vae in the model's folder"
+)
 
 
 class LatentRecord(BaseModel):

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from .config import AUTOENCODER_BATCH
 from .encoded_anchors import FOLDER, EncodedAnchors, PartRecord
 from .latent import LatentRecord, LatentSpace
 from .pixels import to_model_range
+from .training_folder import anchor_facts
 
 SECONDS_BETWEEN_POLLS = 0.2
 USUAL_DEVIATION = (0.25, 4.0)
@@ -37,6 +40,7 @@ USUAL_DEVIATION = (0.25, 4.0)
 
 Progress = Callable[[], AbstractContextManager[Report]]
 """Makes what shows how far the encoding is, when it begins."""
+Found = TypeVar("Found")
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +107,7 @@ def encode_anchors(
             _encode_parts(anchors, autoencoder, encoded, missing, workers, report)
 
     # All parts, those of other processes too
-    for part in range(encoded.parts):
-        _wait_for(encoded.record(part).exists)
-    records = [encoded.read_record(part) for part in range(encoded.parts)]
+    records = [_wait_for(partial(encoded.read_record, part)) for part in range(encoded.parts)]
     record = _latent_record(autoencoder, anchors.size, records)
     if rank == 0:
         _warn_of_deviation(autoencoder, record)
@@ -115,14 +117,16 @@ def encode_anchors(
 
 def _owner(anchors: ImageSource, autoencoder: Autoencoder, flip: bool) -> bytes:
     """Return what the latents depend on."""
-    images = {"anchors": anchors.digest, "size": anchors.size, "used": len(anchors)}
-    facts = {**images, **anchors.pixel_record, "autoencoder": autoencoder.digest, "flip": flip}
+    facts = {**anchor_facts(anchors), "autoencoder": autoencoder.digest, "flip": flip}
     return canonical_json(facts)
 
 
-def _wait_for(is_there: Callable[[], bool]) -> None:
-    while not is_there():
+def _wait_for(find: Callable[[], Found | None]) -> Found:
+    """Return what another process makes, when it is there."""
+    while not (found := find()):
         time.sleep(SECONDS_BETWEEN_POLLS)
+
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,10 +215,9 @@ def _check_finite(
 
 
 def _latent_record(
-    autoencoder: Autoencoder, size: int, records: Sequence[PartRecord | None]
+    autoencoder: Autoencoder, size: int, parts: Sequence[PartRecord]
 ) -> LatentRecord:
     """Return what the latents of all parts are."""
-    parts = [record for record in records if record is not None]
     values = sum(part.values for part in parts)
     mean_C = np.sum([part.total for part in parts], axis=0) / values
     squares_C = np.sum([part.squares for part in parts], axis=0) / values

@@ -12,8 +12,15 @@ from ..core import InputError, local_path
 from .condition import Condition, read_condition
 from .config import DiffusionConfig
 from .interpolation import check_unet_config
-from .latent import LatentModelConfig, LatentSpace, read_latent_model
-from .pretrained import find_config, load_network, network_digest, origin_of, structure_of
+from .latent import ADVICE, LatentModelConfig, LatentSpace, read_latent_model
+from .pretrained import (
+    find_config,
+    load_network,
+    looks_local,
+    network_digest,
+    origin_of,
+    structure_of,
+)
 
 NOISE_SCHEDULE = (
     "num_train_timesteps",
@@ -124,8 +131,18 @@ def image_size(path: str) -> int:
     """
     path = local_path(path)
     config = _unet_config(path)[1]
+    _check_names_size(path, config)
     latent_config = read_latent_model(path, config)
     return _side(config) * (latent_config.autoencoder.factor if latent_config else 1)
+
+
+def _check_names_size(path: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a U-Net of which nobody says how large its images or latents are."""
+    if config.get("sample_size") is None:
+        raise InputError(
+            f"diffusion model {path} does not say for which size it was trained; "
+            "write it as sample_size into its config.json"
+        )
 
 
 def _side(config: Mapping[str, Any]) -> int:
@@ -140,8 +157,9 @@ def _check_size(
     """Refuse a model of other images than the anchors.
 
     Raises:
-        InputError: it is for another size, no square, or not for RGB.
+        InputError: it is for another size, no square, or not for RGB; or it does not say its size.
     """
+    _check_names_size(path, config)
     found_size = config.get("sample_size")
     own_side = _side(config)
     is_square = found_size in (own_side, [own_side, own_side])
@@ -151,7 +169,7 @@ def _check_size(
         if channels != (3, 3):
             raise InputError(
                 f"diffusion model {path} has {channels} channels in and out, the anchors are RGB (3, 3); "
-                "if it makes latents, name its autoencoder: --set diffusion.latent=DIR or hub id"
+                f"if it makes latents, {ADVICE}"
             )
         if not is_square or size not in (None, own_side):
             raise InputError(
@@ -225,7 +243,7 @@ def _unet_config(path: str) -> tuple[str | None, dict[str, Any]]:
         raise InputError(
             f"diffusion model {path}: no unet/config.json there; train one with: clsp diffusion train"
         )
-    if path.startswith((".", "/", "~")) and not Path(path).exists():
+    if looks_local(path) and not Path(path).exists():
         raise InputError(
             f"diffusion model {path} does not exist; train one with: clsp diffusion train --out {path}"
         )

@@ -43,7 +43,7 @@ def explaining_out_of_memory(sampler: Sampler, size: int) -> Iterator[None]:
         if fits
         else "not even a micro-batch of 1 fits"
     )
-    if sampler.model.latent:
+    if sampler.model.latent and sampler.decode_batch > 1:
         advice += f", or a sampler.decode_batch below {sampler.decode_batch}"
     raise WorkError(f"out of memory on {sampler.device} with sampler.micro_batch={tried}; {advice}")
 

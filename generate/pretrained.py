@@ -1,11 +1,13 @@
 """Read what diffusers saved, in a folder or on the hub: configurations, weights without a gap, files beside them."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -15,8 +17,8 @@ CONFIG = "config.json"
 
 
 def looks_local(path: str) -> bool:
-    """Return True for what is meant as a path of this machine, and not as a name on the hub."""
-    return path.startswith((".", "/", "~")) or Path(path).exists()
+    """Return True for what is meant as a path of this machine; a name on the hub has one slash at the most."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
 
 
 def find_config(
@@ -50,11 +52,20 @@ def load_network(kind: Any, path: str, subfolder: str | None, what: str) -> Any:
         what: it is, for the message.
 
     Raises:
-        InputError: a weight is missing, or there are others: diffusers would go on with random ones in their place.
+        InputError: there are no weights, or damaged ones; or one is missing, or of another shape, or there are others:
+            diffusers would go on with random ones in their place.
     """
-    net, loading = kind.from_pretrained(
-        path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
-    )
+    try:
+        with _quiet_diffusers():  # it says in many lines what is said in one here
+            net, loading = kind.from_pretrained(
+                path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{what} {path}: its weights cannot be loaded ({reason[:200]}); fetch or make it again"
+        ) from error
+
     faults = sorted(
         f"{kind}: {', '.join(map(str, keys))}" for kind, keys in loading.items() if keys
     )
@@ -64,6 +75,17 @@ def load_network(kind: Any, path: str, subfolder: str | None, what: str) -> Any:
         )
 
     return net.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers' warnings back inside the block."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)
 
 
 def network_digest(facts: Mapping[str, Any], net: torch.nn.Module) -> str:

@@ -123,8 +123,10 @@ class TrainingFolder:
 
 
 def anchor_facts(anchors: ImageSource) -> dict[str, Any]:
-    """Return what makes a training one on these images."""
+    """Return what makes a training one on these images; what is as by default is left out, as it was in older ones."""
     facts = {"anchors": anchors.digest, "size": anchors.size, **anchors.pixel_record}
+    if anchors.config.resize != "crop":
+        facts["resize"] = anchors.config.resize
     if len(anchors) < anchors.source_count:
         facts["anchors_used"] = len(anchors)
 

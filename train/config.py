@@ -289,8 +289,8 @@ class PretrainConfig(Section):
     ] = ("tensorboard",)
     """Where metrics go besides log.jsonl; TensorBoard's files lie in the run's folder."""
     size: int = Field(default=0, ge=0)
-    """Side of the views in pixels, where it is smaller than the set's: crops are cut out of the whole images. 0 takes
-    `anchors.size` if that is smaller, else the set's."""
+    """Side of the views in pixels, at most the set's: crops are cut out of the whole images. 0 takes `anchors.size`
+    where that is given, else the set's."""
     knn_epochs: int = Field(default=0, ge=0)
     """Every so many epochs kNN accuracy on the recipe's labelled images goes to the log and the report; 0: never."""
     checkpoint_epochs: int = Field(default=10, ge=1)

@@ -58,10 +58,9 @@ class SetAnchors:
         self.are_exact = holds_anchors(shards.plan)
 
     def __getitem__(self, index: int) -> Anchor:
-        anchor = self.shards.anchor_record(index)
         if self.are_exact:
-            return anchor
-        return replace(anchor, image=self.shards.source_anchor(index).image)
+            return self.shards.anchor_record(index)
+        return replace(self.shards.source_anchor(index), label=self.shards.label(index))
 
 
 def holds_anchors(plan: Plan) -> bool:

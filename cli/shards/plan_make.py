@@ -99,11 +99,13 @@ def readable_anchors(
         more = f" (and {len(faults) - 1} more; clsp images lists them)" if len(faults) > 1 else ""
         raise InputError(f"{faults[0]}{more}")
 
-    # Images too small for the size that is wanted; whoever only embeds them may enlarge them
+    # Images too small for the size that is wanted; whoever only embeds them always enlarges them
+    lines = warnings_of(readable)
     if depth != "header":
         refuse_enlarged(readable)
+        lines += enlarging_lines(readable)
 
-    for line in [*warnings_of(readable), *enlarging_lines(readable)]:
+    for line in lines:
         say(line)
 
     skipped = len(anchors) - len(readable)

@@ -31,7 +31,7 @@ def with_records(shards: ShardsConfig, anchors: ImageSource) -> ShardsConfig:
     """Return the settings with `records` decided by `megabytes`, where these are given.
 
     So the plan has the number alone, and the cuts are known before an image is made. It is rounded down to two digits:
-    libraries of other versions, whose images differ by some bytes, come to the same number.
+    libraries of other versions, whose images differ by some bytes, mostly come to the same number.
     """
     if not shards.megabytes:
         return shards

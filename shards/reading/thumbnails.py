@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 SMALLEST = 64
-"""Images of fewer pixels are enlarged, pixel by pixel, to this at least."""
+"""Images of fewer pixels are enlarged, by a whole factor, to this at most."""
 LARGEST = 96
 """Images of more pixels are scaled down to this: a sheet of hundreds of them stays one that a page can hold."""
 

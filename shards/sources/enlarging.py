@@ -30,8 +30,8 @@ def enlarging_note(anchors: ImageSource) -> str | None:
     if not smaller:
         return None
     return (
-        f"{smaller} of {findings.count} images are smaller than anchors.size = {anchors.config.size} and are enlarged; "
-        f"the smallest side has {findings.smallest_side} pixels"
+        f"{smaller} of {_counted(findings)} images are smaller than anchors.size = {anchors.config.size} "
+        f"and are enlarged; the smallest side has {findings.smallest_side} pixels"
     )
 
 
@@ -45,14 +45,20 @@ def why_enlarged(anchors: ImageSource) -> str | None:
     config = anchors.config
     findings = anchors.findings
     smaller = count_smaller(findings, config.size)
-    if config.upscale or 2 * smaller <= _shorter_sides(findings).total():
+    counted = _counted(findings)
+    if config.upscale or 2 * smaller <= counted:
         return None
 
     return (
-        f"{_first_smaller(anchors)}, and so have {smaller} of {findings.count} images fewer than anchors.size = "
+        f"{_first_smaller(anchors)}, and so have {smaller} of {counted} images fewer than anchors.size = "
         f"{config.size}; set anchors.size={usual_side(findings)}, which half of them have, or anchors.upscale=true to "
         "enlarge them"
     )
+
+
+def _counted(findings: Findings) -> int:
+    """Return the number of images whose sizes were counted: of sources with very many sizes these are not all."""
+    return _shorter_sides(findings).total()
 
 
 def _shorter_sides(findings: Findings) -> Counter[int]:

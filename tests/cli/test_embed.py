@@ -18,6 +18,7 @@ from clsp.evaluate import Encoder, load_encoder
 from clsp.evaluate.features import embed as module
 from clsp.shards import AnchorsConfig, ImageSource, ShardSet
 from conftest import REPOSITORY
+from pictures import put
 from PIL import Image
 
 
@@ -112,6 +113,15 @@ def test_images_without_labels_are_brought_to_the_encoders_size(embed, photos, e
     images = ImageSource(AnchorsConfig(path=str(photos), size=8))
     expected = load_encoder(encoder_folder)(np.stack([image.image for image in images])).numpy()
     np.testing.assert_allclose(features_of(embed.out), expected, atol=1e-5)
+
+
+def test_small_images_are_enlarged_without_a_word_about_settings(embed, tmp_path):
+    for number in range(3):
+        put(tmp_path / "small" / f"{number}.png", Image.new("RGB", (5, 6), (number, 0, 0)))
+    done = embed(tmp_path / "small")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_metadata(embed.out).num_rows == 3
+    assert "anchors.size" not in done.stdout and "anchors.upscale" not in done.stdout
 
 
 def test_the_page_reads_the_features_in_two_ways(embed, photos, monkeypatch, tmp_path):

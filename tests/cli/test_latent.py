@@ -165,6 +165,7 @@ def test_extended_and_repaired_after_everything_moved(made, trained, autoencoder
     # Its autoencoder is not where it was
     extend = ("shards", "extend", root, "--candidates=4", f"--diffusion={moved / 'model'}")
     refusal(clsp(*extend), "its autoencoder is not where it was")
+    refusal(clsp(*extend), "extend and repair: --latent")
     other = save_autoencoder(tmp_path / "other", seed=1)
     refusal(clsp(*extend, f"--latent={other}"), "was trained with")
     found = clsp(*extend, f"--latent={moved / 'ae'}")
@@ -253,6 +254,7 @@ def test_models_that_do_not_fit_are_refused_by_make_its_check_and_plan(
         ("AE", ("anchors.size=18",), "latents of 9 pixels cannot be halved 1 times"),
         ("nobody/no-such-autoencoder", (), "neither as a folder nor on the hub"),
         ("AE/nothing", (), "no config.json or vae/config.json or vqvae/config.json there"),
+        ("runs/photos/autoencoder", (), "or train one with: clsp autoencoder train"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_the_check_and_the_training(

@@ -93,6 +93,27 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         loaded(folder)
 
 
+@pytest.mark.parametrize("damage", ["absent", "cut", "other shape"])
+def test_weights_that_cannot_be_loaded_are_refused(tmp_path, damage, capfd):
+    folder = save_autoencoder(tmp_path)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    if damage == "absent":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        config = folder / "config.json"
+        content = json.loads(config.read_text()) | {"latent_channels": 3}
+        config.write_text(json.dumps(content))
+
+    with pytest.raises(
+        InputError, match=r"autoencoder .*: its weights (cannot be|do not)"
+    ) as error:
+        loaded(folder)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

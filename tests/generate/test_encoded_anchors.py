@@ -1,6 +1,7 @@
 """The anchors' latents, encoded once: their values, parts that survive a kill, and what is refused."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ from clsp.generate import (
     read_autoencoder,
     train_diffusion,
 )
+from clsp.generate.encoded_anchors import EncodedAnchors
 from clsp.generate.train_images import flip_half, image_batches
 from clsp.shards import AnchorsConfig, ImageSource
 from diffusers import AutoencoderKL, DDPMPipeline
 from latent_models import SCALING, SIZE, in_model_range, save_autoencoder
+from pictures import photograph, put
+from PIL import Image
 from places import contents
 from torchvision.io import read_image
 
@@ -86,6 +90,24 @@ def test_latents_are_those_of_the_images_and_of_their_mirror_images(
     np.testing.assert_allclose(training.record.deviations, values.std(1), rtol=1e-6)
 
 
+def test_many_parts_take_few_file_descriptors(tmp_path):
+    encoded = EncodedAnchors(tmp_path, count=200 * 1024, flip=False)
+    assert encoded.parts == 200
+    for part in range(encoded.parts):
+        np.save(encoded.array(part), np.full((1024, 1, 1, 1, 1), part, np.float16))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    limit = highest + 150
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        for _ in range(2):  # the second time they are mapped anew
+            found = encoded.rows(range(0, encoded.count, 1024)).flatten().tolist()
+            assert found == list(range(200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 class CrashError(Exception):
     pass
 
@@ -137,6 +159,18 @@ def test_a_damaged_part_is_made_again(autoencoder, anchors, tmp_path, damage):
     assert contents(tmp_path) == before
 
 
+def test_a_record_that_another_process_has_to_write_again_is_waited_for(
+    autoencoder, anchors, tmp_path, monkeypatch
+):
+    whole = encode_anchors(anchors, autoencoder, tmp_path, flip=False)
+    theirs = tmp_path / "latents" / "part-000000.json"
+    content = theirs.read_text()
+    theirs.write_text("{")
+    monkeypatch.setattr("time.sleep", lambda seconds: theirs.write_text(content))
+    found = encode_anchors(anchors, autoencoder, tmp_path, flip=False, rank=1, world_size=2)
+    assert found.record == whole.record
+
+
 def test_latents_of_other_images_flips_or_networks_make_way(
     autoencoder, anchors, tmp_path, tmp_path_factory
 ):
@@ -152,6 +186,26 @@ def test_latents_of_other_images_flips_or_networks_make_way(
         fresh = tmp_path / f"{len(images)}-{network.digest}-{flip}"
         encode_anchors(images, network, fresh, flip=flip)
         assert contents(tmp_path / "one") == contents(fresh)
+
+
+def test_images_that_are_cut_or_squashed_are_other_images(folder, autoencoder, tmp_path):
+    for number in range(6):
+        wide = Image.fromarray(photograph(number, 2 * SIZE)).resize((2 * SIZE, SIZE))
+        put(tmp_path / "photos" / f"{number}.png", wide)
+
+    for resize in ("crop", "squash"):
+        config = AnchorsConfig(path=str(tmp_path / "photos"), size=SIZE, resize=resize)
+        images = ImageSource(config)
+        training = encode_anchors(images, autoencoder, tmp_path, flip=False)
+        found = training.encoded.rows(range(6)).numpy()
+        expected = expected_latents(folder, images)[:, :1]
+        np.testing.assert_allclose(found, expected, atol=2e-3, rtol=2e-3)
+
+    # Nor is a model of one taken for a model of the other
+    cut = ImageSource(config.model_copy(update={"resize": "crop"}))
+    train_diffusion(cut, CONFIG, tmp_path / "model", autoencoder=autoencoder)
+    with pytest.raises(InputError, match="other settings"):
+        train_diffusion(images, CONFIG, tmp_path / "model", autoencoder=autoencoder)
 
 
 def test_latents_that_are_not_finite_are_named_by_anchor(

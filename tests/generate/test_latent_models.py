@@ -103,6 +103,20 @@ def test_models_that_do_not_fit_are_refused(trained, tmp_path):
         load_diffusion(str(trained), SIZE)
 
 
+def test_a_unet_that_names_no_size_is_refused(tmp_path):
+    unet = save_unet(tmp_path / "model")
+    shutil.copytree(save_autoencoder(tmp_path / "ae"), unet / "vae")
+    config = unet / "unet" / "config.json"
+    content = json.loads(config.read_text())
+    del content["sample_size"]
+    config.write_text(json.dumps(content))
+    for size in (SIZE, None):
+        with pytest.raises(InputError, match="for which size it was trained; write it as sample_s"):
+            load_diffusion(str(unet), size)
+    with pytest.raises(InputError, match="for which size it was trained"):
+        image_size(str(unet))
+
+
 def test_a_pixel_model_with_an_autoencoder_is_refused(model_folder, tmp_path):
     four = save_autoencoder(tmp_path / "four")
     with pytest.raises(

@@ -23,6 +23,7 @@ from clsp.generate import (
     noise_keys,
     read_autoencoder,
 )
+from clsp.generate.out_of_memory import explaining_out_of_memory as out_of_memory
 from clsp.shards import AnchorsConfig, ImageSource
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, LDMPipeline
 from latent_models import (
@@ -246,3 +247,13 @@ def test_the_digest_follows_the_autoencoder_and_the_range(model, folder, tmp_pat
     autoencoder = load_autoencoder(read_autoencoder(str(folder)))
     facts = [LatentSpace(autoencoder, ranges).facts for ranges in (None, model.latent.ranges)]
     assert facts[0] != facts[1]
+
+
+@pytest.mark.parametrize(("decode_batch", "is_advised"), [(2, True), (1, False)])
+def test_out_of_memory_a_smaller_batch_of_decoding_is_advised(model, decode_batch, is_advised):
+    config = SamplerConfig(steps=1, micro_batch=4, decode_batch=decode_batch)
+    sampler = Sampler(model, config)
+    with pytest.raises(WorkError, match="micro_batch=4") as error, out_of_memory(sampler, SIZE):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert ("or a sampler.decode_batch below 2" in str(error.value)) == is_advised
+    assert "decode_batch below 1" not in str(error.value)

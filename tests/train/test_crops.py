@@ -113,6 +113,17 @@ def test_a_run_on_the_sets_size_is_recorded_as_before(shard_set):
     assert "size" not in config().recorded()
 
 
+@pytest.mark.parametrize("setting", ["anchors.size=6", "pretrain.size=6"])
+def test_views_are_cut_out_of_the_images_of_the_source_too(clsp, make_set, tmp_path, setting):
+    bare = make_set(tmp_path / "set", include_anchors=False)
+    small = ("anchors.limit=40", "pretrain.batch_size=16", "pretrain.epochs=1", setting)
+    values = [f"--set={value}" for value in small]
+    run = ("pretrain", "--recipe=digits", *values, "--shards", bare, "--out", tmp_path / "run")
+    found = clsp(*run)
+    assert found.returncode == 0, found.stderr
+    assert "views of 6 pixels, cut out of images of 8x8" in found.stdout
+
+
 @pytest.mark.parametrize("setting", ["anchors.size=16", "pretrain.size=16"])
 def test_views_larger_than_the_images_are_refused(clsp, shard_set, tmp_path, setting):
     run = ("pretrain", "--recipe", "digits", "--set", setting, "--shards", shard_set)

@@ -76,6 +76,13 @@ def test_a_few_small_ones_are_told_and_taken(make, folder):
     assert "the smallest side has 8 pixels" in found.stdout
 
 
+def test_of_very_many_sizes_those_that_were_counted_are_told(make, folder, monkeypatch):
+    monkeypatch.setattr("clsp.shards.sources.survey.MOST_SIZES", 2)
+    found = make(folder(LARGE, WIDE, TINY, TINY))
+    assert found.returncode == 0, found.stderr
+    assert "note: 1 of 2 images are smaller than anchors.size = 16" in found.stdout
+
+
 def test_images_of_the_size_are_no_news(make, folder):
     found = make(folder((16, 16), (16, 90), LARGE))
     assert found.returncode == 0 and "smaller" not in found.stdout, found.stderr
