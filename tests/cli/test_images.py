@@ -251,9 +251,17 @@ def own_folder(root):
             many(root / split / name, count)
 
 
+def imagenet(root):
+    """`ImageNet's own files of the hundred classes in train/CLASS/ and val/CLASS/`."""
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("n01440764", "n02111889"):
+            many(root / split / name, count)
+
+
 DOCUMENTED = {
     "cifar10": (cifar, {"train": (6, True), "test": (4, True)}),
     "folder-256": (own_folder, {"train": (6, True), "test": (4, True)}),
+    "imagenet100-256": (imagenet, {"train": (6, True), "validation": (4, True)}),
     "stl10": (stl10, {"unlabeled": (9, False), "train": (6, True), "test": (4, True)}),
 }
 """For every recipe whose head describes a folder: how to make one, and what each split must have."""
