@@ -244,26 +244,25 @@ def stl10(root):
             many(root / split / name, count)
 
 
-def imagenet100(root):
-    """`The folder has ImageNet's own files of the hundred classes in train/CLASS/ and val/CLASS/`."""
-    for split, count in (("train", 3), ("val", 2)):
-        for name in ("n01440764", "n01443537"):
-            for number in range(count):
-                put(root / split / name / f"{name}_{number}.JPEG", picture(number=number))
-
-
-def own_photographs(root):
+def own_folder(root):
     """`FOLDER/train/CLASS/…, FOLDER/test/CLASS/…`."""
     for split, count in (("train", 3), ("test", 2)):
         for name in ("cats", "dogs"):
             many(root / split / name, count)
 
 
+def imagenet(root):
+    """`ImageNet's own files of the hundred classes in train/CLASS/ and val/CLASS/`."""
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("n01440764", "n02111889"):
+            many(root / split / name, count)
+
+
 DOCUMENTED = {
     "cifar10": (cifar, {"train": (6, True), "test": (4, True)}),
+    "folder-256": (own_folder, {"train": (6, True), "test": (4, True)}),
+    "imagenet100-256": (imagenet, {"train": (6, True), "validation": (4, True)}),
     "stl10": (stl10, {"unlabeled": (9, False), "train": (6, True), "test": (4, True)}),
-    "imagenet100-256": (imagenet100, {"train": (6, True), "validation": (4, True)}),
-    "folder-256": (own_photographs, {"train": (6, True), "test": (4, True)}),
 }
 """For every recipe whose head describes a folder: how to make one, and what each split must have."""
 
