@@ -17,8 +17,13 @@ CONFIG = "config.json"
 
 
 def looks_local(path: str) -> bool:
-    """Return True for what is meant as a path of this machine; a name on the hub has one slash at the most."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
+    """Return True for what is meant as a path of this machine.
+
+    A name on the hub has one slash at the most; with a folder called like what is before it, `runs/none` is a path.
+    """
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    folder, slash, _ = path.partition("/")
+    return is_path or Path(path).exists() or (bool(slash) and Path(folder).is_dir())
 
 
 def find_config(

@@ -275,9 +275,7 @@ def records_text(plan: Plan, shards: ShardsConfig) -> str:
     anchors = f"{plan.shards.records} anchors"
     if not shards.megabytes:
         return anchors
-    return (
-        f"{anchors}, by shards.megabytes = {shards.megabytes:g}, which goes before shards.records"
-    )
+    return f"at most {anchors}, by shards.megabytes = {shards.megabytes:g}, which goes before shards.records"
 
 
 def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":

@@ -8,6 +8,7 @@ import pytest
 from clsp.core import InputError
 from clsp.generate import LatentRecord, image_size, load_autoencoder, load_diffusion
 from clsp.generate import read_autoencoder as read
+from clsp.generate.pretrained import looks_local
 from huggingface_hub.constants import HF_HUB_CACHE
 from latent_models import SCALING, SIZE, save_autoencoder, save_ldm, save_unet
 
@@ -151,3 +152,10 @@ def test_a_model_of_three_channels_on_the_hub_says_that_it_makes_latents(tmp_pat
     model = load_diffusion("someone/latents", SIZE)
     assert model.latent is not None
     assert model.size == SIZE
+
+
+def test_what_lies_in_a_folder_that_is_here_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert looks_local("runs/none") and looks_local("runs/day/diffusion")
+    assert not looks_local("stabilityai/sd-vae-ft-mse") and not looks_local("runs2")
