@@ -78,30 +78,12 @@ def pipeline(
     shards = str(out / "shards")
     recipe = ("--recipe", str(out / "recipe.toml"))
 
-    # The diffusion model
-    command = ("diffusion", "train", *recipe, "--out", str(out / "diffusion"))
-    stages = [Stage("diffusion", command, kind="diffusion", alone=True)]
-
-    # The shard set
-    makes = []
-    for part in range(parts):
-        command = ("shards", "make", *recipe, "--out", shards, "--part", f"{part}/{parts}")
-        makes.append(Stage(f"shards-{part}", command, ("diffusion",), "shards"))
-    stages += makes
-
-    command = ("shards", "verify", shards, "--deep")
-    stages.append(Stage("verify", command, tuple(stage.name for stage in makes)))
-    command = ("shards", "preview", shards, "--out", str(out / "contact-sheet.png"))
-    stages.append(Stage("preview", command, ("verify",)))
-
-    # The scores that runs choose candidates by
+    # The diffusion model, the set, and the scores that runs choose candidates by
     own = diffusion or str(out / "diffusion")
-    before_runs = ["verify"]
-    for score, encoder in (scores or {}).items():
-        encoder = f"unet:{own}" if encoder == UNET else encoder
-        command = ("shards", "score", shards, "--encoder", encoder, "--name", score, *recipe)
-        stages.append(Stage(f"score-{score}", command, ("verify",)))
-        before_runs.append(f"score-{score}")
+    made = _set_stages(out, recipe, shards, parts)
+    scored = _score_stages(scores or {}, own, recipe, shards)
+    stages = [*made, *scored]
+    before_runs = ["verify", *(stage.name for stage in scored)]
 
     # The runs and their evaluations
     folders = []
@@ -133,6 +115,40 @@ def pipeline(
     stages.append(Stage("score", command, evaluated))
     command = ("report", str(out), "--out", str(out / "report.html"))
     stages.append(Stage("report", command, ("compare", "score")))
+
+    return stages
+
+
+def _set_stages(out: Path, recipe: tuple[str, ...], shards: str, parts: int) -> list[Stage]:
+    """List the stages from images to a verified set, and its contact sheet."""
+    # The diffusion model
+    command = ("diffusion", "train", *recipe, "--out", str(out / "diffusion"))
+    stages = [Stage("diffusion", command, kind="diffusion", alone=True)]
+
+    # The shard set
+    makes = []
+    for part in range(parts):
+        command = ("shards", "make", *recipe, "--out", shards, "--part", f"{part}/{parts}")
+        makes.append(Stage(f"shards-{part}", command, ("diffusion",), "shards"))
+    stages += makes
+
+    command = ("shards", "verify", shards, "--deep")
+    stages.append(Stage("verify", command, tuple(stage.name for stage in makes)))
+    command = ("shards", "preview", shards, "--out", str(out / "contact-sheet.png"))
+    stages.append(Stage("preview", command, ("verify",)))
+
+    return stages
+
+
+def _score_stages(
+    scores: Mapping[str, str], diffusion: str, recipe: tuple[str, ...], shards: str
+) -> list[Stage]:
+    """List the stages that make scores, each by its encoder."""
+    stages = []
+    for name, encoder in scores.items():
+        encoder = f"unet:{diffusion}" if encoder == UNET else encoder
+        command = ("shards", "score", shards, "--encoder", encoder, "--name", name, *recipe)
+        stages.append(Stage(f"score-{name}", command, ("verify",)))
 
     return stages
 

@@ -236,7 +236,7 @@ def test_latents_that_are_not_finite_are_named_by_anchor(
 
 
 def test_a_scaling_that_does_not_fit_is_said_with_a_better_one(anchors, tmp_path, caplog):
-    """What it says is then taken, and fits."""
+    """Take what it says, and see that it fits."""
     network = load_autoencoder(
         read_autoencoder(str(save_autoencoder(tmp_path / "one", scaling_factor=90)))
     )
