@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from ..progress import open_anchors, say
 from ..recipe import Recipe, load_recipe
 from .driver import Driver
 from .stages import DDAE, Stage, parse_run, pipeline, run_recipe
+
+if TYPE_CHECKING:
+    from ...train import PretrainConfig
 
 STATE = "reproduce.json"
 
@@ -122,12 +125,10 @@ def _check_labels(name: str, recipe: Recipe) -> None:
     """Raise InputError unless a run's name says whether labels choose its candidates, and they may."""
     from ...train.label_permission import check_permission
 
-    run = parse_run(name)
-    synthetic = recipe.pretrain.synthetic.model_copy(update={"source": run.source})
-    config = recipe.pretrain.model_copy(update={"synthetic": synthetic})
+    config = _config_of(name, recipe)
     check_permission(config)
 
-    right = str(replace(run, by_labels=config.goes_by_labels))
+    right = str(replace(parse_run(name), by_labels=config.goes_by_labels))
     if name != right:
         does = "chooses" if config.goes_by_labels else "does not choose"
         raise InputError(
@@ -138,15 +139,21 @@ def _check_labels(name: str, recipe: Recipe) -> None:
 
 def _check_scores(name: str, recipe: Recipe) -> None:
     """Raise InputError if a run goes by scores that nothing makes before it."""
+    config = _config_of(name, recipe)
+    scores = config.synthetic.scores
+    made = recipe.reproduce.scores
+    if config.goes_by_measure and scores not in made:
+        raise InputError(
+            f"reproduce.runs: {name} chooses candidates by the scores {scores}, and reproduce.scores names "
+            f"{', '.join(made) or 'none'}; add there: {scores} = ENCODER"
+        )
+
+
+def _config_of(name: str, recipe: Recipe) -> "PretrainConfig":
+    """Return the settings of a run, with the source that its name says."""
     source = parse_run(name).source
     synthetic = recipe.pretrain.synthetic.model_copy(update={"source": source})
-    config = recipe.pretrain.model_copy(update={"synthetic": synthetic})
-    made = recipe.reproduce.scores
-    if config.goes_by_measure and synthetic.scores not in made:
-        raise InputError(
-            f"reproduce.runs: {name} chooses candidates by the scores {synthetic.scores}, and reproduce.scores names "
-            f"{', '.join(made) or 'none'}; add there: {synthetic.scores} = ENCODER"
-        )
+    return recipe.pretrain.model_copy(update={"synthetic": synthetic})
 
 
 def _check_folder(out: Path, recipes: dict[Path, Recipe]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +83,7 @@ def pipeline(
     made = _set_stages(out, recipe, shards, parts)
     scored = _score_stages(scores or {}, own, recipe, shards)
     stages = [*made, *scored]
-    before_runs = ["verify", *(stage.name for stage in scored)]
+    before_runs = ("verify", *(stage.name for stage in scored))
 
     # The runs and their evaluations
     folders = []
@@ -100,8 +100,10 @@ def pipeline(
         for name in trained:
             folder = out / "pretrain" / f"{name}-s{seed}"
             folders.append(str(folder))
-            training, *probes = _run_stages(out, name, seed, shards, folder, transfers)
-            training = replace(training, after=tuple(before_runs))
+            chosen = _run_settings(out, name, seed)
+            command = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))
+            training = Stage(folder.name, command, before_runs, "pretrain")
+            probes = _probe_stages(chosen, folder, transfers)
             stages += [training, *probes]
             evaluations += [probe.name for probe in probes]
 
@@ -166,22 +168,19 @@ def _ddae_stages(
     return stages
 
 
-def _run_stages(
-    out: Path, name: str, seed: int, shards: str, folder: Path, transfers: bool
-) -> list[Stage]:
-    """List a run's pretraining and its evaluations."""
-    run = parse_run(name)
-    label = folder.name
+def _run_settings(out: Path, name: str, seed: int) -> tuple[str, ...]:
+    """Return the options that every command of a run has: its recipe, source and seed."""
+    source = f"pretrain.synthetic.source={parse_run(name).source}"
     recipe = ("--recipe", str(run_recipe(out, name)))
-    changes = ("--set", f"pretrain.synthetic.source={run.source}", "--set", f"pretrain.seed={seed}")
-    chosen = (*recipe, *changes)
+    return (*recipe, "--set", source, "--set", f"pretrain.seed={seed}")
 
-    command = ("pretrain", *chosen, "--shards", shards, "--out", str(folder))
-    stages = [Stage(label, command, ("verify",), "pretrain")]
 
+def _probe_stages(chosen: tuple[str, ...], folder: Path, transfers: bool) -> list[Stage]:
+    """List the evaluations of a run, once it is trained."""
+    stages = []
     for probe in _probes(transfers):
         command = (probe, *chosen, "--checkpoint", str(folder), "--out", str(folder))
-        stages.append(Stage(f"{probe}-{label}", command, (label,), probe))
+        stages.append(Stage(f"{probe}-{folder.name}", command, (folder.name,), probe))
 
     return stages
 
