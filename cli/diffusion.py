@@ -58,7 +58,7 @@ def train(recipe_name: str, overrides: tuple[str, ...], out: Path, check: bool) 
 
     # Check
     autoencoder = _autoencoder(config, anchors.size)
-    encoder = _cluster_encoder(recipe) if config.condition == "clusters" else None
+    encoder = _cluster_encoder(recipe) if config.has_encoder else None
     digests = TrainingDigests.of(encoder, autoencoder)
     finished = check_out(anchors, config, out, digests=digests)
     if check:
@@ -123,7 +123,7 @@ def _cluster_encoder(recipe: Recipe) -> "ClusterEncoder":
 
     def extract(anchors: "ImageSource") -> "np.ndarray":
         encoder = load_encoder(name)
-        with ProgressReport("features to cluster", "anchors") as report:
+        with ProgressReport("features of the anchors", "anchors") as report:
             return embed_images(encoder, anchors, report).numpy()
 
     return ClusterEncoder(encoder_title(name), encoder_digest(name), extract)

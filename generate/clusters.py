@@ -143,8 +143,7 @@ class Clusters:
 def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Assign each of N images to one of `count` clusters by k-means on its features; `(N,)` int64.
 
-    The features are standardised and then scaled to length 1, so that neither what all images share nor a few strong
-    features decide. scikit-learn's MiniBatchKMeans, from the best of 10 starts, on one thread.
+    The features are standardised and scaled to length 1 before (`unit_features`). scikit-learn's MiniBatchKMeans, from the best of 10 starts, on one thread.
 
     Raises:
         InputError: a cluster is left without an image.
@@ -152,15 +151,6 @@ def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarr
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
-
-    # Standardise, and scale to length 1
-    features_NF = features_NF.astype(np.float64)
-    deviation_F = features_NF.std(axis=0)
-    standard_NF = (features_NF - features_NF.mean(axis=0)) / np.where(
-        deviation_F > 0, deviation_F, 1
-    )
-    length_N1 = np.linalg.norm(standard_NF, axis=1, keepdims=True)
-    unit_NF = (standard_NF / np.where(length_N1 > 0, length_N1, 1)).astype(np.float32)
 
     # k-means; fewer distinct images than clusters make a warning there and an error here
     starts: Any = STARTS
@@ -172,7 +162,7 @@ def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarr
     )
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        assigned_N = means.fit_predict(unit_NF).astype(np.int64)
+        assigned_N = means.fit_predict(unit_features(features_NF)).astype(np.int64)
 
     # Every cluster needs images, for the U-Net learns nothing of an empty one
     sizes = np.bincount(assigned_N, minlength=count)
@@ -184,6 +174,20 @@ def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarr
         )
 
     return assigned_N
+
+
+def unit_features(features_NF: np.ndarray) -> np.ndarray:
+    """Return features standardised and then scaled to length 1, `(N, F)` float32.
+
+    Neither what all images share nor a few strong features decide then.
+    """
+    features_NF = features_NF.astype(np.float64)
+    deviation_F = features_NF.std(axis=0)
+    centred_NF = features_NF - features_NF.mean(axis=0)
+    standard_NF = centred_NF / np.where(deviation_F > 0, deviation_F, 1)
+
+    length_N1 = np.linalg.norm(standard_NF, axis=1, keepdims=True)
+    return (standard_NF / np.where(length_N1 > 0, length_N1, 1)).astype(np.float32)
 
 
 def check_cluster_count(anchors: ImageSource, count: int) -> None:
@@ -198,6 +202,12 @@ def check_cluster_count(anchors: ImageSource, count: int) -> None:
         )
 
 
+def own_classes(anchors: ImageSource, encoder: ClusterEncoder, seed: int) -> Clusters:
+    """Make every anchor a pseudo-class of its own, whose number is its place: for a U-Net that is told its features."""
+    count = len(anchors)
+    return _clusters(anchors, encoder, seed, np.arange(count), count)
+
+
 def make_clusters(anchors: ImageSource, encoder: ClusterEncoder, count: int, seed: int) -> Clusters:
     """Assign every anchor to one of `count` pseudo-classes by its features.
 
@@ -205,11 +215,17 @@ def make_clusters(anchors: ImageSource, encoder: ClusterEncoder, count: int, see
         InputError: more clusters than anchors, or a cluster is left without one.
     """
     check_cluster_count(anchors, count)
+    assigned_N = cluster_features(encoder.extract(anchors), count, seed)
+    return _clusters(anchors, encoder, seed, assigned_N, count)
+
+
+def _clusters(
+    anchors: ImageSource, encoder: ClusterEncoder, seed: int, assigned_N: np.ndarray, count: int
+) -> Clusters:
+    """Return pseudo-classes of anchors, with how they were made."""
     facts = ClusterFacts(
         clusters=count, seed=seed, encoder=encoder.name, encoder_digest=encoder.digest
     )
-    assigned_N = cluster_features(encoder.extract(anchors), count, seed)
-
     places = range(len(anchors))
     keys = tuple(anchors.key(place) for place in places)
     digests = tuple(anchors.image_digest(place) for place in places)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
+from diffusers import UNet2DModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core import InputError, canonical_json, first_fault, write_file
@@ -15,7 +17,9 @@ from .clusters import (
     ClusterEncoder,
     Clusters,
     make_clusters,
+    own_classes,
     read_clusters,
+    unit_features,
     write_clusters,
 )
 from .config import DiffusionConfig
@@ -33,7 +37,7 @@ class ConditionRecord(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    kind: Literal["clusters", "labels"]
+    kind: Literal["clusters", "features", "labels"]
     classes: int
     """The number of them; the class embedding has one row more, for «no class»."""
     digest: str | None = None
@@ -55,8 +59,8 @@ class Condition:
     [3]
     """
 
-    kind: Literal["clusters", "labels", "unknown"]
-    """`labels` is the paper's upper bound: what comes of it is not self-supervised. `unknown`: nobody said so far."""
+    kind: Literal["clusters", "features", "labels", "unknown"]
+    """`features`: every anchor has a class of its own, whose embedding is its features. `labels` is the paper's upper bound: what comes of it is not self-supervised. `unknown`: nobody said so far."""
     embeddings: int
     """Rows of the U-Net's class embedding."""
     null: int | None = None
@@ -186,7 +190,7 @@ def read_condition(path: str, embeddings: int) -> Condition:
         raise InputError(
             f"{path}: {FILE} has the digest {clusters.digest}, {RECORD} names {record.digest}; fetch the folder again"
         )
-    return Condition("clusters", embeddings, record.null, clusters)
+    return Condition(record.kind, embeddings, record.null, clusters)
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,8 @@ class TrainClasses:
     classes_N: np.ndarray
     """`(N,)` int64, in the order of the anchors."""
     clusters: Clusters | None = None
+    unit_NF: np.ndarray | None = None
+    """The anchors' features of length 1, for the U-Net that is told them."""
 
     def save(self, folder: Path) -> None:
         """Write down in a model's folder what the classes of its U-Net are; the record, for which others wait, last."""
@@ -248,6 +254,40 @@ def cluster_classes(
     return TrainClasses(record, clusters.of_source(anchors), clusters)
 
 
+def feature_classes(
+    anchors: ImageSource, config: DiffusionConfig, encoder: ClusterEncoder, out: Path
+) -> TrainClasses:
+    """Return a class for every anchor, whose embedding is to be its features.
+
+    Raises:
+        InputError: those in the folder are of other anchors.
+    """
+    file = out / FILE
+    own = read_clusters(file) if file.exists() else own_classes(anchors, encoder, config.seed)
+    record = ConditionRecord(kind="features", classes=len(anchors), digest=own.digest)
+    unit_NF = unit_features(encoder.extract(anchors))
+    return TrainClasses(record, own.of_source(anchors), own, unit_NF)
+
+
+def tell_features(unet: UNet2DModel, unit_NF: np.ndarray, seed: int) -> None:
+    """Give a U-Net the features of its anchors as its class embedding, which no training changes any more.
+
+    They are brought to the embedding's width by random directions (Johnson and Lindenstrauss, 1984), so that every
+    value has a variance of about 1, as the rows of a new embedding have. «No class», the last row, is 0.
+
+    Args:
+        unit_NF: the anchors' features of length 1, in the order of their classes.
+    """
+    rows: torch.Tensor = cast(Any, unet).class_embedding.weight
+    generator = np.random.default_rng(seed)
+    directions_FE = generator.standard_normal((unit_NF.shape[1], rows.shape[1]), np.float32)
+
+    with torch.no_grad():
+        rows[:-1] = torch.from_numpy(unit_NF @ directions_FE)
+        rows[-1] = 0
+    rows.requires_grad_(False)
+
+
 def settled_condition(
     found: Condition | None, config: DiffusionConfig, name: str
 ) -> Condition | None:
@@ -273,10 +313,11 @@ def settled_condition(
             f"diffusion model {name} has {found.embeddings} classes, expected one without; to make positives by the "
             "anchors' labels (the paper's upper bound, not self-supervised) set diffusion.condition=labels"
         )
-    if found.kind == "clusters" and wanted == "labels":
+    if found.clusters is not None and wanted == "labels":
+        what = "pseudo-classes" if found.kind == "clusters" else "features of its anchors"
         raise InputError(
-            f"diffusion.condition is labels, and the diffusion model {name} has pseudo-classes; "
-            "set diffusion.condition=clusters"
+            f"diffusion.condition is labels, and the diffusion model {name} has {what}; "
+            f"set diffusion.condition={found.kind}"
         )
     if found.kind != "unknown":
         return found

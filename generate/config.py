@@ -145,13 +145,15 @@ class DiffusionConfig(Section):
     """With every grid, the Fréchet distance of so many images to the anchors goes into the log; 0 measures none."""
     probe_encoder: str = ""
     """Whose features that distance is in: the folder of a run, or a timm model."""
-    condition: Literal["none", "clusters", "labels"] = "none"
+    condition: Literal["none", "clusters", "features", "labels"] = "none"
     """What the U-Net is told of an image, as its class embedding: nothing (the paper); its pseudo-class, by k-means on
-    the features of `cluster_encoder`; or its label, which makes positives that are no longer self-supervised."""
+    the features of `cluster_encoder`; these features themselves; or its label, which makes positives that are no longer
+    self-supervised."""
     clusters: int = Field(default=10, ge=2)
     """k, the number of pseudo-classes."""
     cluster_encoder: str = ""
-    """Whose features are clustered: the folder of a run, `unet:DIR` (another diffusion model) or a timm model."""
+    """Whose features are clustered, or told: the folder of a run, `unet:DIR` (another diffusion model) or a timm
+    model."""
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the images that are shown without their class (Ho & Salimans, 2022), so that guidance is possible."""
     null_class: int | None = Field(default=None, ge=0)
@@ -159,6 +161,11 @@ class DiffusionConfig(Section):
     latent: str = ""
     """The autoencoder of a latent model: a folder or hub id of diffusers' AutoencoderKL or VQModel. Empty: a model that
     is trained makes pixels, and one that is there has the autoencoder that it was trained with."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """Return True if what the U-Net is told comes from the features of `cluster_encoder`."""
+        return self.condition in ("clusters", "features")
 
     def decided(self, bf16: bool = False) -> "DiffusionConfig":
         """Return these settings with `auto` replaced: by bf16 if the device computes in it, else by float32."""
@@ -189,9 +196,10 @@ class DiffusionConfig(Section):
 
     @model_validator(mode="after")
     def _clusters_have_features(self):
-        if self.condition == "clusters" and not (self.cluster_encoder or self.path):
+        if self.has_encoder and not (self.cluster_encoder or self.path):
+            use = "clustered" if self.condition == "clusters" else "told"
             raise ValueError(
-                "condition = clusters needs cluster_encoder, whose features are clustered: "
+                f"condition = {self.condition} needs cluster_encoder, whose features are {use}: "
                 "a run, unet:DIR of an unconditional diffusion model, or a timm model"
             )
         return self

@@ -25,7 +25,14 @@ from ..shards import ImageSource
 from .autoencoder import Autoencoder
 from .clusters import FILE as CLUSTERS
 from .clusters import ClusterEncoder, check_cluster_count
-from .condition import RECORD, TrainClasses, cluster_classes, label_classes
+from .condition import (
+    RECORD,
+    TrainClasses,
+    cluster_classes,
+    feature_classes,
+    label_classes,
+    tell_features,
+)
 from .config import DiffusionConfig
 from .latent import MARK
 from .latent import RECORD as LATENT
@@ -80,7 +87,7 @@ def train_diffusion(
         report: called with (steps done, steps, metrics).
         probe: measures images `(B, H, W, 3)` uint8 that the averaged weights make, every `sample_steps`, for the log.
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
-        encoder: whose features are clustered, for `condition = "clusters"`.
+        encoder: whose features are clustered or told, for `condition = "clusters"` and `"features"`.
         recipe: the content of `recipe.toml`, which is kept beside the model; empty: there is none.
         autoencoder: the U-Net is trained on its latents of the anchors, which are encoded once and kept in `out`.
         encoding: makes what shows how far that is.
@@ -89,8 +96,8 @@ def train_diffusion(
         InputError: `out` holds a model trained with other settings or on other images, or another process works there.
         WorkError: the weights are not finite any more; names the last good checkpoint. Or latents are not finite.
     """
-    if config.condition == "clusters" and encoder is None:
-        raise ValueError("condition = clusters needs an encoder whose features are clustered")
+    if config.has_encoder and encoder is None:
+        raise ValueError(f"condition = {config.condition} needs an encoder")
     if config.latent and autoencoder is None:
         raise ValueError("latent names an autoencoder, which has to be loaded")
 
@@ -130,6 +137,9 @@ def _train_classes(
 
     if config.condition == "labels":
         classes = label_classes(anchors)
+    elif config.condition == "features":
+        assert encoder is not None
+        classes = feature_classes(anchors, config, encoder, out)
     else:
         assert encoder is not None
         classes = cluster_classes(anchors, config, encoder, out)
@@ -198,6 +208,8 @@ class _Training(Training):
         # Network and optimizer
         torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
         self.net = build_unet(config, self.side, self.class_count, self.channels)
+        if classes and classes.unit_NF is not None:
+            tell_features(self.net, classes.unit_NF, config.seed)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)
 
@@ -361,7 +373,7 @@ def _folder(
 
 def _identity(anchors: ImageSource, config: DiffusionConfig, digests: TrainingDigests) -> bytes:
     settings = config.recorded(leave_out=UNESSENTIAL)
-    if config.condition == "clusters":
+    if config.has_encoder:
         settings["cluster_encoder_digest"] = digests.encoder
     if digests.autoencoder:
         settings["autoencoder_digest"] = digests.autoencoder

@@ -90,13 +90,13 @@ class SourcePlan(Sparse):
 
 
 class ConditionPlan(Sparse):
-    """Says which classes a conditional diffusion model was given: pseudo-classes, or the anchors' labels.
+    """Says what a conditional diffusion model was given: pseudo-classes, the anchors' features, or their labels.
 
     >>> ConditionPlan(kind="labels", embeddings=11, null=10).text
     "the anchors' labels: an upper bound, not self-supervised"
     """
 
-    kind: Literal["clusters", "labels"]
+    kind: Literal["clusters", "features", "labels"]
     embeddings: int = Field(ge=1)
     """Rows of the U-Net's class embedding."""
     null: int | None = Field(default=None, ge=0)
@@ -104,7 +104,7 @@ class ConditionPlan(Sparse):
     digest: str | None = None
     """The SHA-256 of the anchors' pseudo-classes."""
     encoder: str | None = None
-    """Whose features were clustered."""
+    """Whose features were clustered, or given."""
     encoder_digest: str | None = None
 
     @property
@@ -112,6 +112,8 @@ class ConditionPlan(Sparse):
         """Return the condition as a text for people."""
         if self.kind == "labels":
             return "the anchors' labels: an upper bound, not self-supervised"
+        if self.kind == "features":
+            return f"the anchors' features of {self.encoder}"
         return f"{self.embeddings - 1} clusters of the features of {self.encoder}"
 
 
