@@ -143,7 +143,8 @@ class Clusters:
 def cluster_features(features_NF: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Assign each of N images to one of `count` clusters by k-means on its features; `(N,)` int64.
 
-    The features are standardised and scaled to length 1 before (`unit_features`). scikit-learn's MiniBatchKMeans, from the best of 10 starts, on one thread.
+    The features are standardised and scaled to length 1 before (`unit_features`). scikit-learn's MiniBatchKMeans, from
+    the best of 10 starts, on one thread.
 
     Raises:
         InputError: a cluster is left without an image.

@@ -60,7 +60,8 @@ class Condition:
     """
 
     kind: Literal["clusters", "features", "labels", "unknown"]
-    """`features`: every anchor has a class of its own, whose embedding is its features. `labels` is the paper's upper bound: what comes of it is not self-supervised. `unknown`: nobody said so far."""
+    """`features`: every anchor has a class of its own, whose embedding is its features. `labels` is the paper's upper
+    bound: what comes of it is not self-supervised. `unknown`: nobody said so far."""
     embeddings: int
     """Rows of the U-Net's class embedding."""
     null: int | None = None
@@ -313,7 +314,7 @@ def settled_condition(
             f"diffusion model {name} has {found.embeddings} classes, expected one without; to make positives by the "
             "anchors' labels (the paper's upper bound, not self-supervised) set diffusion.condition=labels"
         )
-    if found.clusters is not None and wanted == "labels":
+    if found.kind in ("clusters", "features") and wanted == "labels":
         what = "pseudo-classes" if found.kind == "clusters" else "features of its anchors"
         raise InputError(
             f"diffusion.condition is labels, and the diffusion model {name} has {what}; "
