@@ -1,0 +1,155 @@
+"""Models that are told the features of their anchors: a class for every anchor, whose embedding is its features."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clsp.core import InputError
+from clsp.generate import (
+    ClusterEncoder,
+    DiffusionConfig,
+    Sampler,
+    SamplerConfig,
+    load_diffusion,
+    make_plan,
+    make_shards,
+    settled_condition,
+    train_diffusion,
+)
+from clsp.generate.train_diffusion import _Training
+from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, write_plan
+from diffusers import UNet2DModel
+from places import contents
+
+CONFIG = DiffusionConfig(
+    channels=(32, 32),
+    attention=(False, False),
+    blocks=1,
+    steps=4,
+    batch_size=8,
+    warmup_steps=2,
+    checkpoint_steps=2,
+    condition="features",
+    cluster_encoder="pixels",
+)
+
+
+def pixels(images: ImageSource) -> np.ndarray:
+    return np.stack([image.image.reshape(-1) for image in images]).astype(np.float32)
+
+
+PIXELS = ClusterEncoder("pixels", "11", pixels)
+
+
+@pytest.fixture(scope="module")
+def told(digits, tmp_path_factory) -> Path:
+    """The folder of a model that was told the pixels of 40 digits."""
+    return train_diffusion(digits, CONFIG, tmp_path_factory.mktemp("told"), encoder=PIXELS)
+
+
+def rows(folder: Path) -> np.ndarray:
+    """Return the class embedding of a U-Net, read by diffusers alone."""
+    unet = UNet2DModel.from_pretrained(folder / "unet")
+    assert isinstance(unet.class_embedding, torch.nn.Embedding)
+    return unet.class_embedding.weight.detach().numpy()
+
+
+def test_the_class_embedding_is_the_features_and_training_leaves_it_alone(digits, told):
+    found_NE = rows(told)
+    assert found_NE.shape == (41, 128)
+    assert not found_NE[-1].any()
+
+    # Angles between images stay what they are in the standardised features, but for the random directions' error
+    features_NF = pixels(digits).astype(np.float64)
+    varies_F = features_NF.std(axis=0) > 0
+    centred_NF = (features_NF - features_NF.mean(axis=0))[:, varies_F]
+    standard_NF = centred_NF / features_NF.std(axis=0)[varies_F]
+    cosines = []
+    for vectors in (standard_NF, found_NE[:-1]):
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosines.append((unit @ unit.T)[np.triu_indices(40, 1)])
+    assert np.abs(cosines[0] - cosines[1]).mean() < 1.5 / np.sqrt(128)
+    assert np.corrcoef(*cosines)[0, 1] > 0.9
+
+    # As large as a new embedding's
+    assert found_NE[:-1].std() == pytest.approx(1, abs=0.1)
+
+
+def test_every_anchor_has_its_own_class_and_the_plan_says_whose_features(digits, told):
+    model = load_diffusion(str(told), 8)
+    assert model.condition is not None
+    assert model.condition.classes_of(list(digits)) == list(range(40))
+    assert (model.condition.kind, model.condition.classes, model.condition.null) == (
+        "features",
+        40,
+        40,
+    )
+
+    plan = make_plan(digits, model, SamplerConfig(), ShardsConfig())
+    recorded = json.loads(plan.to_bytes())["diffusion"]["condition"]
+    assert (recorded["kind"], recorded["encoder"], recorded["encoder_digest"]) == (
+        "features",
+        "pixels",
+        "11",
+    )
+    assert plan.diffusion.text == ", given the anchors' features of pixels"
+
+    # Other anchors have none
+    with pytest.raises(InputError, match="anchor train_00000050 has no pseudo-class"):
+        model.condition.classes_of([ImageSource(AnchorsConfig(limit=60))[50]])
+    with pytest.raises(InputError, match=r"has features of its anchors.*condition=features"):
+        settled_condition(model.condition, DiffusionConfig(condition="labels"), "model")
+
+
+def test_what_the_unet_predicts_depends_on_the_features(told):
+    unet = UNet2DModel.from_pretrained(told / "unet").eval()
+    x_BCHW = torch.randn(1, 3, 8, 8).repeat(3, 1, 1, 1)
+    with torch.inference_mode():
+        first, same, other = unet(x_BCHW, 500, class_labels=torch.tensor([0, 0, 1])).sample
+
+    torch.testing.assert_close(first, same)
+    assert not torch.allclose(first, other)
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(digits, told, tmp_path, monkeypatch):
+    original = _Training.step
+
+    def step_and_crash(self, batch, step):
+        if step == 3:
+            raise KeyError
+        return original(self, batch, step)
+
+    monkeypatch.setattr(_Training, "step", step_and_crash)
+    with pytest.raises(KeyError):
+        train_diffusion(digits, CONFIG, tmp_path, encoder=PIXELS)
+
+    monkeypatch.undo()
+    train_diffusion(digits, CONFIG, tmp_path, encoder=PIXELS)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (told / weights).read_bytes()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_sets_are_equal_for_any_number_of_processes(told, digits, tmp_path, guidance):
+    model = load_diffusion(str(told), 8)
+    config = SamplerConfig(steps=2, micro_batch=8, guidance=guidance)
+    plan = make_plan(digits, model, config, ShardsConfig(candidates=2, records=8))
+
+    found = []
+    for processes in (1, 2, 3):
+        root = tmp_path / f"{processes}"
+        write_plan(root, plan)
+        for rank in range(processes):
+            make_shards(root, plan, digits, Sampler(model, config), rank=rank, world_size=processes)
+        files = contents(root)
+        found.append({name: files[name] for name in files if name.endswith(".tar")})
+
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 5
+
+
+def test_an_encoder_is_needed():
+    with pytest.raises(ValueError, match="condition = features needs cluster_encoder, whose"):
+        DiffusionConfig(condition="features")
