@@ -1,0 +1,77 @@
+"""Neighbours in the place of positives: the other real images that an encoder finds most alike, without labels.
+
+    python benchmarks/neighbours.py --recipe cifar10:day --encoder runs/day/features --out neighbours.npy
+    clsp shards import-npy neighbours.npy --recipe cifar10:day --out neighbours
+
+The control of a diffusion model that was told this encoder's features: what is gained by new images that they could
+not give by themselves. The neighbours come from all images of the source, however few of them are anchors
+(`anchors.limit`); so did what the diffusion model was trained on.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from clsp.cli.recipe import load_recipe
+from clsp.evaluate import embed_images, load_encoder
+from clsp.generate.clusters import unit_features
+from clsp.shards import ImageSource
+
+BLOCK = 1000
+"""Anchors whose cosines are looked at together."""
+
+
+def nearest(unit_MF: np.ndarray, anchors: int, count: int) -> np.ndarray:
+    """Return the places `(N, count)` of the most similar other images of the first N, the nearest first.
+
+    Args:
+        unit_MF: features of length 1 of all images, the anchors first.
+    """
+    found = []
+    for start in range(0, anchors, BLOCK):
+        stop = min(start + BLOCK, anchors)
+        cosines_BM = unit_MF[start:stop] @ unit_MF.T
+
+        # Never itself
+        rows = np.arange(stop - start)
+        cosines_BM[rows, start + rows] = -np.inf
+
+        best_BK = np.argpartition(-cosines_BM, count, axis=1)[:, :count]
+        order_BK = np.argsort(-np.take_along_axis(cosines_BM, best_BK, axis=1), axis=1)
+        found.append(np.take_along_axis(best_BK, order_BK, axis=1))
+
+    return np.concatenate(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="cifar10:day")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--encoder", required=True, help="a run, or what else is an encoder")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the array, for clsp shards import-npy"
+    )
+    options = parser.parse_args()
+
+    # All images, and how many of them are anchors
+    recipe = load_recipe(options.recipe, options.overrides)
+    images = ImageSource(recipe.anchors.model_copy(update={"limit": 0}))
+    anchors = recipe.anchors.limit or len(images)
+
+    features_MF = embed_images(load_encoder(options.encoder), images).numpy()
+    places_NK = nearest(unit_features(features_MF), anchors, recipe.shards.candidates)
+
+    # What they are worth
+    labels_M = images.labels()
+    agreement = float((labels_M[places_NK] == labels_M[:anchors, None]).mean())
+    print(f"{agreement:.1%} of the neighbours are of their anchor's class")
+
+    pixels_MHWC = np.stack([image.image for image in images])
+    np.save(options.out, pixels_MHWC[places_NK])
+    print(f"{options.out}: {anchors} anchors with {places_NK.shape[1]} candidates each")
+
+
+if __name__ == "__main__":
+    main()
