@@ -190,7 +190,7 @@ def test_scores_are_made_before_every_run_and_transfer_after_it(tmp_path):
 
 def test_the_profile_of_a_day_resolves_for_each_of_its_runs():
     profile = load_recipe("cifar10:day")
-    assert profile.diffusion.condition == "clusters"
+    assert profile.diffusion.condition == "features"
     for name in profile.reproduce.runs:
         run = parse_run(name)
         changes = [f"pretrain.label={run.label}", f"pretrain.synthetic.source={run.source}"]
