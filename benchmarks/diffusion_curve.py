@@ -83,10 +83,20 @@ class Curve:
             self.rows = json.loads(self.rows_file.read_text(encoding="utf-8"))["rows"]
 
     def judge(self) -> tuple[Judge, float]:
-        """Train the judge; return it and its accuracy on the test images."""
+        """Return the judge, trained or from the file of an earlier call, and its accuracy on the test images."""
         anchors = self.recipe.anchors.model_copy(update={"limit": 0})
-        train, test = labelled_sets(anchors, self.recipe.linear_eval, self.size)
-        judge, _ = train_judge(train, self.options.judge_epochs, self.recipe.diffusion.flip)
+        evaluation = self.recipe.linear_eval.model_copy(update={"train_limit": 0})
+        train, test = labelled_sets(anchors, evaluation, self.size)
+
+        file = self.out / "judge.pt"
+        if file.exists():
+            judge = Judge(len(test.class_names or ()) or int(test.labels().max()) + 1)
+            judge.load_state_dict(torch.load(file, weights_only=True))
+            judge.eval()
+        else:
+            judge, _ = train_judge(train, self.options.judge_epochs, self.recipe.diffusion.flip)
+            torch.save(judge.state_dict(), file)
+
         found = classes_of(judge, np.stack([image.image for image in test]))
         return judge, float((found == test.labels()).mean())
 
@@ -163,7 +173,7 @@ def main() -> None:
     parser.add_argument("--anchors", type=int, default=500)
     parser.add_argument("--candidates", type=int, default=2)
     parser.add_argument("--encoder", default="", help="a run, for the measures in its features")
-    parser.add_argument("--judge-epochs", type=int, default=20)
+    parser.add_argument("--judge-epochs", type=int, default=8)
     Curve(parser.parse_args()).follow()
 
 

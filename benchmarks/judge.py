@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import torch
+from clsp.core import computes_bf16
 from clsp.shards import ImageSource, ShardSet
 from torch import nn
 from torch.nn import functional
@@ -50,7 +51,11 @@ def train_judge(
                 is_flipped = torch.rand(len(x_BCHW), 1, 1, 1) < 0.5
                 x_BCHW = torch.where(is_flipped, x_BCHW.flip(-1), x_BCHW)
 
-            loss = functional.cross_entropy(judge(x_BCHW), labels_N[chosen], label_smoothing=0.1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16()):
+                logits_BC = judge(x_BCHW)
+            loss = functional.cross_entropy(
+                logits_BC.float(), labels_N[chosen], label_smoothing=0.1
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
