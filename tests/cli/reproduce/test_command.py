@@ -197,7 +197,7 @@ def test_the_profile_of_a_day_resolves_for_each_of_its_runs():
         if run.method != "ddae":
             resolved = load_recipe("cifar10", changes, profile="day", run=name).pretrain
             assert resolved.run_name == name
-            scores = resolved.synthetic.scores if resolved.goes_by_measure else "ddae"
+            scores = resolved.synthetic.scores if resolved.goes_by_measure else "features"
             assert scores in profile.reproduce.scores
 
 
