@@ -16,7 +16,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 from clsp.cli.main import run
 from clsp.cli.recipe import Recipe, load_recipe
@@ -24,7 +23,7 @@ from clsp.evaluate import labelled_sets
 from clsp.generate import build_unet
 from clsp.shards import ImageSource, ShardSet
 from diffusers import DDPMPipeline, DDPMScheduler
-from judge import Judge, classes_of, right_candidates, train_judge
+from judge import Judge, accuracy_of, kept_judge, right_candidates
 
 SECONDS_BETWEEN_LOOKS = 10
 CLASSES = ("condition.json", "clusters.parquet")
@@ -89,16 +88,9 @@ class Curve:
         train, test = labelled_sets(anchors, evaluation, self.size)
 
         file = self.out / "judge.pt"
-        if file.exists():
-            judge = Judge(len(test.class_names or ()) or int(test.labels().max()) + 1)
-            judge.load_state_dict(torch.load(file, weights_only=True))
-            judge.eval()
-        else:
-            judge, _ = train_judge(train, self.options.judge_epochs, self.recipe.diffusion.flip)
-            torch.save(judge.state_dict(), file)
-
-        found = classes_of(judge, np.stack([image.image for image in test]))
-        return judge, float((found == test.labels()).mean())
+        flip = self.recipe.diffusion.flip
+        judge = kept_judge(file, train, self.options.judge_epochs, flip)
+        return judge, accuracy_of(judge, test)
 
     def measure(self, judge: Judge, model: Path, step: int) -> None:
         """Measure a model after so many steps, and add its row to the file."""

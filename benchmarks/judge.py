@@ -1,6 +1,7 @@
 """An independent judge of positives: a small network that is trained on the labels of real images."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,6 +63,24 @@ def train_judge(
             schedule.step()
 
     return judge.eval(), time.perf_counter() - started
+
+
+def kept_judge(file: Path, images: ImageSource, epochs: int, flip: bool) -> Judge:
+    """Return the judge in a file; where there is none yet, it is trained and kept there."""
+    if not file.exists():
+        judge, _ = train_judge(images, epochs, flip)
+        torch.save(judge.state_dict(), file)
+        return judge
+
+    judge = Judge(int(images.labels().max()) + 1)
+    judge.load_state_dict(torch.load(file, weights_only=True))
+    return judge.eval()
+
+
+def accuracy_of(judge: Judge, images: ImageSource) -> float:
+    """Return the share of labelled images that a judge knows."""
+    found_N = classes_of(judge, np.stack([image.image for image in images]))
+    return float((found_N == images.labels()).mean())
 
 
 def as_tensor(images_NHWC: np.ndarray) -> torch.Tensor:
