@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from clsp.cli.main import run
 from clsp.shards import ShardSet
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -105,6 +106,22 @@ def test_processes_train_with_the_same_clusters_as_one(model_folder, clustered, 
     run_ranks(2, run, training(model_folder, out))
     for name in ("clusters.parquet", "condition.json", "training.json"):
         assert (out / name).read_bytes() == (clustered / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_are_told_the_same_features_as_one(model_folder, tmp_path):
+    told = "diffusion.condition=features"
+    run_clsp(*training(model_folder, tmp_path / "1", told))
+    run_ranks(2, run, training(model_folder, tmp_path / "2", told))
+    for name in ("clusters.parquet", "condition.json", "training.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+    rows = []
+    for processes in ("1", "2"):
+        unet = UNet2DModel.from_pretrained(tmp_path / processes / "unet")
+        rows.append(unet.class_embedding.weight)
+    assert torch.equal(*rows)
+    assert len(rows[0]) == 41
 
 
 def test_a_clustered_model_says_what_was_clustered_but_not_where(clustered, model_folder, clsp):
