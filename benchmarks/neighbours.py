@@ -3,6 +3,8 @@
     python benchmarks/neighbours.py --recipe cifar10:day --encoder runs/day/features --out neighbours.npy
     clsp shards import-npy neighbours.npy --recipe cifar10:day --out neighbours
 
+With `--clusters 100` they are random other images of the anchor's pseudo-class, of so many: farther away.
+
 The control of a diffusion model that was told this encoder's features: what is gained by new images that they could
 not give by themselves. The neighbours come from all images of the source, however few of them are anchors
 (`anchors.limit`); so did what the diffusion model was trained on.
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from clsp.cli.recipe import load_recipe
 from clsp.evaluate import embed_images, load_encoder
-from clsp.generate.clusters import unit_features
+from clsp.generate.clusters import cluster_features, unit_features
 from clsp.shards import ImageSource
 
 BLOCK = 1000
@@ -43,6 +45,18 @@ def nearest(unit_MF: np.ndarray, anchors: int, count: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def mates(clusters_M: np.ndarray, anchors: int, count: int) -> np.ndarray:
+    """Return the places `(N, count)` of random other images of the pseudo-class of each of the first N."""
+    generator = np.random.default_rng(0)
+    members = [np.flatnonzero(clusters_M == cluster) for cluster in range(clusters_M.max() + 1)]
+    found_NK = np.empty((anchors, count), np.int64)
+    for anchor in range(anchors):
+        others = members[clusters_M[anchor]]
+        found_NK[anchor] = generator.choice(others[others != anchor], count)
+
+    return found_NK
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,6 +64,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="cifar10:day")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--encoder", required=True, help="a run, or what else is an encoder")
+    parser.add_argument("--clusters", type=int, default=0, help="take random mates of so many")
     parser.add_argument(
         "--out", type=Path, required=True, help="the array, for clsp shards import-npy"
     )
@@ -61,12 +76,16 @@ def main() -> None:
     anchors = recipe.anchors.limit or len(images)
 
     features_MF = embed_images(load_encoder(options.encoder), images).numpy()
-    places_NK = nearest(unit_features(features_MF), anchors, recipe.shards.candidates)
+    if options.clusters:
+        clusters_M = cluster_features(features_MF, options.clusters, seed=0)
+        places_NK = mates(clusters_M, anchors, recipe.shards.candidates)
+    else:
+        places_NK = nearest(unit_features(features_MF), anchors, recipe.shards.candidates)
 
     # What they are worth
     labels_M = images.labels()
     agreement = float((labels_M[places_NK] == labels_M[:anchors, None]).mean())
-    print(f"{agreement:.1%} of the neighbours are of their anchor's class")
+    print(f"{agreement:.1%} of them are of their anchor's class")
 
     pixels_MHWC = np.stack([image.image for image in images])
     np.save(options.out, pixels_MHWC[places_NK])
