@@ -66,6 +66,12 @@ def measured(name):
     return json.loads((REPOSITORY / "docs" / "results" / f"{name}.json").read_text())
 
 
+def with_deviation(value) -> str:
+    """Write a mean over seeds as the tables do."""
+    mean = f"{value['mean']:.2f}"
+    return mean if value["std"] is None else f"{mean} ± {value['std']:.2f}"
+
+
 def test_the_tables_of_the_results_are_those_of_their_files():
     page, readme = ((REPOSITORY / path).read_text() for path in ("docs/results.md", "README.md"))
     for row in measured("demo")["summary"]:
@@ -82,6 +88,14 @@ def test_the_tables_of_the_results_are_those_of_their_files():
             f"{row['metrics'][name]['mean']:.1f}" for name in ("linear.top1", "knn.k20", "knn.k200")
         ]
         assert f"| {' | '.join([row['name'], *cells])} |" in page
+    for row in measured("day")["summary"]:
+        cells = []
+        for name in ("top1", "labels_0.01", "labels_0.1"):
+            cells.append(with_deviation(row["metrics"][f"linear.{name}"]))
+        for name in ("k20", "k200"):
+            cells.append(with_deviation(row["metrics"][f"knn.{name}"]))
+        assert f"| {row['name']} |" in page
+        assert f" | {' | '.join(cells)} |" in page
     speed = measured("training-speed")["training"]["rates"]
     for rates in speed.values():
         assert f" | {statistics.median(rates):.2f} | " in page
