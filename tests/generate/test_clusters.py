@@ -29,30 +29,13 @@ from clsp.generate import (
 from clsp.generate.train_diffusion import _Training
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, read_manifest, write_plan
 from clsp.shards.format.plan import read_plan
+from conditional import CLUSTERED as CONFIG
+from conditional import PIXELS, pixels
 from huggingface_hub.constants import HF_HUB_CACHE
 from places import contents
 from sklearn.metrics import adjusted_rand_score
 
-CONFIG = DiffusionConfig(
-    channels=(32, 32),
-    attention=(False, False),
-    blocks=1,
-    steps=4,
-    batch_size=8,
-    warmup_steps=2,
-    checkpoint_steps=2,
-    condition="clusters",
-    clusters=3,
-    cluster_encoder="pixels",
-)
-
-
-def pixels(images: ImageSource) -> np.ndarray:
-    return np.stack([image.image.reshape(-1) for image in images]).astype(np.float32)
-
-
 COMMIT = "0123456789" * 4
-PIXELS = ClusterEncoder("pixels", "11", pixels)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from clsp.core import InputError
 from clsp.generate import (
-    ClusterEncoder,
     DiffusionConfig,
     Sampler,
     SamplerConfig,
@@ -20,27 +19,11 @@ from clsp.generate import (
 )
 from clsp.generate.train_diffusion import _Training
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, write_plan
+from conditional import CLUSTERED, PIXELS, pixels
 from diffusers import UNet2DModel
 from places import contents
 
-CONFIG = DiffusionConfig(
-    channels=(32, 32),
-    attention=(False, False),
-    blocks=1,
-    steps=4,
-    batch_size=8,
-    warmup_steps=2,
-    checkpoint_steps=2,
-    condition="features",
-    cluster_encoder="pixels",
-)
-
-
-def pixels(images: ImageSource) -> np.ndarray:
-    return np.stack([image.image.reshape(-1) for image in images]).astype(np.float32)
-
-
-PIXELS = ClusterEncoder("pixels", "11", pixels)
+CONFIG = CLUSTERED.model_copy(update={"condition": "features"})
 
 
 @pytest.fixture(scope="module")
