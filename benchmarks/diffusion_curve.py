@@ -19,11 +19,10 @@ from pathlib import Path
 import torch
 from clsp.cli.main import run
 from clsp.cli.recipe import Recipe, load_recipe
-from clsp.evaluate import labelled_sets
 from clsp.generate import build_unet
 from clsp.shards import ImageSource, ShardSet
 from diffusers import DDPMPipeline, DDPMScheduler
-from judge import Judge, accuracy_of, kept_judge, right_candidates
+from judge import Judge, judge_of, right_candidates
 
 SECONDS_BETWEEN_LOOKS = 10
 CLASSES = ("condition.json", "clusters.parquet")
@@ -81,17 +80,6 @@ class Curve:
         if self.rows_file.exists():
             self.rows = json.loads(self.rows_file.read_text(encoding="utf-8"))["rows"]
 
-    def judge(self) -> tuple[Judge, float]:
-        """Return the judge, trained or from the file of an earlier call, and its accuracy on the test images."""
-        anchors = self.recipe.anchors.model_copy(update={"limit": 0})
-        evaluation = self.recipe.linear_eval.model_copy(update={"train_limit": 0})
-        train, test = labelled_sets(anchors, evaluation, self.size)
-
-        file = self.out / "judge.pt"
-        flip = self.recipe.diffusion.flip
-        judge = kept_judge(file, train, self.options.judge_epochs, flip)
-        return judge, accuracy_of(judge, test)
-
     def measure(self, judge: Judge, model: Path, step: int) -> None:
         """Measure a model after so many steps, and add its row to the file."""
         # A set of it
@@ -117,7 +105,8 @@ class Curve:
 
     def follow(self) -> None:
         """Measure checkpoints until the training has ended, then the model itself."""
-        judge, self.accuracy = self.judge()
+        file = self.out / "judge.pt"
+        judge, self.accuracy = judge_of(self.recipe, file, self.options.judge_epochs)
         print(f"judge: {self.accuracy:.1%} of the test images", flush=True)
         training: Path = self.options.diffusion
 

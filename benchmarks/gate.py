@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from clsp.cli.recipe import load_recipe
-from clsp.evaluate import labelled_sets
-from clsp.shards import ImageSource, ShardSet
+from clsp.shards import ShardSet
 from clsp.shards.reading.scores import add_scores
-from judge import accuracy_of, kept_judge, right_candidates
+from judge import judge_of, right_candidates
 
 
 def main() -> None:
@@ -30,13 +29,10 @@ def main() -> None:
     parser.add_argument("--add", default="", metavar="NAME", help="scores to add to the set")
     options = parser.parse_args()
 
-    # The judge, trained on all labelled images
+    # The judge
     recipe = load_recipe(options.recipe, options.overrides)
-    anchors = recipe.anchors.model_copy(update={"limit": 0})
-    evaluation = recipe.linear_eval.model_copy(update={"train_limit": 0})
-    train, test = labelled_sets(anchors, evaluation, ImageSource(anchors).size)
-    judge = kept_judge(options.judge, train, options.epochs, recipe.diffusion.flip)
-    print(f"the judge knows {accuracy_of(judge, test):.1%} of the test images")
+    judge, accuracy = judge_of(recipe, options.judge, options.epochs)
+    print(f"the judge knows {accuracy:.1%} of the test images")
 
     # Its verdicts
     shards = ShardSet(options.set)

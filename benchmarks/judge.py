@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from clsp.cli.recipe import Recipe
 from clsp.core import computes_bf16
+from clsp.evaluate import labelled_sets
 from clsp.shards import ImageSource, ShardSet
 from torch import nn
 from torch.nn import functional
@@ -75,6 +77,18 @@ def kept_judge(file: Path, images: ImageSource, epochs: int, flip: bool) -> Judg
     judge = Judge(int(images.labels().max()) + 1)
     judge.load_state_dict(torch.load(file, weights_only=True))
     return judge.eval()
+
+
+def judge_of(recipe: Recipe, file: Path, epochs: int) -> tuple[Judge, float]:
+    """Return the judge of a recipe's labelled images, kept in a file, and its accuracy on the test images.
+
+    It learns from all training images, however few of them are anchors or train a probe.
+    """
+    anchors = recipe.anchors.model_copy(update={"limit": 0})
+    evaluation = recipe.linear_eval.model_copy(update={"train_limit": 0})
+    train, test = labelled_sets(anchors, evaluation, ImageSource(anchors).size)
+    judge = kept_judge(file, train, epochs, recipe.diffusion.flip)
+    return judge, accuracy_of(judge, test)
 
 
 def accuracy_of(judge: Judge, images: ImageSource) -> float:

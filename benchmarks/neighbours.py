@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from clsp.cli.recipe import load_recipe
 from clsp.evaluate import embed_images, load_encoder
 from clsp.generate.clusters import cluster_features, unit_features
@@ -32,17 +33,11 @@ def nearest(unit_MF: np.ndarray, anchors: int, count: int) -> np.ndarray:
     found = []
     for start in range(0, anchors, BLOCK):
         stop = min(start + BLOCK, anchors)
-        cosines_BM = unit_MF[start:stop] @ unit_MF.T
+        cosines_BM = torch.from_numpy(unit_MF[start:stop] @ unit_MF.T)
+        cosines_BM.diagonal(start).fill_(-torch.inf)  # never itself
+        found.append(cosines_BM.topk(count).indices)
 
-        # Never itself
-        rows = np.arange(stop - start)
-        cosines_BM[rows, start + rows] = -np.inf
-
-        best_BK = np.argpartition(-cosines_BM, count, axis=1)[:, :count]
-        order_BK = np.argsort(-np.take_along_axis(cosines_BM, best_BK, axis=1), axis=1)
-        found.append(np.take_along_axis(best_BK, order_BK, axis=1))
-
-    return np.concatenate(found)
+    return torch.cat(found).numpy()
 
 
 def mates(clusters_M: np.ndarray, anchors: int, count: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from clsp.cli.main import run
 from clsp.cli.recipe import load_recipe
 from clsp.evaluate import labelled_sets
 from clsp.shards import ImageSource, ShardSet, read_scores
-from judge import Judge, classes_of, right_candidates, train_judge
+from judge import Judge, accuracy_of, right_candidates, train_judge
 from sklearn.metrics import roc_auc_score
 
 NAME = "unet"
@@ -183,10 +183,8 @@ def main() -> None:
         recipe.anchors.model_copy(update={"limit": 0}), recipe.linear_eval, size
     )
     judge, spent = train_judge(train, options.judge_epochs, recipe.diffusion.flip)
-    known = classes_of(judge, np.stack([image.image for image in test])) == test.labels()
-    print(
-        f"judge: {100 * known.mean():.1f} % of {len(test)} test images, {spent:.0f} s", flush=True
-    )
+    known = accuracy_of(judge, test)
+    print(f"judge: {100 * known:.1f} % of {len(test)} test images, {spent:.0f} s", flush=True)
 
     # A row per way
     rows = []

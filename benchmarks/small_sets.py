@@ -56,6 +56,17 @@ def write_halves(folder: Path, images_NHW: np.ndarray, labels_N: np.ndarray) -> 
         write(folder, split, list(images_NHW[places]), labels_N[places].tolist())
 
 
+def patches(pixels: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Cut random squares out of an image."""
+    found = []
+    for _ in range(PATCHES):
+        top = generator.integers(pixels.shape[0] - PATCH)
+        left = generator.integers(pixels.shape[1] - PATCH)
+        found.append(pixels[top : top + PATCH, left : left + PATCH])
+
+    return found
+
+
 def write_patches(folder: Path) -> None:
     """Write the patches of photographs."""
     generator = np.random.default_rng(0)
@@ -66,11 +77,9 @@ def write_patches(folder: Path) -> None:
         middle = pixels.shape[1] // 2
         sides = {"train": pixels[:, :middle], "test": pixels[:, middle:]}
         for split, side in sides.items():
-            for _ in range(PATCHES):
-                top = generator.integers(side.shape[0] - PATCH)
-                left = generator.integers(side.shape[1] - PATCH)
-                splits[split][0].append(side[top : top + PATCH, left : left + PATCH])
-                splits[split][1].append(label)
+            images, labels = splits[split]
+            images += patches(side, generator)
+            labels += [label] * PATCHES
 
     for split, (images, labels) in splits.items():
         write(folder, split, images, labels)

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
-import torch
-from diffusers import UNet2DModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core import InputError, canonical_json, first_fault, write_file
@@ -24,6 +22,7 @@ from .clusters import (
 )
 from .config import DiffusionConfig
 from .pretrained import model_file
+from .training_folder import CHECKPOINT
 
 RECORD = "condition.json"
 
@@ -210,7 +209,7 @@ class TrainClasses:
     """`(N,)` int64, in the order of the anchors."""
     clusters: Clusters | None = None
     unit_NF: np.ndarray | None = None
-    """The anchors' features of length 1, for the U-Net that is told them."""
+    """The anchors' features of length 1, for a U-Net that is told them and has not been yet."""
 
     def save(self, folder: Path) -> None:
         """Write down in a model's folder what the classes of its U-Net are; the record, for which others wait, last."""
@@ -260,33 +259,18 @@ def feature_classes(
 ) -> TrainClasses:
     """Return a class for every anchor, whose embedding is to be its features.
 
+    A training that has a checkpoint finds them in its weights, and the encoder has nothing to do.
+
     Raises:
         InputError: those in the folder are of other anchors.
     """
     file = out / FILE
     own = read_clusters(file) if file.exists() else own_classes(anchors, encoder, config.seed)
     record = ConditionRecord(kind="features", classes=len(anchors), digest=own.digest)
-    unit_NF = unit_features(encoder.extract(anchors))
+
+    is_saved = (out / CHECKPOINT).exists()
+    unit_NF = None if is_saved else unit_features(encoder.extract(anchors))
     return TrainClasses(record, own.of_source(anchors), own, unit_NF)
-
-
-def tell_features(unet: UNet2DModel, unit_NF: np.ndarray, seed: int) -> None:
-    """Give a U-Net the features of its anchors as its class embedding, which no training changes any more.
-
-    They are brought to the embedding's width by random directions (Johnson and Lindenstrauss, 1984), so that every
-    value has a variance of about 1, as the rows of a new embedding have. «No class», the last row, is 0.
-
-    Args:
-        unit_NF: the anchors' features of length 1, in the order of their classes.
-    """
-    rows: torch.Tensor = cast(Any, unet).class_embedding.weight
-    generator = np.random.default_rng(seed)
-    directions_FE = generator.standard_normal((unit_NF.shape[1], rows.shape[1]), np.float32)
-
-    with torch.no_grad():
-        rows[:-1] = torch.from_numpy(unit_NF @ directions_FE)
-        rows[-1] = 0
-    rows.requires_grad_(False)
 
 
 def settled_condition(

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
@@ -218,6 +219,28 @@ def build_unet(
         attention_head_dim=None,  # one head, as in DDPM
         num_class_embeds=classes + 1 if classes else None,
     )
+
+
+def tell_features(unet: UNet2DModel, unit_NF: np.ndarray | None, seed: int) -> None:
+    """Give a U-Net the features of its anchors as its class embedding, which no training changes any more.
+
+    They are brought to the embedding's width by random directions (Johnson and Lindenstrauss, 1984), so that every
+    value has a variance of about 1, as the rows of a new embedding have. «No class», the last row, is 0.
+
+    Args:
+        unit_NF: the anchors' features of length 1, in the order of their classes; None where a checkpoint, which is
+            loaded afterwards, has them.
+    """
+    rows: torch.Tensor = cast(Any, unet).class_embedding.weight
+    rows.requires_grad_(False)
+    if unit_NF is None:
+        return
+
+    generator = np.random.default_rng(seed)
+    directions_FE = generator.standard_normal((unit_NF.shape[1], rows.shape[1]), np.float32)
+    with torch.no_grad():
+        rows[:-1] = torch.from_numpy(unit_NF @ directions_FE)
+        rows[-1] = 0
 
 
 def check_halvings(size: int, levels: int, key: str, what: str = "anchors") -> None:

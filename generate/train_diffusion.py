@@ -31,13 +31,12 @@ from .condition import (
     cluster_classes,
     feature_classes,
     label_classes,
-    tell_features,
 )
 from .config import DiffusionConfig
 from .latent import MARK
 from .latent import RECORD as LATENT
 from .latent_encoding import LatentTraining, Progress, encode_anchors
-from .model import NOISE_SCHEDULE, build_unet
+from .model import NOISE_SCHEDULE, build_unet, tell_features
 from .pixels import to_uint8
 from .schedulers import PIXEL_BOUNDS
 from .train_images import TrainBatch, flip_half, image_batches
@@ -137,12 +136,10 @@ def _train_classes(
 
     if config.condition == "labels":
         classes = label_classes(anchors)
-    elif config.condition == "features":
-        assert encoder is not None
-        classes = feature_classes(anchors, config, encoder, out)
     else:
         assert encoder is not None
-        classes = cluster_classes(anchors, config, encoder, out)
+        make = feature_classes if config.condition == "features" else cluster_classes
+        classes = make(anchors, config, encoder, out)
 
     if is_main_process:
         classes.save(out)
@@ -208,7 +205,7 @@ class _Training(Training):
         # Network and optimizer
         torch.manual_seed(stream_seed(config.seed, "diffusion weights"))
         self.net = build_unet(config, self.side, self.class_count, self.channels)
-        if classes and classes.unit_NF is not None:
+        if classes and classes.record.kind == "features":
             tell_features(self.net, classes.unit_NF, config.seed)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)

@@ -75,10 +75,7 @@ def with_deviation(value) -> str:
 def test_the_tables_of_the_results_are_those_of_their_files():
     page, readme = ((REPOSITORY / path).read_text() for path in ("docs/results.md", "README.md"))
     for row in measured("demo")["summary"]:
-        cells = {
-            name: f"{value['mean']:.2f} ± {value['std']:.2f}"
-            for name, value in row["metrics"].items()
-        }
+        cells = {name: with_deviation(value) for name, value in row["metrics"].items()}
         names = ("linear.top1", "linear.labels_1", "linear.labels_5", "knn.k20", "knn.k200")
         shown = " | ".join(cells[name] for name in names)
         assert f" | {shown} |" in page

@@ -15,25 +15,28 @@ from clsp.generate import (
     ClusterEncoder,
     Condition,
     DiffusionConfig,
-    Sampler,
     SamplerConfig,
     cluster_features,
     load_diffusion,
     make_plan,
-    make_shards,
     pretrained,
     read_clusters,
     settled_condition,
     train_diffusion,
 )
-from clsp.generate.train_diffusion import _Training
-from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, read_manifest, write_plan
+from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, read_manifest
 from clsp.shards.format.plan import read_plan
-from conditional import CLUSTERED as CONFIG
-from conditional import PIXELS, pixels
 from huggingface_hub.constants import HF_HUB_CACHE
-from places import contents
 from sklearn.metrics import adjusted_rand_score
+from small_diffusion import CLUSTERED as CONFIG
+from small_diffusion import (
+    PIXELS,
+    UNREADABLE,
+    WEIGHTS,
+    crash_before_step,
+    pixels,
+    tars_by_processes,
+)
 
 COMMIT = "0123456789" * 4
 
@@ -142,23 +145,14 @@ def test_anchors_that_were_not_clustered_are_refused(clustered, digits):
 def test_an_interrupted_training_with_clusters_ends_with_the_same_weights(
     digits, clustered, tmp_path, monkeypatch
 ):
-    original = _Training.step
-
-    def step_and_crash(self, batch, step):
-        if step == 3:
-            raise KeyError
-        return original(self, batch, step)
-
-    monkeypatch.setattr(_Training, "step", step_and_crash)
+    crash_before_step(monkeypatch, 3)
     with pytest.raises(KeyError):
         train_diffusion(digits, CONFIG, tmp_path / "parts", encoder=PIXELS)
 
     # The features are not extracted again
     monkeypatch.undo()
-    untouched = ClusterEncoder("pixels", "11", lambda _: np.empty(0))
-    parts = train_diffusion(digits, CONFIG, tmp_path / "parts", encoder=untouched)
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (parts / weights).read_bytes() == (clustered / weights).read_bytes()
+    parts = train_diffusion(digits, CONFIG, tmp_path / "parts", encoder=UNREADABLE)
+    assert (parts / WEIGHTS).read_bytes() == (clustered / WEIGHTS).read_bytes()
 
     # Another encoder's clusters are another training
     other = ClusterEncoder("pixels", "22", pixels)
@@ -186,18 +180,7 @@ def test_the_unet_is_told_the_class_of_most_images_and_none_of_some(digits, tmp_
 def test_sets_are_equal_for_any_number_of_processes(clustered, digits, tmp_path, guidance):
     model = load_diffusion(str(clustered), 8)
     config = SamplerConfig(steps=2, micro_batch=8, guidance=guidance)
-    plan = make_plan(digits, model, config, ShardsConfig(candidates=2, records=8))
-
-    found = []
-    for processes in (1, 2, 3):
-        root = tmp_path / f"{processes}"
-        write_plan(root, plan)
-        for rank in range(processes):
-            sampler = Sampler(model, config)
-            make_shards(root, plan, digits, sampler, rank=rank, world_size=processes)
-        files = contents(root)
-        found.append({name: files[name] for name in files if name.endswith(".tar")})
-
+    found = tars_by_processes(model, digits, config, tmp_path)
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 5
     recorded = read_manifest(tmp_path / "1").provenance["diffusion"]

@@ -11,7 +11,6 @@ import torch
 from clsp.core import InputError, WorkError
 from clsp.generate import (
     Autoencoder,
-    DiffusionConfig,
     encode_anchors,
     load_autoencoder,
     load_diffusion,
@@ -26,18 +25,10 @@ from latent_models import SCALING, SIZE, in_model_range, save_autoencoder
 from pictures import photograph, put
 from PIL import Image
 from places import contents
+from small_diffusion import SMALL
 from torchvision.io import read_image
 
-CONFIG = DiffusionConfig(
-    channels=(32, 32),
-    attention=(False, False),
-    blocks=1,
-    steps=4,
-    batch_size=8,
-    warmup_steps=2,
-    sample_steps=4,
-    checkpoint_steps=2,
-)
+CONFIG = SMALL.model_copy(update={"sample_steps": 4})
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,23 @@ import torch
 from clsp.core import InputError
 from clsp.generate import (
     DiffusionConfig,
-    Sampler,
     SamplerConfig,
     load_diffusion,
     make_plan,
-    make_shards,
     settled_condition,
     train_diffusion,
 )
-from clsp.generate.train_diffusion import _Training
-from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, write_plan
-from conditional import CLUSTERED, PIXELS, pixels
+from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig
 from diffusers import UNet2DModel
-from places import contents
+from small_diffusion import (
+    CLUSTERED,
+    PIXELS,
+    UNREADABLE,
+    WEIGHTS,
+    crash_before_step,
+    pixels,
+    tars_by_processes,
+)
 
 CONFIG = CLUSTERED.model_copy(update={"condition": "features"})
 
@@ -96,39 +100,30 @@ def test_what_the_unet_predicts_depends_on_the_features(told):
     assert not torch.allclose(first, other)
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(digits, told, tmp_path, monkeypatch):
-    original = _Training.step
-
-    def step_and_crash(self, batch, step):
-        if step == 3:
-            raise KeyError
-        return original(self, batch, step)
-
-    monkeypatch.setattr(_Training, "step", step_and_crash)
+@pytest.mark.parametrize(
+    ("crash", "encoder"),
+    [
+        pytest.param(1, PIXELS, id="before the first checkpoint, so features are extracted again"),
+        pytest.param(3, UNREADABLE, id="behind it, so they are not"),
+    ],
+)
+def test_an_interrupted_training_ends_with_the_same_weights(
+    digits, told, tmp_path, monkeypatch, crash, encoder
+):
+    crash_before_step(monkeypatch, crash)
     with pytest.raises(KeyError):
         train_diffusion(digits, CONFIG, tmp_path, encoder=PIXELS)
 
     monkeypatch.undo()
-    train_diffusion(digits, CONFIG, tmp_path, encoder=PIXELS)
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / weights).read_bytes() == (told / weights).read_bytes()
+    train_diffusion(digits, CONFIG, tmp_path, encoder=encoder)
+    assert (tmp_path / WEIGHTS).read_bytes() == (told / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_sets_are_equal_for_any_number_of_processes(told, digits, tmp_path, guidance):
     model = load_diffusion(str(told), 8)
     config = SamplerConfig(steps=2, micro_batch=8, guidance=guidance)
-    plan = make_plan(digits, model, config, ShardsConfig(candidates=2, records=8))
-
-    found = []
-    for processes in (1, 2, 3):
-        root = tmp_path / f"{processes}"
-        write_plan(root, plan)
-        for rank in range(processes):
-            make_shards(root, plan, digits, Sampler(model, config), rank=rank, world_size=processes)
-        files = contents(root)
-        found.append({name: files[name] for name in files if name.endswith(".tar")})
-
+    found = tars_by_processes(model, digits, config, tmp_path)
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 5
 

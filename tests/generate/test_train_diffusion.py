@@ -20,16 +20,9 @@ from clsp.train import PretrainConfig
 from clsp.train.backbone import build_backbone, save_backbone
 from diffusers import DDPMPipeline
 from processes import run_ranks
+from small_diffusion import SMALL
 
-CONFIG = DiffusionConfig(
-    channels=(32, 32),
-    attention=(False, False),
-    blocks=1,
-    steps=6,
-    batch_size=8,
-    warmup_steps=2,
-    checkpoint_steps=2,
-)
+CONFIG = SMALL.model_copy(update={"steps": 6})
 
 
 def weights(folder) -> str:
