@@ -339,3 +339,20 @@ def check_guidance(condition: Condition | None, guidance: float, name: str) -> N
         raise InputError(
             f"{found} has nothing known for «no class»; set it to 1, or name that class in diffusion.null_class"
         )
+
+
+def check_told_directions(condition: Condition | None, directions: int, name: str) -> None:
+    """Refuse a number of told directions where no features are told.
+
+    Args:
+        directions: `sampler.told_directions`; 0 is all.
+        name: of the model.
+
+    Raises:
+        InputError: the model is not told features.
+    """
+    if directions and (condition is None or condition.kind != "features"):
+        raise InputError(
+            f"sampler.told_directions is {directions}, and {name} is not told features; "
+            "set it to 0, or use a model with diffusion.condition=features"
+        )

@@ -221,6 +221,7 @@ class SamplerConfig(Section):
         "mixing": "linear",
         "window": None,
         "guidance": 1.0,
+        "told_directions": 0,
         "decode_batch": AUTOENCODER_BATCH,
     }
 
@@ -243,6 +244,9 @@ class SamplerConfig(Section):
     guidance: float = Field(default=1.0, ge=0, le=100)
     """Scale s of classifier-free guidance, ε = ε_none + s·(ε_class - ε_none), of a model with classes; 1 is none, and
     any other value takes a second pass of sample and anchor."""
+    told_directions: int = Field(default=0, ge=0)
+    """Tell a model with `condition = "features"` the anchor's features only along so many directions, those in which
+    anchors differ most (principal components); 0: all. Fewer make candidates that are farther from their anchor."""
     share_anchor: bool = True
     """One noising and one encoder pass of the anchor per step for all K candidates, instead of one per candidate."""
     seed: int = Field(default=0, ge=0, lt=2**63)

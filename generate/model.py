@@ -1,5 +1,6 @@
 """The diffusion model: building one, loading one and checking that it fits the anchors, its digest."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,6 +242,36 @@ def tell_features(unet: UNet2DModel, unit_NF: np.ndarray | None, seed: int) -> N
     with torch.no_grad():
         rows[:-1] = torch.from_numpy(unit_NF @ directions_FE)
         rows[-1] = 0
+
+
+def with_told_directions(unet: UNet2DModel, count: int) -> UNet2DModel:
+    """Return a U-Net that is told only those directions of its anchors' features in which they differ most.
+
+    These are the first principal components of the class embedding's rows, «no class» left aside; along all others,
+    each row becomes the mean of them. The new U-Net has an embedding of its own and shares all other weights.
+
+    Args:
+        count: of directions; from the embedding's width on, nothing is left out.
+    """
+    rows_NE = cast(Any, unet).class_embedding.weight.detach()
+    anchors_NE = rows_NE[:-1].double()
+    mean_E = anchors_NE.mean(dim=0)
+    centred_NE = anchors_NE - mean_E
+
+    # eigh sorts by ascending variance
+    _, directions_EE = torch.linalg.eigh(centred_NE.T @ centred_NE)
+    kept_ED = directions_EE[:, -count:]
+
+    told_NE = rows_NE.clone()
+    told_NE[:-1] = mean_E + centred_NE @ kept_ED @ kept_ED.T
+
+    # A shallow copy, whose table of parts is its own
+    other = copy.copy(unet)
+    other._modules = {
+        **unet._modules,
+        "class_embedding": torch.nn.Embedding.from_pretrained(told_NE),
+    }
+    return other
 
 
 def check_halvings(size: int, levels: int, key: str, what: str = "anchors") -> None:

@@ -15,11 +15,11 @@ import torch
 
 from ..core import WorkError, exact_precision, to_device
 from .autoencoder import Autoencoder
-from .condition import check_guidance
+from .condition import check_guidance, check_told_directions
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
 from .keyed_noise import Stream, keyed_normal, noise_keys
-from .model import DiffusionModel, check_clip
+from .model import DiffusionModel, check_clip, with_told_directions
 from .pixels import to_model_range, to_uint8
 from .schedulers import (
     PIXEL_BOUNDS,
@@ -76,6 +76,12 @@ class Sampler:
         self.device = torch.device(device)
         self.dtype = getattr(torch, self.config.dtype)
         self.unet: Any = model.unet
+
+        check_told_directions(model.condition, self.config.told_directions, model.origin)
+        if self.config.told_directions:
+            with self.pinned_threads():
+                self.unet = with_told_directions(self.unet, self.config.told_directions)
+
         torch.nn.Module.to(
             self.unet, self.device, self.dtype
         )  # diffusers' own `to` warns about a cast that is meant

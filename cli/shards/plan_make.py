@@ -280,10 +280,17 @@ def records_text(plan: Plan, shards: ShardsConfig) -> str:
 
 def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":
     """Return the model with its classes as the recipe wants them; refuse a sampler that does not go with it."""
-    from ...generate import check_clip, check_guidance, check_window, settled_condition
+    from ...generate import (
+        check_clip,
+        check_guidance,
+        check_told_directions,
+        check_window,
+        settled_condition,
+    )
 
     condition = settled_condition(model.condition, recipe.diffusion, model.origin)
     check_guidance(condition, recipe.sampler.guidance, model.origin)
+    check_told_directions(condition, recipe.sampler.told_directions, model.origin)
     check_window(recipe.sampler, model.noise_schedule)
     check_clip(model, recipe.sampler.clip)
     return replace(model, condition=condition)

@@ -9,14 +9,18 @@ import torch
 from clsp.core import InputError
 from clsp.generate import (
     DiffusionConfig,
+    Sampler,
     SamplerConfig,
     load_diffusion,
     make_plan,
     settled_condition,
     train_diffusion,
 )
+from clsp.generate.example import make_example_model
+from clsp.generate.model import with_told_directions
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig
 from diffusers import UNet2DModel
+from sklearn.decomposition import PCA
 from small_diffusion import (
     CLUSTERED,
     PIXELS,
@@ -131,3 +135,42 @@ def test_sets_are_equal_for_any_number_of_processes(told, digits, tmp_path, guid
 def test_an_encoder_is_needed():
     with pytest.raises(ValueError, match="condition = features needs cluster_encoder, whose"):
         DiffusionConfig(condition="features")
+
+
+def test_only_the_directions_in_which_anchors_differ_most_are_told(told):
+    model = load_diffusion(str(told), 8)
+    whole_NE = rows(told)[:-1]
+    found_NE = with_told_directions(model.unet, 5).class_embedding.weight.detach().numpy()
+
+    # As scikit-learn has them
+    pca = PCA(5).fit(whole_NE)
+    expected_NE = pca.inverse_transform(pca.transform(whole_NE))
+    np.testing.assert_allclose(found_NE[:-1], expected_NE, atol=1e-4)
+    assert not found_NE[-1].any()
+
+    # The model itself is left as it is
+    np.testing.assert_array_equal(model.unet.class_embedding.weight[:-1].numpy(), whole_NE)
+
+
+def test_as_many_directions_as_the_embedding_is_wide_change_nothing(told):
+    unet = load_diffusion(str(told), 8).unet
+    found_NE = with_told_directions(unet, 1000).class_embedding.weight
+    torch.testing.assert_close(found_NE, unet.class_embedding.weight, atol=1e-5, rtol=0)
+
+
+def test_fewer_directions_make_other_candidates_whatever_the_number_of_processes(
+    told, digits, tmp_path
+):
+    model = load_diffusion(str(told), 8)
+    config = SamplerConfig(steps=2, micro_batch=8, guidance=50)
+    few = config.model_copy(update={"told_directions": 2})
+
+    found = tars_by_processes(model, digits, few, tmp_path / "few")
+    assert found[0] == found[1] == found[2]
+    assert found[0] != tars_by_processes(model, digits, config, tmp_path / "all")[0]
+
+
+def test_directions_of_a_model_that_is_not_told_features_are_refused():
+    model = make_example_model(size=8)
+    with pytest.raises(InputError, match=r"told_directions is 3, and .* is not told features"):
+        Sampler(model, SamplerConfig(told_directions=3))
