@@ -38,9 +38,9 @@ def train_judge(
     """Return a judge trained on labelled images, and the seconds that took."""
     torch.manual_seed(0)
     started = time.perf_counter()
-    x_NCHW = as_tensor(np.stack([image.image for image in images]))
+    x_NCHW = as_tensor(np.stack([image.image for image in images]))  # its channels lie last
     labels_N = torch.from_numpy(images.labels())
-    judge = Judge(int(labels_N.max()) + 1)
+    judge = Judge(int(labels_N.max()) + 1).to(memory_format=torch.channels_last)
     steps = epochs * (len(x_NCHW) // batch_size)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)

@@ -64,6 +64,22 @@ class QualityFacts(_Facts):
     suspicious: Mapping[str, list[SuspiciousPair]] = {}
     """Per measure the candidates that look most like copies, the likest first."""
 
+    @property
+    def ease_note(self) -> str | None:
+        """Return a sentence that calls candidates too easy, where they are; None where they are not, or nobody knows.
+
+        They are if they lie nearer to their anchor than an ordinary view of it does: docs/does-it-help.md.
+        """
+        own = self.means.get("cosine")
+        ordinary = self.means.get("augmentation_cosine")
+        if own is None or ordinary is None or own <= ordinary:
+            return None
+
+        return (
+            f"Too easy: candidates lie nearer to their anchor (cosine {own:.3f}) than an augmented view of it does "
+            f"({ordinary:.3f}), so they can teach little that views do not; docs/does-it-help.md says what to change."
+        )
+
     def content(self) -> Mapping[str, Any]:
         """Return what the file holds: the measures that were given, and no default."""
         return self.model_dump(exclude_unset=True)

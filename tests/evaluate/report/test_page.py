@@ -68,7 +68,7 @@ def folder(tmp_path, shard_set):
     test = {**entry, "nearest": "test_00000007", "nearest_position": 7}
     result = {
         "frechet_distance": 1.5,
-        "means": {"cosine": 0.5},
+        "means": {"cosine": 0.5, "augmentation_cosine": 0.25},
         "labelled_anchors": 12345,
         "auroc": {"cosine": 0.75, "anchor_rank": 0.25},
         "auroc_error": {"cosine": 0.0123},
@@ -135,6 +135,12 @@ def test_the_page_tells_what_measures_without_labels_are_worth(folder):
     assert rows[:2] == [("cosine", "higher", "0.750 ± 0.012"), ("anchor rank", "lower", "0.250")]
     assert "<dt>labelled anchors</dt><dd>12345</dd>" in quality
     assert "0.5 is chance" in quality
+
+
+def test_the_page_says_beside_the_hardness_that_candidates_are_too_easy(folder):
+    write_report(folder, folder / "report.html")
+    note = (folder / "report.html").read_text().split("Hardness (tiny)")[1].split("</figure>")[0]
+    assert "Too easy: candidates lie nearer to their anchor (cosine 0.500)" in note
 
 
 def test_nothing_but_data_is_referred_to(folder):
