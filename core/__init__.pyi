@@ -28,6 +28,7 @@ from .launch import launched_rank as launched_rank
 from .launch import make_accelerator as make_accelerator
 from .launch import on_any_rank as on_any_rank
 from .launch import read_launch as read_launch
+from .launch import wait_for as wait_for
 from .memory import available_memory as available_memory
 from .paths import local_path as local_path
 from .report import Report as Report

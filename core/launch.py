@@ -3,13 +3,14 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import InputError
+from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -44,6 +45,10 @@ NOTICE = timedelta(seconds=30)
 
 WORK = timedelta(hours=12)
 """How long they wait for each other later: the first one reads a source, draws images or probes."""
+
+SECONDS_BETWEEN_POLLS = 0.2
+
+Found = TypeVar("Found")
 
 log = logging.getLogger(__name__)
 
@@ -259,6 +264,30 @@ def on_any_rank(accelerator: "Accelerator", here: bool) -> bool:
 
     total: Any = accelerator.reduce(torch.tensor(float(here), device=accelerator.device))
     return bool(total)
+
+
+def wait_for(find: Callable[[], Found | None], what: str) -> Found:
+    """Return what another process makes, when it is there.
+
+    For work that may take longer than a barrier waits.
+
+    Args:
+        find: returns it, and something false as long as it is not there.
+        what: is waited for, in the plural: `latents`.
+
+    Raises:
+        WorkError: it did not come for as long as processes wait for each other, so the other one must have failed.
+    """
+    until = time.monotonic() + WORK.total_seconds()
+    while not (found := find()):
+        if time.monotonic() > until:
+            raise WorkError(
+                f"waited {WORK} for {what} that another process was to make; look at its output, "
+                "and start all of them again"
+            )
+        time.sleep(SECONDS_BETWEEN_POLLS)
+
+    return found
 
 
 def _check_engines() -> None:

@@ -6,13 +6,11 @@ Shape legend: B anchors of a batch, V versions (plain, mirrored), C channels, H,
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +22,8 @@ from ..core import (
     canonical_json,
     stop_deferred,
     to_device,
+    wait_for,
 )
-from ..core.launch import WORK
 from ..shards import ImageSource
 from ..shards.reading.worker_batches import worker_batches
 from .autoencoder import Autoencoder
@@ -35,13 +33,11 @@ from .latent import LatentRecord, LatentSpace
 from .pixels import to_model_range
 from .training_folder import anchor_facts
 
-SECONDS_BETWEEN_POLLS = 0.2
 USUAL_DEVIATION = (0.25, 4.0)
 """The noise schedule is made for values of deviation 1."""
 
 Progress = Callable[[], AbstractContextManager[Report]]
 """Makes what shows how far the encoding is, when it begins."""
-Found = TypeVar("Found")
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +94,7 @@ def encode_anchors(
     owner = _owner(anchors, autoencoder, flip)
     if rank == 0:
         encoded.claim(owner)
-    _wait_for(lambda: encoded.is_owned_by(owner))
+    wait_for(lambda: encoded.is_owned_by(owner), "latents")
 
     # This process's parts
     mine = range(rank, encoded.parts, world_size)
@@ -108,7 +104,10 @@ def encode_anchors(
             _encode_parts(anchors, autoencoder, encoded, missing, workers, report)
 
     # All parts, those of other processes too
-    records = [_wait_for(partial(encoded.read_record, part)) for part in range(encoded.parts)]
+    records = []
+    for part in range(encoded.parts):
+        records.append(wait_for(partial(encoded.read_record, part), "latents"))
+
     record = _latent_record(autoencoder, anchors.size, records)
     if rank == 0:
         _warn_of_deviation(autoencoder, record)
@@ -120,24 +119,6 @@ def _owner(anchors: ImageSource, autoencoder: Autoencoder, flip: bool) -> bytes:
     """Return what the latents depend on."""
     facts = {**anchor_facts(anchors), "autoencoder": autoencoder.digest, "flip": flip}
     return canonical_json(facts)
-
-
-def _wait_for(find: Callable[[], Found | None]) -> Found:
-    """Return what another process makes, when it is there.
-
-    Raises:
-        WorkError: it did not come for as long as processes wait for each other: the other one must have failed.
-    """
-    until = time.monotonic() + WORK.total_seconds()
-    while not (found := find()):
-        if time.monotonic() > until:
-            raise WorkError(
-                f"waited {WORK} for latents that another process was to encode; look at its output, "
-                "and start all of them again"
-            )
-        time.sleep(SECONDS_BETWEEN_POLLS)
-
-    return found
 
 
 @dataclass(frozen=True)

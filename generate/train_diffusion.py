@@ -1,6 +1,5 @@
 """Training the diffusion model on the anchors: DDPM with ε-prediction (Ho et al. 2020, algorithm 1)."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..core import (
     replacing,
     stream_seed,
     to_device,
+    wait_for,
     write_file,
 )
 from ..shards import ImageSource
@@ -52,7 +52,6 @@ from .training_loop import Report, Training, train_in_folder
 from .unconditional import decoded_images, draw_images, first_images
 
 GRID = 64
-SECONDS_BETWEEN_POLLS = 0.2
 UNESSENTIAL = {
     "path",
     "workers",
@@ -131,8 +130,7 @@ def _train_classes(
 
     if not is_main_process:
         # By the file: a barrier would run into the time limit of a collective
-        while not (out / RECORD).exists():
-            time.sleep(SECONDS_BETWEEN_POLLS)
+        wait_for((out / RECORD).exists, "classes of the anchors")
 
     if config.condition == "labels":
         classes = label_classes(anchors)

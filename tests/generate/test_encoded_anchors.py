@@ -166,8 +166,8 @@ def test_a_record_that_another_process_has_to_write_again_is_waited_for(
 def test_a_process_that_has_failed_is_not_waited_for_for_ever(
     autoencoder, anchors, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("clsp.generate.latent_encoding.WORK", timedelta(seconds=0.1))
-    with pytest.raises(WorkError, match="latents that another process was to encode"):
+    monkeypatch.setattr("clsp.core.launch.WORK", timedelta(seconds=0.1))
+    with pytest.raises(WorkError, match="latents that another process was to make"):
         encode_anchors(anchors, autoencoder, tmp_path, flip=False, world_size=2)
     assert len(list(tmp_path.glob("latents/part-*.json"))) == 3  # its own
 

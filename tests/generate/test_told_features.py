@@ -1,12 +1,13 @@
 """Models that are told the features of their anchors: a class for every anchor, whose embedding is its features."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from clsp.core import InputError
+from clsp.core import InputError, WorkError
 from clsp.generate import (
     DiffusionConfig,
     Sampler,
@@ -18,6 +19,7 @@ from clsp.generate import (
 )
 from clsp.generate.example import make_example_model
 from clsp.generate.model import with_told_directions
+from clsp.generate.train_diffusion import _train_classes
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig
 from diffusers import UNet2DModel
 from sklearn.decomposition import PCA
@@ -174,3 +176,11 @@ def test_directions_of_a_model_that_is_not_told_features_are_refused():
     model = make_example_model(size=8)
     with pytest.raises(InputError, match=r"told_directions is 3, and .* is not told features"):
         Sampler(model, SamplerConfig(told_directions=3))
+
+
+def test_a_process_does_not_wait_for_ever_for_the_classes_of_the_first(
+    digits, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("clsp.core.launch.WORK", timedelta(seconds=0.1))
+    with pytest.raises(WorkError, match="classes of the anchors that another process was to make"):
+        _train_classes(digits, CONFIG, PIXELS, tmp_path, is_main_process=False)
