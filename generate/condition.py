@@ -255,11 +255,16 @@ def cluster_classes(
 
 
 def feature_classes(
-    anchors: ImageSource, config: DiffusionConfig, encoder: ClusterEncoder, out: Path
+    anchors: ImageSource,
+    config: DiffusionConfig,
+    encoder: ClusterEncoder,
+    out: Path,
+    is_main_process: bool = True,
 ) -> TrainClasses:
     """Return a class for every anchor, whose embedding is to be its features.
 
-    A training that has a checkpoint finds them in its weights, and the encoder has nothing to do.
+    A training that has a checkpoint finds them in its weights, and the encoder has nothing to do. Nor has it in other
+    processes than the first, whose weights they begin with.
 
     Raises:
         InputError: those in the folder are of other anchors.
@@ -268,8 +273,9 @@ def feature_classes(
     own = read_clusters(file) if file.exists() else own_classes(anchors, encoder, config.seed)
     record = ConditionRecord(kind="features", classes=len(anchors), digest=own.digest)
 
-    is_saved = (out / CHECKPOINT).exists()
-    unit_NF = None if is_saved else unit_features(encoder.extract(anchors))
+    unit_NF = None
+    if is_main_process and not (out / CHECKPOINT).exists():
+        unit_NF = unit_features(encoder.extract(anchors))
     return TrainClasses(record, own.of_source(anchors), own, unit_NF)
 
 

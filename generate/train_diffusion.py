@@ -134,10 +134,12 @@ def _train_classes(
 
     if config.condition == "labels":
         classes = label_classes(anchors)
+    elif config.condition == "clusters":
+        assert encoder is not None
+        classes = cluster_classes(anchors, config, encoder, out)
     else:
         assert encoder is not None
-        make = feature_classes if config.condition == "features" else cluster_classes
-        classes = make(anchors, config, encoder, out)
+        classes = feature_classes(anchors, config, encoder, out, is_main_process)
 
     if is_main_process:
         classes.save(out)
@@ -206,6 +208,8 @@ class _Training(Training):
         if classes and classes.record.kind == "features":
             tell_features(self.net, classes.unit_NF, config.seed)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
+
+        # Here all processes get the weights of the first, and with them the features
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)
 
         # Average of the weights

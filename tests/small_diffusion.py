@@ -1,5 +1,6 @@
 """Diffusion models that train in a second, with and without what an encoder says of their anchors."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from clsp.generate import (
     SamplerConfig,
     make_plan,
     make_shards,
+    train_diffusion,
 )
 from clsp.generate.train_diffusion import _Training
-from clsp.shards import ImageSource, ShardsConfig, write_plan
+from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig, write_plan
 from places import contents
 
 SMALL = DiffusionConfig(
@@ -29,6 +31,7 @@ SMALL = DiffusionConfig(
 CLUSTERED = DiffusionConfig.model_validate(
     {**SMALL.model_dump(), "condition": "clusters", "clusters": 3, "cluster_encoder": "pixels"}
 )
+TOLD = CLUSTERED.model_copy(update={"condition": "features"})
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -70,3 +73,20 @@ def tars_by_processes(
         found.append({name: files[name] for name in files if name.endswith(".tar")})
 
     return found
+
+
+def train_and_keep_rows(out: Path) -> None:
+    """Train as one of several processes, of which the first alone can use the encoder.
+
+    Each keeps what its U-Net is told: `out`/rows-RANK.npy.
+    """
+    rank = int(os.environ["RANK"])
+    original = _Training.step
+
+    def step_with_rows(self, batch, step):
+        np.save(out / f"rows-{rank}.npy", self.net.class_embedding.weight.detach().numpy())
+        return original(self, batch, step)
+
+    _Training.step = step_with_rows
+    digits = ImageSource(AnchorsConfig(limit=40))
+    train_diffusion(digits, TOLD, out, encoder=UNREADABLE if rank else PIXELS)

@@ -22,24 +22,24 @@ from clsp.generate.model import with_told_directions
 from clsp.generate.train_diffusion import _train_classes
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig
 from diffusers import UNet2DModel
+from processes import run_ranks
 from sklearn.decomposition import PCA
 from small_diffusion import (
-    CLUSTERED,
     PIXELS,
+    TOLD,
     UNREADABLE,
     WEIGHTS,
     crash_before_step,
     pixels,
     tars_by_processes,
+    train_and_keep_rows,
 )
-
-CONFIG = CLUSTERED.model_copy(update={"condition": "features"})
 
 
 @pytest.fixture(scope="module")
 def told(digits, tmp_path_factory) -> Path:
     """The folder of a model that was told the pixels of 40 digits."""
-    return train_diffusion(digits, CONFIG, tmp_path_factory.mktemp("told"), encoder=PIXELS)
+    return train_diffusion(digits, TOLD, tmp_path_factory.mktemp("told"), encoder=PIXELS)
 
 
 def rows(folder: Path) -> np.ndarray:
@@ -118,10 +118,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 ):
     crash_before_step(monkeypatch, crash)
     with pytest.raises(KeyError):
-        train_diffusion(digits, CONFIG, tmp_path, encoder=PIXELS)
+        train_diffusion(digits, TOLD, tmp_path, encoder=PIXELS)
 
     monkeypatch.undo()
-    train_diffusion(digits, CONFIG, tmp_path, encoder=encoder)
+    train_diffusion(digits, TOLD, tmp_path, encoder=encoder)
     assert (tmp_path / WEIGHTS).read_bytes() == (told / WEIGHTS).read_bytes()
 
 
@@ -183,4 +183,11 @@ def test_a_process_does_not_wait_for_ever_for_the_classes_of_the_first(
 ):
     monkeypatch.setattr("clsp.core.launch.WORK", timedelta(seconds=0.1))
     with pytest.raises(WorkError, match="classes of the anchors that another process was to make"):
-        _train_classes(digits, CONFIG, PIXELS, tmp_path, is_main_process=False)
+        _train_classes(digits, TOLD, PIXELS, tmp_path, is_main_process=False)
+
+
+@pytest.mark.slow
+def test_other_processes_have_the_features_from_the_first(digits, told, tmp_path):
+    run_ranks(2, train_and_keep_rows, tmp_path)
+    for rank in range(2):
+        np.testing.assert_array_equal(np.load(tmp_path / f"rows-{rank}.npy"), rows(told))
