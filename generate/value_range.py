@@ -22,7 +22,8 @@ def check_statistics(
 ) -> None:
     """Refuse a model whose own images are not in [-1, 1] but in [0, 1], in [0, 255], or standardised.
 
-    Latents have no such range; those of a latent model are as its autoencoder scales them.
+    Latents have no such range; those of a latent model are as its autoencoder scales them. Models with pseudo-classes
+    or told features are of `clsp diffusion train`, which scales images itself.
 
     Args:
         clip: the sampler will clamp to [-1, 1] (`sampler.clip`), so the model must not name another range.
@@ -39,6 +40,9 @@ def check_statistics(
             f"diffusion model {model.origin} clips to [-{model.clip_range:g}, {model.clip_range:g}] by its scheduler's "
             "configuration, sampler.clip to [-1, 1]; set sampler.clip=false, or use a model of images in [-1, 1]"
         )
+
+    if model.condition and model.condition.clusters:
+        return
 
     # Values of real images, and of those that it makes
     real = to_model_range(np.stack([anchors[place].image for place in anchors.spread(ANCHORS)]))

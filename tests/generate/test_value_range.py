@@ -10,6 +10,8 @@ import pytest
 import torch
 from clsp.core import InputError
 from clsp.generate import check_statistics, load_diffusion
+from clsp.generate.clusters import ClusterFacts, Clusters
+from clsp.generate.condition import Condition
 
 
 class GaussianModel(torch.nn.Module):
@@ -63,6 +65,19 @@ def test_standardised_images_are_refused(trained_on, digits):
     build, pixels = trained_on
     with pytest.raises(InputError, match="standardised"):
         check_statistics(build(1 / pixels.std(), -pixels.mean() / pixels.std()), digits)
+
+
+def test_a_model_with_pseudo_classes_is_ours_and_passes_however_short_its_training(
+    trained_on, digits
+):
+    build, pixels = trained_on
+    wild = build(1 / pixels.std(), -pixels.mean() / pixels.std())
+    keys = tuple(anchor.key for anchor in digits)
+    images = tuple(anchor.digest for anchor in digits)
+    facts = ClusterFacts(clusters=2, seed=0, encoder="pixels", encoder_digest="11")
+    clusters = Clusters(facts, keys, images, np.arange(40) % 2)
+    condition = Condition("clusters", embeddings=3, null=2, clusters=clusters)
+    check_statistics(dataclasses.replace(wild, condition=condition), digits)
 
 
 def test_a_model_that_names_another_range_goes_with_no_clip(trained_on, digits):
