@@ -269,7 +269,7 @@ def on_any_rank(accelerator: "Accelerator", here: bool) -> bool:
 def wait_for(find: Callable[[], Found | None], what: str) -> Found:
     """Return what another process makes, when it is there.
 
-    For work that may take longer than a barrier waits.
+    It looks for files or the like, so that no collective is pending while the other one works.
 
     Args:
         find: returns it, and something false as long as it is not there.

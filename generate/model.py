@@ -24,6 +24,9 @@ from .pretrained import (
     structure_of,
 )
 
+ROWS = 65_536
+"""Rows of a class embedding that are in memory at once in double precision."""
+
 NOISE_SCHEDULE = (
     "num_train_timesteps",
     "beta_schedule",
@@ -248,22 +251,30 @@ def with_told_directions(unet: UNet2DModel, count: int) -> UNet2DModel:
     """Return a U-Net that is told only those directions of its anchors' features in which they differ most.
 
     These are the first principal components of the class embedding's rows, «no class» left aside; along all others,
-    each row becomes the mean of them. The new U-Net has an embedding of its own and shares all other weights.
+    each row becomes the mean of them. The new U-Net has an embedding of its own, which takes as much memory again, and
+    shares all other weights.
 
     Args:
         count: of directions; from the embedding's width on, nothing is left out.
     """
     rows_NE = cast(Any, unet).class_embedding.weight.detach()
-    anchors_NE = rows_NE[:-1].double()
-    mean_E = anchors_NE.mean(dim=0)
-    centred_NE = anchors_NE - mean_E
+    blocks = rows_NE[:-1].split(ROWS)
+    mean_E = sum(block.double().sum(dim=0) for block in blocks) / (len(rows_NE) - 1)
 
-    # eigh sorts by ascending variance
-    _, directions_EE = torch.linalg.eigh(centred_NE.T @ centred_NE)
+    # How much the anchors differ, a block of them at a time
+    scatter_EE = torch.zeros(len(mean_E), len(mean_E), dtype=torch.float64)
+    for block in blocks:
+        centred_BE = block.double() - mean_E
+        scatter_EE += centred_BE.T @ centred_BE
+
+    # Onto the directions of most variance; eigh sorts by ascending
+    _, directions_EE = torch.linalg.eigh(scatter_EE)
     kept_ED = directions_EE[:, -count:]
+    onto_EE = kept_ED @ kept_ED.T
 
     told_NE = rows_NE.clone()
-    told_NE[:-1] = mean_E + centred_NE @ kept_ED @ kept_ED.T
+    for block, told in zip(blocks, told_NE[:-1].split(ROWS), strict=True):
+        told.copy_(mean_E + (block.double() - mean_E) @ onto_EE)
 
     # A shallow copy, whose table of parts is its own
     other = copy.copy(unet)

@@ -79,7 +79,7 @@ class Sampler:
 
         check_told_directions(model.condition, self.config.told_directions, model.origin)
         if self.config.told_directions:
-            with self.pinned_threads():
+            with threads(self.config.threads):
                 self.unet = with_told_directions(self.unet, self.config.told_directions)
 
         torch.nn.Module.to(
@@ -277,15 +277,11 @@ class Sampler:
         assert self.model.condition.null is not None
         return [classes_B, torch.full_like(classes_B, self.model.condition.null)]
 
-    @contextlib.contextmanager
-    def pinned_threads(self) -> Iterator[None]:
+    def pinned_threads(self) -> contextlib.AbstractContextManager[None]:
         """Compute on `config.threads` threads: on a CPU their number decides the last bits of sums."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.config.threads if self.device.type == "cpu" else before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        if self.device.type != "cpu":
+            return contextlib.nullcontext()
+        return threads(self.config.threads)
 
     def _step(
         self,
@@ -305,6 +301,17 @@ class Sampler:
         if eta > 0:
             noise = keyed_normal(keys_B2, x.shape[1:], timestep, candidate, Stream.STEP)
         return scheduler.step(epsilon, timestep, x, eta=eta, variance_noise=noise).prev_sample
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute on so many threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_finite(values_BX: torch.Tensor, keys: Sequence[str], what: str) -> None:

@@ -129,7 +129,7 @@ def _train_classes(
         return None
 
     if not is_main_process:
-        # By the file: a barrier would run into the time limit of a collective
+        # By the file, so that no collective is pending meanwhile
         wait_for((out / RECORD).exists, "classes of the anchors")
 
     if config.condition == "labels":
@@ -209,7 +209,8 @@ class _Training(Training):
             tell_features(self.net, classes.unit_NF, config.seed)
         adam = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
 
-        # Here all processes get the weights of the first, and with them the features
+        # Here all processes get the weights of the first, and with them the features. A training that was interrupted
+        # before its first checkpoint makes the others wait here while the first extracts them again
         self.unet, self.optimizer = accelerator.prepare(self.net, adam)
 
         # Average of the weights

@@ -215,8 +215,8 @@ def _say_facts(facts: "QualityFacts") -> None:
     for name, value in facts.means.items():
         say(f"{'mean ' + name.replace('_', ' '):24} {value:.4g}")
 
-    if facts.ease_note:
-        say(facts.ease_note)
+    if facts.too_easy_note:
+        say(facts.too_easy_note)
 
     if facts.labelled_anchors is not None:
         _say_areas(facts, facts.labelled_anchors)

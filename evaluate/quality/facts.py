@@ -5,6 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+CLEARLY = 0.005
+"""What a mean cosine has to be above another one."""
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -65,14 +68,14 @@ class QualityFacts(_Facts):
     """Per measure the candidates that look most like copies, the likest first."""
 
     @property
-    def ease_note(self) -> str | None:
+    def too_easy_note(self) -> str | None:
         """Return a sentence that calls candidates too easy, where they are; None where they are not, or nobody knows.
 
-        They are if they lie nearer to their anchor than an ordinary view of it does: docs/does-it-help.md.
+        They are if they lie clearly nearer to their anchor than an ordinary view of it does: docs/does-it-help.md.
         """
         own = self.means.get("cosine")
         ordinary = self.means.get("augmentation_cosine")
-        if own is None or ordinary is None or own <= ordinary:
+        if own is None or ordinary is None or own < ordinary + CLEARLY:
             return None
 
         return (

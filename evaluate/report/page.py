@@ -177,8 +177,8 @@ def _set_pictures(shards: ShardSet) -> list[_Picture]:
             note = (
                 f"In the features of {quality.encoder}: candidates beside ordinary augmented views."
             )
-            if quality.result.ease_note:
-                note += f" {quality.result.ease_note}"
+            if quality.result.too_easy_note:
+                note += f" {quality.result.too_easy_note}"
             pictures.append(_chart(f"Hardness ({name})", note, cosine_histograms(shares, "svg")))
 
         note = "A value per candidate; see clsp shards score."

@@ -138,14 +138,14 @@ def test_facts_of_the_whole_set(known_set, pixels):
     ("means", "is_too_easy"),
     [
         ({"cosine": 0.92, "augmentation_cosine": 0.84}, True),
-        ({"cosine": 0.84, "augmentation_cosine": 0.84}, False),
+        ({"cosine": 0.841, "augmentation_cosine": 0.84}, False),
         ({"cosine": 0.7, "augmentation_cosine": 0.84}, False),
         ({"cosine": 0.92}, False),
         ({}, False),
     ],
 )
 def test_candidates_nearer_than_ordinary_views_are_called_too_easy(means, is_too_easy):
-    note = QualityFacts(means=means).ease_note
+    note = QualityFacts(means=means).too_easy_note
     assert (note is not None) == is_too_easy
     if note:
         assert "(cosine 0.920) than an augmented view of it does (0.840)" in note
@@ -194,7 +194,8 @@ def test_the_command_adds_scores_and_keeps_the_set_verified(clsp, known_set, enc
         float(scores["cosine"].mean()), abs=1e-4
     )
     means = facts["result"]["means"]
-    assert ("Too easy" in done.stdout) == (means["cosine"] > means["augmentation_cosine"])
+    is_too_easy = means["cosine"] > means["augmentation_cosine"] + 0.005
+    assert ("Too easy" in done.stdout) == is_too_easy
     assert facts["set"] == before != ShardSet(known_set).set_id
     assert clsp("shards", "verify", known_set, "--deep").returncode == 0
     sealed = ShardSet(known_set).set_id
