@@ -259,7 +259,8 @@ def with_told_directions(unet: UNet2DModel, count: int) -> UNet2DModel:
     """
     rows_NE = cast(Any, unet).class_embedding.weight.detach()
     blocks = rows_NE[:-1].split(ROWS)
-    mean_E = sum(block.double().sum(dim=0) for block in blocks) / (len(rows_NE) - 1)
+    sums = [block.double().sum(dim=0) for block in blocks]
+    mean_E = torch.stack(sums).sum(dim=0) / (len(rows_NE) - 1)
 
     # How much the anchors differ, a block of them at a time
     scatter_EE = torch.zeros(len(mean_E), len(mean_E), dtype=torch.float64)
