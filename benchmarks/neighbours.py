@@ -3,7 +3,8 @@
     python benchmarks/neighbours.py --recipe cifar10:day --encoder runs/day/features --out neighbours.npy
     clsp shards import-npy neighbours.npy --recipe cifar10:day --out neighbours
 
-With `--clusters 100` they are random other images of the anchor's pseudo-class, of so many: farther away.
+With `--among 50` they are drawn from the 50 nearest: farther away, and different ones. With `--clusters 100` they are
+random other images of the anchor's pseudo-class, of so many: farther still, for the anchor may lie at its edge.
 
 The control of a diffusion model that was told this encoder's features: what is gained by new images that they could
 not give by themselves. The neighbours come from all images of the source, however few of them are anchors
@@ -40,6 +41,12 @@ def nearest(unit_MF: np.ndarray, anchors: int, count: int) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
+def drawn(places_NA: np.ndarray, count: int) -> np.ndarray:
+    """Return `(N, count)` different places of every row, at random."""
+    generator = np.random.default_rng(0)
+    return generator.permuted(places_NA, axis=1)[:, :count]
+
+
 def mates(clusters_M: np.ndarray, anchors: int, count: int) -> np.ndarray:
     """Return the places `(N, count)` of random other images of the pseudo-class of each of the first N."""
     generator = np.random.default_rng(0)
@@ -59,6 +66,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="cifar10:day")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--encoder", required=True, help="a run, or what else is an encoder")
+    parser.add_argument("--among", type=int, default=0, help="draw them from so many nearest ones")
     parser.add_argument("--clusters", type=int, default=0, help="take random mates of so many")
     parser.add_argument(
         "--out", type=Path, required=True, help="the array, for clsp shards import-npy"
@@ -75,7 +83,9 @@ def main() -> None:
         clusters_M = cluster_features(features_MF, options.clusters, seed=0)
         places_NK = mates(clusters_M, anchors, recipe.shards.candidates)
     else:
-        places_NK = nearest(unit_features(features_MF), anchors, recipe.shards.candidates)
+        candidates = recipe.shards.candidates
+        places_NA = nearest(unit_features(features_MF), anchors, options.among or candidates)
+        places_NK = drawn(places_NA, candidates) if options.among else places_NA
 
     # What they are worth
     labels_M = images.labels()

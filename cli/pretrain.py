@@ -93,7 +93,7 @@ def pretrain(
         else None
     )
 
-    with ProgressReport(out.name, "epochs") as report:
+    with ProgressReport(out.name, "steps") as report:
         pretrain(shards, config, out, report, probe, recipe.content)
 
     say(f"backbone: {out / 'backbone'}")

@@ -55,5 +55,5 @@ config = PretrainConfig(
     synthetic=SyntheticConfig(source="shards", weight=1.0),
     trackers=(),
 )
-backbone = pretrain(ShardSet(arguments.shards), config, arguments.out, report=print)
-print(f"backbone: {backbone}")
+backbone = pretrain(ShardSet(arguments.shards), config, arguments.out)
+print(f"backbone: {backbone}, losses: {arguments.out / 'log.jsonl'}")

@@ -75,7 +75,7 @@ def train_autoencoder(
     Everything random is a pure function of (seed, step, rank), so a resumed run equals an uninterrupted one.
 
     Args:
-        report: called with (steps done, steps, metrics).
+        report: called after every step with (steps done, steps, the latest metrics).
         perceptual: for `config.perceptual`.
         recipe: the content of `recipe.toml`, which is kept beside the model; empty: there is none.
 

@@ -82,7 +82,7 @@ def train_diffusion(
     Everything random is a pure function of (seed, step, rank), so a resumed run equals an uninterrupted one.
 
     Args:
-        report: called with (steps done, steps, metrics).
+        report: called after every step with (steps done, steps, the latest metrics).
         probe: measures images `(B, H, W, 3)` uint8 that the averaged weights make, every `sample_steps`, for the log.
         clip: clamp the predicted x0 of the images that are drawn meanwhile (`sampler.clip`).
         encoder: whose features are clustered or told, for `condition = "clusters"` and `"features"`.

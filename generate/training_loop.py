@@ -164,7 +164,7 @@ def train_in_folder(
 
     Args:
         make: returns what is trained, on every process; called in a folder that no other process works in.
-        report: called with (steps done, steps, metrics).
+        report: called after every step with (steps done, steps, the latest metrics).
         recipe: the content of `recipe.toml`; empty: there is none.
         section: of the recipe, for messages.
 
@@ -207,13 +207,14 @@ def _run(training: Training, report: Report | None) -> None:
         cut_log(training.out, first)
 
     # Steps
+    latest: dict[str, float] = {}
     reading = training.batches(first)
     with training_precision(), stop_deferred() as stop_requested, reading as batches:
         for step, batch in enumerate(batches, start=first):
             training.step(batch, step)
-            metrics = training.look(step + 1)
-            if metrics and report:
-                report(step + 1, steps, metrics)
+            latest = training.look(step + 1) or latest
+            if report:
+                report(step + 1, steps, latest)
             if training.stops(step + 1, stop_requested()):
                 raise StopRequested
 

@@ -56,7 +56,7 @@ def pretrain(
     epoch), so a resumed run equals an uninterrupted one bit for bit on a CPU.
 
     Args:
-        report: called after every epoch with (epoch, epochs, the epoch's mean losses).
+        report: called after every step with (steps done, steps, the mean losses of the last epoch).
         probe: measures the backbone every `knn_epochs`, for the log; it must leave it as it is.
         recipe: the content of `recipe.toml`, which is kept beside the run; empty: there is none.
 
@@ -117,6 +117,8 @@ def _pretrain(
     progress = Progress(accelerator, method, optimizer, config, loader, out)
 
     first = progress.resume()
+    steps = per_epoch * config.epochs
+    means: dict[str, float] = {}
     model.train()
     reading = loader.reading()
     naming = _naming_what_is_good(out)
@@ -134,8 +136,8 @@ def _pretrain(
             # Log and checkpoint
             if ends_epoch:
                 means = progress.end_epoch(epoch, trainer.rate, probe)
-                if report:
-                    report(epoch, config.epochs, means)
+            if report:
+                report(step + 1, steps, means)
 
             # Stop behind the same step on all ranks
             if not ends_epoch and not _asks_for_stop(accelerator, step):

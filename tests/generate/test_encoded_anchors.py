@@ -247,8 +247,9 @@ def test_a_scaling_that_does_not_fit_is_said_with_a_better_one(anchors, tmp_path
 def test_a_model_of_latents_is_trained_and_resumed(folder, autoencoder, anchors, tmp_path):
     whole = train_diffusion(anchors, CONFIG, tmp_path / "whole", autoencoder=autoencoder)
 
-    def stop(*progress):
-        raise CrashError
+    def stop(done, *progress):
+        if done == 2:
+            raise CrashError
 
     with pytest.raises(CrashError):  # behind the checkpoint of step 2
         train_diffusion(anchors, CONFIG, tmp_path / "parts", report=stop, autoencoder=autoencoder)

@@ -61,6 +61,23 @@ class CrashError(Exception):
     pass
 
 
+def test_progress_is_told_after_every_step_with_the_losses_of_the_last_epoch(shards, tmp_path):
+    told = []
+    pretrain(shards, config(epochs=2), tmp_path, report=lambda *progress: told.append(progress))
+
+    per_epoch = len(shards) // BASE["batch_size"]
+    assert [progress[:2] for progress in told] == [
+        (done, 2 * per_epoch) for done in range(1, 2 * per_epoch + 1)
+    ]
+    first, second = (row["loss"] for row in losses(tmp_path))
+    assert told[0][2] == {}
+    assert [told[step][2]["loss"] for step in (per_epoch - 1, per_epoch, -1)] == [
+        first,
+        first,
+        second,
+    ]
+
+
 def test_a_second_run_is_kept_out_of_a_folder(shards, tmp_path):
     refused = []
 
@@ -71,7 +88,7 @@ def test_a_second_run_is_kept_out_of_a_folder(shards, tmp_path):
 
     pretrain(shards, config(), tmp_path, report=start_another)
     assert [row["epoch"] for row in losses(tmp_path)] == [1, 2, 3]
-    assert len(refused) == 3
+    assert len(refused) == 3 * (len(shards) // BASE["batch_size"])
 
 
 @pytest.mark.slow
@@ -208,8 +225,8 @@ def test_the_recipe_of_a_command_that_is_kept_out_is_not_written(shards, shard_s
     out = tmp_path / "run"
     refused = []
 
-    def start_another(epoch, *progress):
-        if epoch > 1:  # only before the first checkpoint it could make way
+    def start_another(step, *progress):
+        if step > 1:  # only before the first checkpoint it could make way
             return
         small = settings({**SMALL_NETWORKS, "pretrain.lr": 0.1})
         found = clsp("pretrain", "--recipe", "digits", *small, "--shards", shard_set, "--out", out)
