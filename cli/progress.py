@@ -73,7 +73,7 @@ class ProgressReport:
         self._bar: Progress | None = None
         self._task: Any = None
         self._started = self._last = 0.0
-        self._first: int | None = None
+        self._first: tuple[int, float] | None = None
 
     def __enter__(self) -> "ProgressReport":
         self._started = self._last = time.monotonic()
@@ -102,14 +102,14 @@ class ProgressReport:
     def __call__(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """Show that `done` of `total` are finished; a total of 0 is not known."""
         text = " ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
+        now = time.monotonic()
         if self._first is None:
-            self._first = done
+            self._first = (done, now)
 
         if self._bar:
             self._bar.update(self._task, completed=done, total=total or None, metrics=text)
             return
 
-        now = time.monotonic()
         if launched_rank() == 0 and (done == total or now - self._last >= SECONDS_BETWEEN_LINES):
             self._last = now
             share = f"{done}/{total}" if total else str(done)
@@ -117,9 +117,14 @@ class ProgressReport:
             print(f"{self.title}: {share} {self.unit}{eta} {text}".rstrip(), flush=True)
 
     def _eta(self, done: int, total: int, now: float) -> str:
+        """Return how long the work took, or how long it still takes at the pace since the first call."""
         if not total:
             return ""
-        advanced = done - (self._first or 0)
-        if done >= total or advanced <= 0:
-            return f" in {now - self._started:.0f} s" if done >= total else ""
-        return f", {(total - done) * (now - self._started) / advanced:.0f} s left"
+        if done >= total:
+            return f" in {now - self._started:.0f} s"
+
+        first_done, first_time = self._first or (done, now)
+        if done <= first_done:
+            return ""
+        seconds = (total - done) * (now - first_time) / (done - first_done)
+        return f", {seconds:.0f} s left"
