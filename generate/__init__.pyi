@@ -12,7 +12,7 @@ from .condition import Condition as Condition
 from .condition import ConditionRecord as ConditionRecord
 from .condition import TrainClasses as TrainClasses
 from .condition import check_guidance as check_guidance
-from .condition import check_told_directions as check_told_directions
+from .condition import check_told_features as check_told_features
 from .condition import settled_condition as settled_condition
 from .config import DiffusionConfig as DiffusionConfig
 from .config import SamplerConfig as SamplerConfig

@@ -20,7 +20,7 @@ from .clusters import (
     unit_features,
     write_clusters,
 )
-from .config import DiffusionConfig
+from .config import DiffusionConfig, SamplerConfig
 from .pretrained import model_file
 from .training_folder import CHECKPOINT
 
@@ -347,18 +347,26 @@ def check_guidance(condition: Condition | None, guidance: float, name: str) -> N
         )
 
 
-def check_told_directions(condition: Condition | None, directions: int, name: str) -> None:
-    """Refuse a number of told directions where no features are told.
+def check_told_features(condition: Condition | None, config: SamplerConfig, name: str) -> None:
+    """Refuse to tell other features than the anchors' own where no features are told, or where there are too few.
 
     Args:
-        directions: `sampler.told_directions`; 0 is all.
         name: of the model.
 
     Raises:
-        InputError: the model is not told features.
+        InputError: the model is not told features, or there are fewer other anchors than `sampler.told_neighbours`.
     """
-    if directions and (condition is None or condition.kind != "features"):
+    told = {"told_directions": config.told_directions, "told_neighbours": config.told_neighbours}
+    for key, value in told.items():
+        if value and (condition is None or condition.kind != "features"):
+            raise InputError(
+                f"sampler.{key} is {value}, and {name} is not told features; "
+                "set it to 0, or use a model with diffusion.condition=features"
+            )
+
+    others = condition.classes - 1 if condition else 0
+    if config.told_neighbours > others:
         raise InputError(
-            f"sampler.told_directions is {directions}, and {name} is not told features; "
-            "set it to 0, or use a model with diffusion.condition=features"
+            f"sampler.told_neighbours is {config.told_neighbours}, and {name} knows the features of {others} other "
+            "anchors; set it to that or less"
         )

@@ -222,6 +222,7 @@ class SamplerConfig(Section):
         "window": None,
         "guidance": 1.0,
         "told_directions": 0,
+        "told_neighbours": 0,
         "decode_batch": AUTOENCODER_BATCH,
     }
 
@@ -247,6 +248,9 @@ class SamplerConfig(Section):
     told_directions: int = Field(default=0, ge=0)
     """Tell a model with `condition = "features"` the anchor's features only along so many directions, those in which
     anchors differ most (principal components); 0: all. Fewer make candidates that are farther from their anchor."""
+    told_neighbours: int = Field(default=0, ge=0)
+    """Tell such a model the mean of the features of so many other anchors, the most similar ones, in the place of the
+    anchor's own; 0: its own. What is told is less of this image and more of what such images share."""
     share_anchor: bool = True
     """One noising and one encoder pass of the anchor per step for all K candidates, instead of one per candidate."""
     seed: int = Field(default=0, ge=0, lt=2**63)

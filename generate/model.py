@@ -1,12 +1,10 @@
 """The diffusion model: building one, loading one and checking that it fits the anchors, its digest."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
@@ -23,9 +21,6 @@ from .pretrained import (
     origin_of,
     structure_of,
 )
-
-ROWS = 65_536
-"""Rows of a class embedding that are in memory at once in double precision."""
 
 NOISE_SCHEDULE = (
     "num_train_timesteps",
@@ -223,67 +218,6 @@ def build_unet(
         attention_head_dim=None,  # one head, as in DDPM
         num_class_embeds=classes + 1 if classes else None,
     )
-
-
-def tell_features(unet: UNet2DModel, unit_NF: np.ndarray | None, seed: int) -> None:
-    """Give a U-Net the features of its anchors as its class embedding, which no training changes any more.
-
-    They are brought to the embedding's width by random directions (Johnson and Lindenstrauss, 1984), so that every
-    value has a variance of about 1, as the rows of a new embedding have. «No class», the last row, is 0.
-
-    Args:
-        unit_NF: the anchors' features of length 1, in the order of their classes; None where a checkpoint, which is
-            loaded afterwards, has them.
-    """
-    rows: torch.Tensor = cast(Any, unet).class_embedding.weight
-    rows.requires_grad_(False)
-    if unit_NF is None:
-        return
-
-    generator = np.random.default_rng(seed)
-    directions_FE = generator.standard_normal((unit_NF.shape[1], rows.shape[1]), np.float32)
-    with torch.no_grad():
-        rows[:-1] = torch.from_numpy(unit_NF @ directions_FE)
-        rows[-1] = 0
-
-
-def with_told_directions(unet: UNet2DModel, count: int) -> UNet2DModel:
-    """Return a U-Net that is told only those directions of its anchors' features in which they differ most.
-
-    These are the first principal components of the class embedding's rows, «no class» left aside; along all others,
-    each row becomes the mean of them. The new U-Net has an embedding of its own, which takes as much memory again, and
-    shares all other weights.
-
-    Args:
-        count: of directions; from the embedding's width on, nothing is left out.
-    """
-    rows_NE = cast(Any, unet).class_embedding.weight.detach()
-    blocks = rows_NE[:-1].split(ROWS)
-    sums = [block.double().sum(dim=0) for block in blocks]
-    mean_E = torch.stack(sums).sum(dim=0) / (len(rows_NE) - 1)
-
-    # How much the anchors differ, a block of them at a time
-    scatter_EE = torch.zeros(len(mean_E), len(mean_E), dtype=torch.float64)
-    for block in blocks:
-        centred_BE = block.double() - mean_E
-        scatter_EE += centred_BE.T @ centred_BE
-
-    # Onto the directions of most variance; eigh sorts by ascending
-    _, directions_EE = torch.linalg.eigh(scatter_EE)
-    kept_ED = directions_EE[:, -count:]
-    onto_EE = kept_ED @ kept_ED.T
-
-    told_NE = rows_NE.clone()
-    for block, told in zip(blocks, told_NE[:-1].split(ROWS), strict=True):
-        told.copy_(mean_E + (block.double() - mean_E) @ onto_EE)
-
-    # A shallow copy, whose table of parts is its own
-    other = copy.copy(unet)
-    other._modules = {
-        **unet._modules,
-        "class_embedding": torch.nn.Embedding.from_pretrained(told_NE),
-    }
-    return other
 
 
 def check_halvings(size: int, levels: int, key: str, what: str = "anchors") -> None:

@@ -15,11 +15,11 @@ import torch
 
 from ..core import WorkError, exact_precision, to_device
 from .autoencoder import Autoencoder
-from .condition import check_guidance, check_told_directions
+from .condition import check_guidance, check_told_features
 from .config import SamplerConfig
 from .interpolation import Encoded, decode, encode, interpolate, interpolate_on_arc
 from .keyed_noise import Stream, keyed_normal, noise_keys
-from .model import DiffusionModel, check_clip, with_told_directions
+from .model import DiffusionModel, check_clip
 from .pixels import to_model_range, to_uint8
 from .schedulers import (
     PIXEL_BOUNDS,
@@ -31,9 +31,10 @@ from .schedulers import (
     noise_to,
     unchecked_solving,
 )
+from .told_features import ToldFeatures, class_rows, told_by_rows
 
 Classes = torch.Tensor | None
-"""The classes of a micro-batch `(B,)` int64; None for a model without classes."""
+"""The classes of a micro-batch `(B,)` int64, or what is told in their place `(B, E)`; None: a model without classes."""
 
 
 MIXINGS = {"linear": interpolate, "slerp": interpolate_on_arc}
@@ -45,7 +46,7 @@ class _Batch(NamedTuple):
     anchors_BCHW: torch.Tensor
     keys_B2: torch.Tensor
     passes: list[Classes]
-    """The classes of every pass of the U-Net."""
+    """What each pass of the U-Net is told."""
 
 
 class Sampler:
@@ -77,10 +78,15 @@ class Sampler:
         self.dtype = getattr(torch, self.config.dtype)
         self.unet: Any = model.unet
 
-        check_told_directions(model.condition, self.config.told_directions, model.origin)
-        if self.config.told_directions:
-            with threads(self.config.threads):
-                self.unet = with_told_directions(self.unet, self.config.told_directions)
+        # What it is told in the place of the anchors' own features
+        check_told_features(model.condition, self.config, model.origin)
+        self.told: ToldFeatures | None = None
+        directions, neighbours = self.config.told_directions, self.config.told_neighbours
+        if directions or neighbours:
+            rows_NE = class_rows(self.unet).to(self.device)
+            with exact_precision(), self.pinned_threads():
+                self.told = ToldFeatures(rows_NE, directions, neighbours)
+            self.unet = told_by_rows(self.unet)
 
         torch.nn.Module.to(
             self.unet, self.device, self.dtype
@@ -269,13 +275,19 @@ class Sampler:
         return self.model.noise_schedule.get("prediction_type", "epsilon")
 
     def _passes(self, classes_B: Classes) -> list[Classes]:
-        """Return the classes of every pass of the U-Net: the images' own and, to be guided, those of «no class»."""
-        if self.config.guidance == 1 or classes_B is None:
-            return [classes_B]
+        """Return what every pass of the U-Net is told: the images' own classes and, to be guided, «no class»."""
+        if classes_B is None:
+            return [None]
 
-        assert self.model.condition is not None
-        assert self.model.condition.null is not None
-        return [classes_B, torch.full_like(classes_B, self.model.condition.null)]
+        passes: list[torch.Tensor] = [classes_B]
+        if self.config.guidance != 1:
+            assert self.model.condition is not None
+            assert self.model.condition.null is not None
+            passes.append(torch.full_like(classes_B, self.model.condition.null))
+
+        if self.told is None:
+            return list[Classes](passes)
+        return [self.told(classes) for classes in passes]
 
     def pinned_threads(self) -> contextlib.AbstractContextManager[None]:
         """Compute on `config.threads` threads: on a CPU their number decides the last bits of sums."""

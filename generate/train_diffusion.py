@@ -36,9 +36,10 @@ from .config import DiffusionConfig
 from .latent import MARK
 from .latent import RECORD as LATENT
 from .latent_encoding import LatentTraining, Progress, encode_anchors
-from .model import NOISE_SCHEDULE, build_unet, tell_features
+from .model import NOISE_SCHEDULE, build_unet
 from .pixels import to_uint8
 from .schedulers import PIXEL_BOUNDS
+from .told_features import tell_features
 from .train_images import TrainBatch, flip_half, image_batches
 from .training_folder import (
     NO_DIGESTS,

@@ -283,14 +283,14 @@ def _settled(model: "DiffusionModel", recipe: Recipe) -> "DiffusionModel":
     from ...generate import (
         check_clip,
         check_guidance,
-        check_told_directions,
+        check_told_features,
         check_window,
         settled_condition,
     )
 
     condition = settled_condition(model.condition, recipe.diffusion, model.origin)
     check_guidance(condition, recipe.sampler.guidance, model.origin)
-    check_told_directions(condition, recipe.sampler.told_directions, model.origin)
+    check_told_features(condition, recipe.sampler, model.origin)
     check_window(recipe.sampler, model.noise_schedule)
     check_clip(model, recipe.sampler.clip)
     return replace(model, condition=condition)

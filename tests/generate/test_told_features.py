@@ -18,12 +18,13 @@ from clsp.generate import (
     train_diffusion,
 )
 from clsp.generate.example import make_example_model
-from clsp.generate.model import with_told_directions
+from clsp.generate.told_features import ToldFeatures, class_rows, told_by_rows
 from clsp.generate.train_diffusion import _train_classes
 from clsp.shards import AnchorsConfig, ImageSource, ShardsConfig
 from diffusers import UNet2DModel
 from processes import run_ranks
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 from small_diffusion import (
     PIXELS,
     TOLD,
@@ -139,43 +140,103 @@ def test_an_encoder_is_needed():
         DiffusionConfig(condition="features")
 
 
+ALL = torch.arange(41)
+"""The classes of 40 anchors, and «no class»."""
+
+
 def test_only_the_directions_in_which_anchors_differ_most_are_told(told):
-    model = load_diffusion(str(told), 8)
-    whole_NE = rows(told)[:-1]
-    found_NE = with_told_directions(model.unet, 5).class_embedding.weight.detach().numpy()
+    rows_NE = rows(told)
+    found_NE = ToldFeatures(torch.from_numpy(rows_NE), directions=5)(ALL).numpy()
 
     # As scikit-learn has them
-    pca = PCA(5).fit(whole_NE)
-    expected_NE = pca.inverse_transform(pca.transform(whole_NE))
+    pca = PCA(5).fit(rows_NE[:-1])
+    expected_NE = pca.inverse_transform(pca.transform(rows_NE[:-1]))
     np.testing.assert_allclose(found_NE[:-1], expected_NE, atol=1e-4)
     assert not found_NE[-1].any()
 
-    # The model itself is left as it is
-    np.testing.assert_array_equal(model.unet.class_embedding.weight[:-1].numpy(), whole_NE)
-
 
 def test_as_many_directions_as_the_embedding_is_wide_change_nothing(told):
-    unet = load_diffusion(str(told), 8).unet
-    found_NE = with_told_directions(unet, 1000).class_embedding.weight
-    torch.testing.assert_close(found_NE, unet.class_embedding.weight, atol=1e-5, rtol=0)
+    rows_NE = torch.from_numpy(rows(told))
+    torch.testing.assert_close(ToldFeatures(rows_NE, 1000)(ALL), rows_NE, atol=1e-5, rtol=0)
 
 
-def test_fewer_directions_make_other_candidates_whatever_the_number_of_processes(
-    told, digits, tmp_path
+@pytest.mark.parametrize("block", [7, 65_536])
+@pytest.mark.parametrize("count", [1, 10, 39])
+def test_the_mean_of_the_most_similar_other_anchors_is_told(told, monkeypatch, block, count):
+    monkeypatch.setattr("clsp.generate.told_features.ROWS", block)
+    rows_NE = rows(told)
+    found_NE = ToldFeatures(torch.from_numpy(rows_NE), neighbours=count)(ALL).numpy()
+
+    # As scikit-learn finds them, without the anchor itself
+    nearest = NearestNeighbors(n_neighbors=count, metric="cosine").fit(rows_NE[:-1])
+    mean_NE = rows_NE[nearest.kneighbors(return_distance=False)].mean(axis=1)
+    lengths_N1 = np.linalg.norm(rows_NE[:-1], axis=1, keepdims=True)
+    expected_NE = mean_NE / np.linalg.norm(mean_NE, axis=1, keepdims=True) * lengths_N1
+    np.testing.assert_allclose(found_NE[:-1], expected_NE, atol=1e-4)
+    assert not found_NE[-1].any()
+
+
+def test_directions_are_those_of_the_mean_of_the_neighbours_where_both_are_set(told):
+    rows_NE = torch.from_numpy(rows(told))
+    both_NE = ToldFeatures(rows_NE, directions=5, neighbours=10)(ALL)
+
+    mean_NE = ToldFeatures(rows_NE, neighbours=10)(ALL).numpy()
+    pca = PCA(5).fit(rows_NE[:-1])
+    expected_NE = pca.inverse_transform(pca.transform(mean_NE[:-1]))
+    np.testing.assert_allclose(both_NE[:-1].numpy(), expected_NE, atol=1e-4)
+
+
+def test_a_unet_that_takes_rows_predicts_what_it_predicts_of_their_classes(told):
+    unet = load_diffusion(str(told), 8).unet.eval()
+    x_BCHW = torch.randn(3, 3, 8, 8)
+    classes_B = torch.tensor([5, 0, 40])
+    with torch.inference_mode():
+        expected = unet(x_BCHW, 500, class_labels=classes_B).sample
+        found = told_by_rows(unet)(x_BCHW, 500, class_labels=class_rows(unet)[classes_B]).sample
+
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("setting", [{"told_directions": 2}, {"told_neighbours": 20}])
+def test_what_is_told_makes_other_candidates_whatever_the_number_of_processes(
+    told, digits, tmp_path, setting
 ):
     model = load_diffusion(str(told), 8)
     config = SamplerConfig(steps=2, micro_batch=8, guidance=50)
-    few = config.model_copy(update={"told_directions": 2})
+    other = config.model_copy(update=setting)
 
-    found = tars_by_processes(model, digits, few, tmp_path / "few")
+    found = tars_by_processes(model, digits, other, tmp_path / "other")
     assert found[0] == found[1] == found[2]
     assert found[0] != tars_by_processes(model, digits, config, tmp_path / "all")[0]
 
 
-def test_directions_of_a_model_that_is_not_told_features_are_refused():
+def test_telling_all_directions_makes_the_candidates_of_the_anchors_own_features(told, digits):
+    model = load_diffusion(str(told), 8)
+    assert model.condition is not None
+    anchors = list(digits)[:4]
+    images_BHWC = np.stack([anchor.image for anchor in anchors])
+    keys = [anchor.key for anchor in anchors]
+    classes = model.condition.classes_of(anchors)
+
+    made = []
+    for directions in (0, 1000):
+        config = SamplerConfig(steps=4, micro_batch=4, guidance=2, told_directions=directions)
+        made.append(Sampler(model, config)(images_BHWC, keys, 2, classes=classes))
+    assert np.abs(made[0].astype(int) - made[1]).max() <= 1
+
+
+@pytest.mark.parametrize("key", ["told_directions", "told_neighbours"])
+def test_other_features_of_a_model_that_is_told_none_are_refused(key):
     model = make_example_model(size=8)
-    with pytest.raises(InputError, match=r"told_directions is 3, and .* is not told features"):
-        Sampler(model, SamplerConfig(told_directions=3))
+    with pytest.raises(InputError, match=rf"sampler\.{key} is 3, and .* is not told features"):
+        Sampler(model, SamplerConfig.model_validate({key: 3}))
+
+
+def test_more_neighbours_than_there_are_other_anchors_are_refused(told):
+    model = load_diffusion(str(told), 8)
+    Sampler(model, SamplerConfig(told_neighbours=39))
+    with pytest.raises(InputError, match=r"told_neighbours is 40, and .* of 39 other anchors"):
+        Sampler(model, SamplerConfig(told_neighbours=40))
 
 
 def test_a_process_does_not_wait_for_ever_for_the_classes_of_the_first(
