@@ -41,7 +41,7 @@ def nearest(unit_MF: np.ndarray, anchors: int, count: int) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
-def drawn(places_NA: np.ndarray, count: int) -> np.ndarray:
+def draw_some(places_NA: np.ndarray, count: int) -> np.ndarray:
     """Return `(N, count)` different places of every row, at random."""
     generator = np.random.default_rng(0)
     return generator.permuted(places_NA, axis=1)[:, :count]
@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="cifar10:day")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--encoder", required=True, help="a run, or what else is an encoder")
-    parser.add_argument("--among", type=int, default=0, help="draw them from so many nearest ones")
-    parser.add_argument("--clusters", type=int, default=0, help="take random mates of so many")
+    drawn = parser.add_mutually_exclusive_group()
+    drawn.add_argument("--among", type=int, default=0, help="draw them from so many nearest ones")
+    drawn.add_argument("--clusters", type=int, default=0, help="take random mates of so many")
     parser.add_argument(
         "--out", type=Path, required=True, help="the array, for clsp shards import-npy"
     )
@@ -77,15 +78,21 @@ def main() -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     images = ImageSource(recipe.anchors.model_copy(update={"limit": 0}))
     anchors = recipe.anchors.limit or len(images)
+    candidates = recipe.shards.candidates
+    if 0 < options.among < candidates:
+        parser.error(
+            f"--among is {options.among}, expected {candidates} (shards.candidates) or more"
+        )
 
     features_MF = embed_images(load_encoder(options.encoder), images).numpy()
     if options.clusters:
         clusters_M = cluster_features(features_MF, options.clusters, seed=0)
-        places_NK = mates(clusters_M, anchors, recipe.shards.candidates)
+        places_NK = mates(clusters_M, anchors, candidates)
+    elif options.among:
+        places_NA = nearest(unit_features(features_MF), anchors, options.among)
+        places_NK = draw_some(places_NA, candidates)
     else:
-        candidates = recipe.shards.candidates
-        places_NA = nearest(unit_features(features_MF), anchors, options.among or candidates)
-        places_NK = drawn(places_NA, candidates) if options.among else places_NA
+        places_NK = nearest(unit_features(features_MF), anchors, candidates)
 
     # What they are worth
     labels_M = images.labels()

@@ -348,9 +348,10 @@ def check_guidance(condition: Condition | None, guidance: float, name: str) -> N
 
 
 def check_told_features(condition: Condition | None, config: SamplerConfig, name: str) -> None:
-    """Refuse to tell other features than the anchors' own where no features are told, or where there are too few.
+    """Refuse `told_directions` and `told_neighbours` where the model cannot follow them.
 
     Args:
+        config: of the sampler.
         name: of the model.
 
     Raises:

@@ -250,7 +250,8 @@ class SamplerConfig(Section):
     anchors differ most (principal components); 0: all. Fewer make candidates that are farther from their anchor."""
     told_neighbours: int = Field(default=0, ge=0)
     """Tell such a model the mean of the features of so many other anchors, the most similar ones, in the place of the
-    anchor's own; 0: its own. What is told is less of this image and more of what such images share."""
+    anchor's own; 0: its own. What is told is less of this image and more of what such images share. Which of nearly
+    equal ones is the last to count may depend on the micro-batch and the device."""
     share_anchor: bool = True
     """One noising and one encoder pass of the anchor per step for all K candidates, instead of one per candidate."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -34,7 +34,8 @@ def encode(
     """Run the U-Net up to and including its middle block.
 
     Args:
-        classes_B: the images' classes, int64, of a U-Net that has a class embedding.
+        classes_B: the images' classes, int64, of a U-Net that has a class embedding; or rows of one, `(B, E)`, of a
+            U-Net that takes these (`without_class_embedding`).
     """
     net: Any = unet
     embedding = embed_time(unet, x_BCHW, timestep, classes_B)

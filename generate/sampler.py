@@ -31,10 +31,10 @@ from .schedulers import (
     noise_to,
     unchecked_solving,
 )
-from .told_features import ToldFeatures, class_rows, told_by_rows
+from .told_features import ToldFeatures, class_rows, without_class_embedding
 
-Classes = torch.Tensor | None
-"""The classes of a micro-batch `(B,)` int64, or what is told in their place `(B, E)`; None: a model without classes."""
+Told = torch.Tensor | None
+"""What the U-Net is told of a micro-batch: classes `(B,)` int64, or features `(B, E)` float32; None: nothing."""
 
 
 MIXINGS = {"linear": interpolate, "slerp": interpolate_on_arc}
@@ -45,7 +45,7 @@ class _Batch(NamedTuple):
 
     anchors_BCHW: torch.Tensor
     keys_B2: torch.Tensor
-    passes: list[Classes]
+    passes: list[Told]
     """What each pass of the U-Net is told."""
 
 
@@ -78,15 +78,15 @@ class Sampler:
         self.dtype = getattr(torch, self.config.dtype)
         self.unet: Any = model.unet
 
-        # What it is told in the place of the anchors' own features
+        # Features that it is told stay in float32, and in the model as they are
         check_told_features(model.condition, self.config, model.origin)
         self.told: ToldFeatures | None = None
-        directions, neighbours = self.config.told_directions, self.config.told_neighbours
-        if directions or neighbours:
+        if model.condition is not None and model.condition.kind == "features":
             rows_NE = class_rows(self.unet).to(self.device)
+            directions, neighbours = self.config.told_directions, self.config.told_neighbours
             with exact_precision(), self.pinned_threads():
                 self.told = ToldFeatures(rows_NE, directions, neighbours)
-            self.unet = told_by_rows(self.unet)
+            self.unet = without_class_embedding(self.unet)
 
         torch.nn.Module.to(
             self.unet, self.device, self.dtype
@@ -193,13 +193,13 @@ class Sampler:
         keys: Sequence[str],
         candidates: int,
         first: int,
-        classes_B: Classes,
+        classes_B: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return x0 `(K, B, C, H, W)` in float32 (CLSP, algorithm 1)."""
         config = self.config
         shape = anchors_BCHW.shape[1:]
         keys_B2 = noise_keys(config.seed, keys, self.device)
-        batch = _Batch(anchors_BCHW, keys_B2, self._passes(classes_B))
+        batch = _Batch(anchors_BCHW, keys_B2, self.passes(classes_B))
         schedule = self.model.noise_schedule
         schedulers = [make_scheduler(config, schedule, self.device) for _ in range(candidates)]
 
@@ -244,7 +244,7 @@ class Sampler:
         shape = batch.anchors_BCHW.shape[1:]
         noise = keyed_normal(batch.keys_B2, shape, timestep, candidate, stream)
         x_t = noise_to(batch.anchors_BCHW, noise, alpha_bar).to(self.dtype)
-        return [self.encode(x_t, timestep, classes).bottleneck for classes in batch.passes]
+        return [self.encode(x_t, timestep, told_B).bottleneck for told_B in batch.passes]
 
     def _predict(
         self,
@@ -255,8 +255,8 @@ class Sampler:
     ) -> torch.Tensor:
         """Return what the U-Net predicts of samples, with the anchors' features mixed in where there are any."""
         predictions = []
-        for number, classes_B in enumerate(batch.passes):
-            encoded = self.encode(x_BCHW.to(self.dtype), timestep, classes_B)
+        for number, told_B in enumerate(batch.passes):
+            encoded = self.encode(x_BCHW.to(self.dtype), timestep, told_B)
             if anchor_bottlenecks is not None:
                 mix = MIXINGS[self.config.mixing]
                 encoded = mix(encoded, anchor_bottlenecks[number], self.config.weight)
@@ -274,20 +274,22 @@ class Sampler:
     def _prediction(self) -> str:
         return self.model.noise_schedule.get("prediction_type", "epsilon")
 
-    def _passes(self, classes_B: Classes) -> list[Classes]:
-        """Return what every pass of the U-Net is told: the images' own classes and, to be guided, «no class»."""
+    def passes(self, classes_B: torch.Tensor | None) -> list[Told]:
+        """Return what each pass of the U-Net is told: of the images, by their classes; to be guided, also «no class»."""
         if classes_B is None:
             return [None]
 
-        passes: list[torch.Tensor] = [classes_B]
-        if self.config.guidance != 1:
-            assert self.model.condition is not None
-            assert self.model.condition.null is not None
-            passes.append(torch.full_like(classes_B, self.model.condition.null))
+        # Of the images
+        own_B = self.told(classes_B) if self.told else classes_B
+        if self.config.guidance == 1:
+            return [own_B]
 
-        if self.told is None:
-            return list[Classes](passes)
-        return [self.told(classes) for classes in passes]
+        # «No class»
+        if self.told:
+            return [own_B, self.told.none_E.expand_as(own_B)]
+        assert self.model.condition is not None
+        assert self.model.condition.null is not None
+        return [own_B, torch.full_like(classes_B, self.model.condition.null)]
 
     def pinned_threads(self) -> contextlib.AbstractContextManager[None]:
         """Compute on `config.threads` threads: on a CPU their number decides the last bits of sums."""

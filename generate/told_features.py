@@ -41,25 +41,24 @@ def class_rows(unet: UNet2DModel) -> torch.Tensor:
     return cast(Any, unet).class_embedding.weight
 
 
-def told_by_rows(unet: UNet2DModel) -> UNet2DModel:
-    """Return a U-Net that takes rows of a class embedding in the place of classes; it shares all weights."""
+def without_class_embedding(unet: UNet2DModel) -> UNet2DModel:
+    """Return a U-Net whose `class_labels` are rows of an embedding, `(B, E)` float; it shares all other parts."""
     other = copy.copy(unet)
     other._modules = {**unet._modules, "class_embedding": torch.nn.Identity()}
     return other
 
 
 class ToldFeatures:
-    """Says what a model is told of anchors in the place of all of their own features.
+    """Computes what a model is told of its anchors: their own features, or others in the place of these.
 
     >>> rows_NE = torch.tensor([[3.0, 0.0], [0.0, 3.0], [1.0, 2.0], [0.0, 0.0]])
     >>> told = ToldFeatures(rows_NE, neighbours=1)
-    >>> told(torch.tensor([0, 1, 3]))
+    >>> told(torch.tensor([0, 1]))
     tensor([[1.3416, 2.6833],
-            [1.3416, 2.6833],
-            [0.0000, 0.0000]])
+            [1.3416, 2.6833]])
 
     Args:
-        rows_NE: the class embedding, of which the last row is «no class».
+        rows_NE: the class embedding `(N + 1, E)` float32, of which the last row is «no class».
         directions: tell the first principal components of the anchors' rows only, so many; along all others the mean
             of them is told. 0, or the embedding's width and more: all.
         neighbours: tell the mean of so many anchors whose rows have the largest cosine to the anchor's own, which is
@@ -67,52 +66,58 @@ class ToldFeatures:
     """
 
     def __init__(self, rows_NE: torch.Tensor, directions: int = 0, neighbours: int = 0):
-        self.rows_NE = rows_NE.detach()
-        self.neighbours = min(neighbours, len(rows_NE) - 2)
-        self.mean_E = self.onto_EE = None
+        rows_NE = rows_NE.detach()
+        self.anchors_NE = rows_NE[:-1]
+        self.none_E = rows_NE[-1]
+        self.neighbours = min(neighbours, len(self.anchors_NE) - 1)
+        self.projection: tuple[torch.Tensor, torch.Tensor] | None = None
+
+        if self.neighbours:
+            self.lengths_N = torch.linalg.vector_norm(self.anchors_NE, dim=1).clamp(min=1e-12)
         if directions:
-            self.mean_E, self.onto_EE = self._principal(directions)
+            self.projection = self._principal(directions)
 
     def __call__(self, classes_B: torch.Tensor) -> torch.Tensor:
-        """Return what is told `(B, E)` of anchors, or of «no class», by their classes `(B,)` int64."""
-        none = len(self.rows_NE) - 1
-        told_BE = self.rows_NE[classes_B]
+        """Return what is told `(B, E)` float32 of anchors, by their classes `(B,)` int64."""
+        told_BE = self.anchors_NE[classes_B]
 
         if self.neighbours:
             told_BE = self._mean_of_nearest(classes_B, told_BE)
-        if self.mean_E is not None and self.onto_EE is not None:
-            centred_BE = told_BE.double() - self.mean_E
-            told_BE = (self.mean_E + centred_BE @ self.onto_EE).float()
 
-        return torch.where(classes_B[:, None] == none, self.rows_NE[none], told_BE)
+        if self.projection:
+            mean_E, onto_EE = self.projection
+            told_BE = (mean_E + (told_BE.double() - mean_E) @ onto_EE).float()
+
+        return told_BE
 
     def _mean_of_nearest(self, classes_B: torch.Tensor, own_BE: torch.Tensor) -> torch.Tensor:
         """Return the mean of the most similar other anchors' rows, `(B, E)`, at the length of the anchors' own."""
-        unit_BE = torch.nn.functional.normalize(own_BE, dim=1)
-        cosines_BM = torch.empty(len(own_BE), 0, device=own_BE.device)
-        places_BM = torch.empty(len(own_BE), 0, dtype=torch.int64, device=own_BE.device)
+        device = own_BE.device
+        best_BM = torch.empty(len(own_BE), 0, device=device)
+        places_BM = torch.empty(len(own_BE), 0, dtype=torch.int64, device=device)
 
-        # The best so far and the best of a block, until all rows have been seen
         for start, block in self._blocks():
-            cosines_BR = unit_BE @ torch.nn.functional.normalize(block, dim=1).T
-            places_R = torch.arange(start, start + len(block), device=own_BE.device)
+            # Cosines to a block of anchors, times the length of the own, which changes no order
+            places_R = torch.arange(start, start + len(block), device=device)
+            cosines_BR = own_BE @ block.T / self.lengths_N[places_R]
             cosines_BR.masked_fill_(places_R == classes_B[:, None], -torch.inf)  # never itself
-            cosines_BM = torch.cat([cosines_BM, cosines_BR], dim=1)
+
+            # The best of these and of the blocks before
+            best_BM = torch.cat([best_BM, cosines_BR], dim=1)
             places_BM = torch.cat([places_BM, places_R.expand_as(cosines_BR)], dim=1)
-            best = cosines_BM.topk(min(self.neighbours, cosines_BM.shape[1]), dim=1)
-            cosines_BM = best.values
-            places_BM = places_BM.gather(1, best.indices)
+            best_BM, chosen_BM = best_BM.topk(min(self.neighbours, best_BM.shape[1]), dim=1)
+            places_BM = places_BM.gather(1, chosen_BM)
 
         # Their mean, at the anchor's own length
-        mean_BE = self.rows_NE[places_BM].mean(dim=1)
-        length_B1 = own_BE.norm(dim=1, keepdim=True)
+        mean_BE = self.anchors_NE[places_BM].mean(dim=1)
+        length_B1 = self.lengths_N[classes_B, None]
         return torch.nn.functional.normalize(mean_BE, dim=1) * length_B1
 
     def _principal(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean of the anchors' rows `(E,)` and the projection on their first components `(E, E)`."""
         # A block of rows at a time
         sums = [block.double().sum(dim=0) for _, block in self._blocks()]
-        mean_E = torch.stack(sums).sum(dim=0) / (len(self.rows_NE) - 1)
+        mean_E = torch.stack(sums).sum(dim=0) / len(self.anchors_NE)
 
         scatter_EE = torch.zeros_like(mean_E).repeat(len(mean_E), 1)
         for _, block in self._blocks():
@@ -126,5 +131,5 @@ class ToldFeatures:
 
     def _blocks(self) -> list[tuple[int, torch.Tensor]]:
         """Return the anchors' rows in blocks `(R, E)`, each with the place of its first row."""
-        blocks = self.rows_NE[:-1].split(ROWS)
+        blocks = self.anchors_NE.split(ROWS)
         return [(number * ROWS, block) for number, block in enumerate(blocks)]

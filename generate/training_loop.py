@@ -212,7 +212,7 @@ def _run(training: Training, report: Report | None) -> None:
     with training_precision(), stop_deferred() as stop_requested, reading as batches:
         for step, batch in enumerate(batches, start=first):
             training.step(batch, step)
-            latest = training.look(step + 1) or latest
+            latest = {**latest, **training.look(step + 1)}
             if report:
                 report(step + 1, steps, latest)
             if training.stops(step + 1, stop_requested()):

@@ -56,7 +56,8 @@ def pretrain(
     epoch), so a resumed run equals an uninterrupted one bit for bit on a CPU.
 
     Args:
-        report: called after every step with (steps done, steps, the mean losses of the last epoch).
+        report: called after every step with (steps done, steps, what was found at the end of the last epoch: the means
+            of its losses, and what the probe found); nothing, before an epoch has ended in this process.
         probe: measures the backbone every `knn_epochs`, for the log; it must leave it as it is.
         recipe: the content of `recipe.toml`, which is kept beside the run; empty: there is none.
 
