@@ -275,7 +275,7 @@ class Sampler:
         return self.model.noise_schedule.get("prediction_type", "epsilon")
 
     def passes(self, classes_B: torch.Tensor | None) -> list[Told]:
-        """Return what each pass of the U-Net is told: of the images, by their classes; to be guided, also «no class»."""
+        """Return what each pass of the U-Net is told: of the images, by their classes, and «no class» to be guided."""
         if classes_B is None:
             return [None]
 
