@@ -92,26 +92,34 @@ class ToldFeatures:
 
     def _mean_of_nearest(self, classes_B: torch.Tensor, own_BE: torch.Tensor) -> torch.Tensor:
         """Return the mean of the most similar other anchors' rows, `(B, E)`, at the length of the anchors' own."""
+        places_BM = self._nearest(classes_B, own_BE)
+        mean_BE = self.anchors_NE[places_BM].mean(dim=1)
+        length_B1 = self.lengths_N[classes_B, None]
+        return torch.nn.functional.normalize(mean_BE, dim=1) * length_B1
+
+    def _nearest(self, classes_B: torch.Tensor, own_BE: torch.Tensor) -> torch.Tensor:
+        """Return the places `(B, M)` of the most similar other anchors, a block of anchors at a time."""
         device = own_BE.device
         best_BM = torch.empty(len(own_BE), 0, device=device)
         places_BM = torch.empty(len(own_BE), 0, dtype=torch.int64, device=device)
 
         for start, block in self._blocks():
-            # Cosines to a block of anchors, times the length of the own, which changes no order
+            # Cosines to the block, times the length of the own row, which changes no order
             places_R = torch.arange(start, start + len(block), device=device)
             cosines_BR = own_BE @ block.T / self.lengths_N[places_R]
-            cosines_BR.masked_fill_(places_R == classes_B[:, None], -torch.inf)  # never itself
+
+            # Never itself
+            is_itself_BR = places_R == classes_B[:, None]
+            cosines_BR.masked_fill_(is_itself_BR, -torch.inf)
 
             # The best of these and of the blocks before
             best_BM = torch.cat([best_BM, cosines_BR], dim=1)
             places_BM = torch.cat([places_BM, places_R.expand_as(cosines_BR)], dim=1)
-            best_BM, chosen_BM = best_BM.topk(min(self.neighbours, best_BM.shape[1]), dim=1)
+            count = min(self.neighbours, best_BM.shape[1])
+            best_BM, chosen_BM = best_BM.topk(count, dim=1)
             places_BM = places_BM.gather(1, chosen_BM)
 
-        # Their mean, at the anchor's own length
-        mean_BE = self.anchors_NE[places_BM].mean(dim=1)
-        length_B1 = self.lengths_N[classes_B, None]
-        return torch.nn.functional.normalize(mean_BE, dim=1) * length_B1
+        return places_BM
 
     def _principal(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean of the anchors' rows `(E,)` and the projection on their first components `(E, E)`."""
