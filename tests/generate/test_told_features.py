@@ -37,6 +37,7 @@ from small_diffusion import (
     tars_by_processes,
     train_and_keep_rows,
 )
+from waits import DEVICE, needs_pretended_device
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,9 @@ def test_what_is_told_makes_other_candidates_whatever_the_number_of_processes(
     assert found[0] != tars_by_processes(model, digits, config, tmp_path / "all")[0]
 
 
-def made_by(model: DiffusionModel, digits: ImageSource, **settings) -> np.ndarray:
+def made_by(
+    model: DiffusionModel, digits: ImageSource, device: torch.device | str = "cpu", **settings
+) -> np.ndarray:
     """Return two candidates each of four digits, as whole numbers with a sign."""
     assert model.condition is not None
     anchors = list(digits)[:4]
@@ -222,7 +225,8 @@ def made_by(model: DiffusionModel, digits: ImageSource, **settings) -> np.ndarra
     config = SamplerConfig.model_validate(
         {"steps": 4, "micro_batch": 4, "guidance": 50, **settings}
     )
-    return Sampler(model, config)(images_BHWC, keys, 2, classes=classes).astype(int)
+    sampler = Sampler(model, config, device)
+    return sampler(images_BHWC, keys, 2, classes=classes).astype(int)
 
 
 def test_telling_all_directions_makes_the_candidates_of_the_anchors_own_features(told, digits):
@@ -238,6 +242,14 @@ def test_the_features_stay_as_they_are_in_a_model_that_makes_candidates_in_bfloa
     model = load_diffusion(str(told), 8)
     made_by(model, digits, dtype="bfloat16", told_neighbours=5)
     np.testing.assert_array_equal(class_rows(model.unet).detach().numpy(), rows(told))
+
+
+@needs_pretended_device
+def test_a_gpu_is_told_the_same(told, digits):
+    settings = {"guidance": 2, "told_directions": 9, "told_neighbours": 7}
+    on_cpu = made_by(load_diffusion(str(told), 8), digits, **settings)
+    on_gpu = made_by(load_diffusion(str(told), 8), digits, DEVICE, **settings)
+    assert np.abs(on_gpu - on_cpu).max() <= 1
 
 
 @pytest.mark.parametrize("setting", [{}, {"told_directions": 2}, {"told_neighbours": 20}])
