@@ -177,7 +177,7 @@ def test_the_mean_of_the_most_similar_other_anchors_is_told(told, monkeypatch, b
     np.testing.assert_allclose(found_NE, expected_NE, atol=1e-4)
 
 
-def test_directions_are_those_of_the_mean_of_the_neighbours_where_both_are_set(told):
+def test_the_mean_of_the_neighbours_is_told_along_few_directions_where_both_are_set(told):
     rows_NE = torch.from_numpy(rows(told))
     both_NE = ToldFeatures(rows_NE, directions=5, neighbours=10)(ALL)
 
