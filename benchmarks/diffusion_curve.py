@@ -6,7 +6,8 @@ It waits for the checkpoints of a `clsp diffusion train` that runs beside it, an
 have been done since the last one measured; it ends with the training. A second call goes on where the first one
 stopped. The averaged weights make a small set with the recipe's sampler; a judge, trained here on the labels of the
 training images, says how many candidates keep their anchor's class (its own accuracy on the test images stands beside
-it), and `clsp shards score` gives Fréchet distance, hardness (cosine) and diversity in the features of `--encoder`.
+it), and `clsp shards score` gives Fréchet distance, hardness (the cosine, and an ordinary view's) and diversity in
+the features of `--encoder`. `benchmarks/draw_curves.py` draws them.
 """
 
 import argparse
@@ -96,6 +97,7 @@ class Curve:
             facts = json.loads(path.read_text(encoding="utf-8"))["result"]
             row["frechet_distance"] = facts["frechet_distance"]
             row["cosine"] = facts["means"]["cosine"]
+            row["view_cosine"] = facts["means"]["augmentation_cosine"]
             row["diversity"] = facts["means"]["diversity"]
 
         self.rows.append(row)
