@@ -1,7 +1,7 @@
 """Draw how a comparison came about: positives over the diffusion model's training, accuracy over the runs' epochs.
 
     python benchmarks/draw_curves.py collect --diffusion runs/day/curve/curve.json runs/day/told/*-s* --out curves.json
-    python benchmarks/draw_curves.py draw curves.json --results results.json --out curves.png
+    python benchmarks/draw_curves.py draw curves.json --results results.json --agreement 50.3 --out curves.png
 
 The first command gathers the figures: those of `benchmarks/diffusion_curve.py`, and of each run's log the kNN accuracy,
 which `pretrain.knn_epochs` measures while it trains. The second draws them, and with the `results.json` of `clsp
@@ -12,16 +12,20 @@ import argparse
 import json
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clsp.core.run_name import RunName
+from clsp.evaluate.report.charts import read_log
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 KNN = "knn"
 PLANTED = re.compile(r"simclr\+shards@planted(\d+)")
-BASELINE = "simclr+augmentation"
+CONTROL = "augmentation"
+GENERATED = "simclr+shards"
 
 
 def main() -> None:
@@ -39,6 +43,7 @@ def main() -> None:
     drawing = commands.add_parser("draw", help="draw them")
     drawing.add_argument("curves", type=Path)
     drawing.add_argument("--results", type=Path, help="of clsp compare")
+    drawing.add_argument("--agreement", type=float, help="of the generated positives, in percent")
     drawing.add_argument("--out", type=Path, required=True)
     drawing.set_defaults(act=draw)
 
@@ -66,8 +71,7 @@ def collect(options: argparse.Namespace) -> None:
 
 def knn_over_epochs(folder: Path) -> list[tuple[int, float]]:
     """Return the epochs after which a run was measured, with its accuracy in percent."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_log(folder)
     return [(row["epoch"], row[KNN]) for row in rows if row.get(KNN) is not None]
 
 
@@ -96,7 +100,8 @@ def draw(options: argparse.Namespace) -> None:
     plot_accuracy(accuracy, curves["runs"])
     plot_gain(gain, curves["runs"])
     if options.results:
-        plot_planted(planted, json.loads(options.results.read_text(encoding="utf-8")))
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+        plot_planted(planted, results, options.agreement)
 
     for axes in panels:
         axes.grid(alpha=0.25)
@@ -135,45 +140,68 @@ def plot_accuracy(axes: Axes, runs: list[dict[str, Any]]) -> None:
 def plot_gain(axes: Axes, runs: list[dict[str, Any]]) -> None:
     """Plot the mean difference to the third-view control over the epochs, of the seeds that both have."""
     found = means_by_epoch(runs)
-    controls = found.get(BASELINE, {})
 
     for name, by_epoch in found.items():
-        if name == BASELINE:
+        control = control_of(name, found)
+        if control in (None, name):
             continue
-        epochs, gains = [], []
+
+        epochs = []
+        gains = []
         for epoch, by_seed in by_epoch.items():
-            both = by_seed.keys() & controls.get(epoch, {}).keys()
+            others = found[control].get(epoch, {})
+            both = by_seed.keys() & others.keys()
             if both:
                 epochs.append(epoch)
-                gains.append(np.mean([by_seed[seed] - controls[epoch][seed] for seed in both]))
+                gains.append(np.mean([by_seed[seed] - others[seed] for seed in both]))
         axes.plot(epochs, gains, label=name)
 
     axes.axhline(0, color="grey", linestyle=":")
-    axes.set(title=f"less {BASELINE}", xlabel="epochs", ylabel="points of kNN")
+    axes.set(title="less the third view", xlabel="epochs", ylabel="points of kNN")
 
 
-def plot_planted(axes: Axes, results: dict[str, Any]) -> None:
-    """Plot the gain of planted sets over the share of their candidates that are of the anchor's class."""
+def control_of(name: str, names: Collection[str]) -> str | None:
+    """Return the third-view control of a run: of the same label, or else without one; None where there is none."""
+    run = RunName.parse(name)
+    for label in (run.label, ""):
+        control = str(RunName(run.method, CONTROL, label=label))
+        if control in names:
+            return control
+
+    return None
+
+
+def plot_planted(axes: Axes, results: dict[str, Any], agreement: float | None) -> None:
+    """Plot the gain of planted sets over the share of their candidates that are of the anchor's class.
+
+    Args:
+        agreement: of generated candidates, whose gain is marked there; None: it is not.
+    """
     metrics = {
         "linear.top1": "linear",
         "linear.labels_0.01": "1 % of labels",
         "knn.k20": "kNN 20",
     }
-    for metric, label in metrics.items():
+    gains = {}
+    for row in results["differences"]:
+        if row["baseline"] == f"simclr+{CONTROL}":
+            gains[row["name"]] = row["metrics"]
+
+    for number, (metric, label) in enumerate(metrics.items()):
         points = []
-        for difference in results["differences"]:
-            planted = PLANTED.fullmatch(difference["name"])
-            if planted and metric in difference["metrics"]:
-                points.append((int(planted[1]), difference["metrics"][metric]["mean"]))
+        for name, found in gains.items():
+            planted = PLANTED.fullmatch(name)
+            if planted:
+                points.append((int(planted[1]), found[metric]["mean"]))
+
         points.sort()
-        axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=label)
+        colour = f"C{number}"
+        axes.plot(*zip(*points, strict=True), marker=".", color=colour, label=label)
+        if agreement is not None:
+            axes.plot(agreement, gains[GENERATED][metric]["mean"], marker="*", color=colour, ms=11)
 
     axes.axhline(0, color="grey", linestyle=":")
-    axes.set(
-        title="real images, a share of the class",
-        xlabel="of the anchor's class, %",
-        ylabel="points",
-    )
+    axes.set(title="real images; ★ generated", xlabel="of the anchor's class, %", ylabel="points")
 
 
 if __name__ == "__main__":
