@@ -92,7 +92,10 @@ class Curve:
         row = {"step": step, "agreement": float(right_candidates(judge, ShardSet(root)).mean())}
         if self.options.encoder:
             name = "curve"
-            clsp("shards", "score", str(root), "--encoder", self.options.encoder, "--name", name)
+            clsp(
+                *("shards", "score", str(root), *recipe),
+                *("--encoder", self.options.encoder, "--name", name),
+            )
             path = root.with_name(f"{root.name}-quality-{name}.json")
             facts = json.loads(path.read_text(encoding="utf-8"))["result"]
             row["frechet_distance"] = facts["frechet_distance"]
