@@ -16,6 +16,9 @@ MEASURED = 1024
 COLLAPSED = 0.05
 """The deviation below which a run is said to collapse; embeddings that fill the sphere have 1. On digits collapsed runs
 had 0.01 to 0.04 after an epoch, others 0.06 and more."""
+FALLEN = 0.25
+"""The share of its largest deviation below which a run is said to collapse, too: one that fell slowly from 0.96 stayed
+between 0.06 and 0.21 with RankMe below 4; healthy ones hold what they have."""
 
 
 class Embeddings(NamedTuple):
@@ -48,10 +51,13 @@ class Health:
     nearest: float
     """Share of the positives that are nearer to their own view 1 than to that of any other sample."""
 
-    @property
-    def collapses(self) -> bool:
-        """Return True if the embeddings are nearly all alike."""
-        return self.deviation < COLLAPSED
+    def collapses(self, largest: float = 0.0) -> bool:
+        """Return True if the embeddings are nearly all alike, or far more so than they were.
+
+        Args:
+            largest: the largest deviation of the run so far; 0 where there is none yet.
+        """
+        return self.deviation < COLLAPSED or self.deviation < FALLEN * largest
 
     def content(self) -> dict[str, float]:
         """Return the measures by their names in the log."""

@@ -103,7 +103,8 @@ class Progress:
             health[name] = self._mean_over_ranks(on_device)
 
         found = Health(**health)
-        if found.collapses and self.accelerator.is_main_process:
+        before = [row["deviation"] for row in self.rows if "deviation" in row]
+        if found.collapses(max(before, default=0.0)) and self.accelerator.is_main_process:
             log.warning(
                 "clsp: epoch %d: this run collapses: its embeddings are nearly all alike (deviation %.3f of 1, "
                 "RankMe %.1f); lower pretrain.synthetic.weight or pretrain.lr, or set pretrain.synthetic.warmup",

@@ -1,12 +1,15 @@
 """The measures of health, each by hand in numpy with loops over samples."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from clsp.shards import AnchorsConfig, ImageSource
-from clsp.train.health import Embeddings, measure_health
+from clsp.shards import AnchorsConfig, ImageSource, ShardSet
+from clsp.train import PretrainConfig, pretrain
+from clsp.train.health import Embeddings, Health, measure_health
+from conftest import SMALL_METHOD
 
 
 def by_hand(view1_ND: np.ndarray, positive_ND: np.ndarray) -> dict[str, float]:
@@ -38,16 +41,35 @@ def test_every_measure_is_what_a_loop_over_the_samples_gives(rank):
     assert 0 < expected["nearest"] < 1
     for name, value in found.content().items():
         assert value == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
-    assert not found.collapses
+    assert not found.collapses()
 
 
 def test_embeddings_that_are_all_alike_collapse():
     one = torch.randn(1, 16)
     alike = Embeddings(one + 0.01 * torch.randn(64, 16), one + 0.01 * torch.randn(64, 16))
     found = measure_health(alike)
-    assert found.collapses
+    assert found.collapses()
     assert found.deviation < 0.05
     assert found.rankme < 3
+
+
+def test_a_run_that_loses_most_of_its_deviation_is_told_of(
+    shard_set, monkeypatch, caplog, tmp_path
+):
+    """A collapse that comes slowly never has to fall as low as one from the first step on."""
+    deviations = iter([0.9, 0.3, 0.2])
+
+    def measured(embeddings: Embeddings) -> Health:
+        return replace(measure_health(embeddings), deviation=next(deviations))
+
+    monkeypatch.setattr("clsp.train.progress.measure_health", measured)
+    config = PretrainConfig(
+        **SMALL_METHOD, epochs=3, batch_size=16, queue_size=32, warmup_epochs=1, workers=0
+    )
+    pretrain(ShardSet(shard_set), config, tmp_path)
+
+    told = [record.getMessage() for record in caplog.records if "collapses" in record.getMessage()]
+    assert [message.partition(":")[2].split(":")[0] for message in told] == [" epoch 3"]
 
 
 @pytest.mark.slow
