@@ -36,14 +36,16 @@ def main() -> None:
 
     collecting = commands.add_parser("collect", help="gather the figures in one file")
     collecting.add_argument("runs", type=Path, nargs="*", metavar="RUN")
-    collecting.add_argument("--diffusion", type=Path, help="a curve.json")
+    collecting.add_argument("--diffusion", type=Path, required=True, help="a curve.json")
     collecting.add_argument("--out", type=Path, required=True)
     collecting.set_defaults(act=collect)
 
     drawing = commands.add_parser("draw", help="draw them")
     drawing.add_argument("curves", type=Path)
-    drawing.add_argument("--results", type=Path, help="of clsp compare")
-    drawing.add_argument("--agreement", type=float, help="of the generated positives, in percent")
+    drawing.add_argument("--results", type=Path, required=True, help="of clsp compare")
+    drawing.add_argument(
+        "--agreement", type=float, required=True, help="of the generated positives, in percent"
+    )
     drawing.add_argument("--out", type=Path, required=True)
     drawing.set_defaults(act=draw)
 
@@ -53,10 +55,7 @@ def main() -> None:
 
 def collect(options: argparse.Namespace) -> None:
     """Write one file with the curve of the diffusion model and the accuracy of every run over its epochs."""
-    curves: dict[str, Any] = {}
-
-    if options.diffusion:
-        curves["diffusion"] = json.loads(options.diffusion.read_text(encoding="utf-8"))
+    diffusion = json.loads(options.diffusion.read_text(encoding="utf-8"))
 
     runs = []
     for folder in options.runs:
@@ -65,7 +64,8 @@ def collect(options: argparse.Namespace) -> None:
             run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             runs.append({"name": run["name"], "seed": run["seed"], KNN: accuracies})
 
-    curves["runs"] = sorted(runs, key=lambda run: (run["name"], run["seed"]))
+    runs.sort(key=lambda run: (run["name"], run["seed"]))
+    curves = {"diffusion": diffusion, "runs": runs}
     options.out.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
 
 
@@ -76,7 +76,7 @@ def knn_over_epochs(folder: Path) -> list[tuple[int, float]]:
 
 
 def draw(options: argparse.Namespace) -> None:
-    """Draw what there is: a row of panels for the diffusion model, another for the runs."""
+    """Draw a row of panels for the diffusion model, and another for the runs."""
     curves = json.loads(options.curves.read_text(encoding="utf-8"))
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.subplots(2, 3).ravel()
@@ -99,9 +99,8 @@ def draw(options: argparse.Namespace) -> None:
     accuracy, gain, planted = panels[3:]
     plot_accuracy(accuracy, curves["runs"])
     plot_gain(gain, curves["runs"])
-    if options.results:
-        results = json.loads(options.results.read_text(encoding="utf-8"))
-        plot_planted(planted, results, options.agreement)
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    plot_planted(planted, results, options.agreement)
 
     for axes in panels:
         axes.grid(alpha=0.25)
@@ -111,26 +110,28 @@ def draw(options: argparse.Namespace) -> None:
     figure.savefig(options.out, dpi=110)
 
 
-def plot_rows(axes: Axes, rows: list[dict[str, float]], key: str, factor: float, label="") -> None:
+def plot_rows(
+    axes: Axes, rows: list[dict[str, float]], key: str, factor: float, label: str = ""
+) -> None:
     """Plot a measure of the positives over the diffusion model's steps."""
     steps = [row["step"] for row in rows if key in row]
     values = [factor * row[key] for row in rows if key in row]
     axes.plot(steps, values, marker=".", label=label or None)
 
 
-def means_by_epoch(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]:
+def accuracies_by_epoch(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]:
     """Return accuracies by name, epoch and seed."""
     found: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         for epoch, value in run[KNN]:
             found[run["name"]][epoch][run["seed"]] = value
 
-    return found
+    return {name: dict(sorted(by_epoch.items())) for name, by_epoch in found.items()}
 
 
 def plot_accuracy(axes: Axes, runs: list[dict[str, Any]]) -> None:
     """Plot the mean accuracy of every name over the epochs."""
-    for name, by_epoch in means_by_epoch(runs).items():
+    for name, by_epoch in accuracies_by_epoch(runs).items():
         means = [np.mean(list(by_seed.values())) for by_seed in by_epoch.values()]
         axes.plot(list(by_epoch), means, label=name)
 
@@ -139,7 +140,7 @@ def plot_accuracy(axes: Axes, runs: list[dict[str, Any]]) -> None:
 
 def plot_gain(axes: Axes, runs: list[dict[str, Any]]) -> None:
     """Plot the mean difference to the third-view control over the epochs, of the seeds that both have."""
-    found = means_by_epoch(runs)
+    found = accuracies_by_epoch(runs)
 
     for name, by_epoch in found.items():
         control = control_of(name, found)
@@ -171,11 +172,11 @@ def control_of(name: str, names: Collection[str]) -> str | None:
     return None
 
 
-def plot_planted(axes: Axes, results: dict[str, Any], agreement: float | None) -> None:
+def plot_planted(axes: Axes, results: dict[str, Any], agreement: float) -> None:
     """Plot the gain of planted sets over the share of their candidates that are of the anchor's class.
 
     Args:
-        agreement: of generated candidates, whose gain is marked there; None: it is not.
+        agreement: of generated candidates, whose gain is marked there, in percent.
     """
     metrics = {
         "linear.top1": "linear",
@@ -197,8 +198,7 @@ def plot_planted(axes: Axes, results: dict[str, Any], agreement: float | None) -
         points.sort()
         colour = f"C{number}"
         axes.plot(*zip(*points, strict=True), marker=".", color=colour, label=label)
-        if agreement is not None:
-            axes.plot(agreement, gains[GENERATED][metric]["mean"], marker="*", color=colour, ms=11)
+        axes.plot(agreement, gains[GENERATED][metric]["mean"], marker="*", color=colour, ms=11)
 
     axes.axhline(0, color="grey", linestyle=":")
     axes.set(title="real images; ★ generated", xlabel="of the anchor's class, %", ylabel="points")

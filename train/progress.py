@@ -104,12 +104,15 @@ class Progress:
 
         found = Health(**health)
         before = [row["deviation"] for row in self.rows if "deviation" in row]
-        if found.collapses(max(before, default=0.0)) and self.accelerator.is_main_process:
+        largest = max([found.deviation, *before])
+        if found.collapses(largest) and self.accelerator.is_main_process:
             log.warning(
-                "clsp: epoch %d: this run collapses: its embeddings are nearly all alike (deviation %.3f of 1, "
-                "RankMe %.1f); lower pretrain.synthetic.weight or pretrain.lr, or set pretrain.synthetic.warmup",
+                "clsp: epoch %d: this run collapses: its embeddings become all alike (deviation %.3f of 1, at most "
+                "%.3f so far, RankMe %.1f); lower pretrain.synthetic.weight or pretrain.lr, or set "
+                "pretrain.synthetic.warmup",
                 epoch,
                 found.deviation,
+                largest,
                 found.rankme,
             )
         return health
