@@ -12,19 +12,17 @@ import argparse
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clsp.core.run_name import RunName
 from clsp.evaluate.report.charts import read_log
+from clsp.evaluate.report.compare import CONTROL, control_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 KNN = "knn"
 PLANTED = re.compile(r"simclr\+shards@planted(\d+)")
-CONTROL = "augmentation"
 GENERATED = "simclr+shards"
 
 
@@ -159,17 +157,6 @@ def plot_gain(axes: Axes, runs: list[dict[str, Any]]) -> None:
 
     axes.axhline(0, color="grey", linestyle=":")
     axes.set(title="less the third view", xlabel="epochs", ylabel="points of kNN")
-
-
-def control_of(name: str, names: Collection[str]) -> str | None:
-    """Return the third-view control of a run: of the same label, or else without one; None where there is none."""
-    run = RunName.parse(name)
-    for label in (run.label, ""):
-        control = str(RunName(run.method, CONTROL, label=label))
-        if control in names:
-            return control
-
-    return None
 
 
 def plot_planted(axes: Axes, results: dict[str, Any], agreement: float) -> None:

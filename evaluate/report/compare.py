@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -410,18 +410,25 @@ def _control_pairs(names: Iterable[str], base: str) -> list[tuple[str, str]]:
     names = list(names)
     pairs = []
     for name in names:
-        run = RunName.parse(name)
-        if run.source in (NO_SOURCE, CONTROL):
+        if RunName.parse(name).source in (NO_SOURCE, CONTROL):
             continue
 
-        for label in dict.fromkeys((run.label, "")):
-            control = str(RunName(run.method, CONTROL, label=label))
-            if control in names:
-                if control != base:
-                    pairs.append((name, control))
-                break
+        control = control_of(name, names)
+        if control is not None and control != base:
+            pairs.append((name, control))
 
     return pairs
+
+
+def control_of(name: str, names: Collection[str]) -> str | None:
+    """Return the third-view control of a run: of the same label, or else without one; None where there is none."""
+    run = RunName.parse(name)
+    for label in (run.label, ""):
+        control = str(RunName(run.method, CONTROL, label=label))
+        if control in names:
+            return control
+
+    return None
 
 
 def _paired(runs: Sequence[_Run], others: Sequence[_Run]) -> dict[str, Difference]:
