@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clsp.evaluate.features.checkpoint import read_run
 from clsp.evaluate.report.charts import read_log
 from clsp.evaluate.report.compare import CONTROL, control_of
 from matplotlib.axes import Axes
@@ -57,9 +58,9 @@ def collect(options: argparse.Namespace) -> None:
 
     runs = []
     for folder in options.runs:
+        run = read_run(folder)
         accuracies = knn_over_epochs(folder)
-        if accuracies:
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if run and accuracies:
             runs.append({"name": run["name"], "seed": run["seed"], KNN: accuracies})
 
     runs.sort(key=lambda run: (run["name"], run["seed"]))
