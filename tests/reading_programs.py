@@ -1,7 +1,9 @@
 """Programs that read with workers, for processes of their own."""
 
+import multiprocessing
 import os
 import signal
+import sys
 import time
 
 from clsp.shards.reading.worker_batches import worker_batches
@@ -24,6 +26,18 @@ def fail_in_a_loop_that_nothing_closes() -> None:
         raise KeyError(batch)
 
 
+def fail_where_killed_workers_die_at_once() -> None:
+    """As on a busy machine: before the main process waits for the worker that it kills."""
+    kill = multiprocessing.Process.kill
+
+    def kill_and_be_interrupted(worker) -> None:
+        kill(worker)
+        time.sleep(0.5)
+
+    multiprocessing.process.BaseProcess.kill = kill_and_be_interrupted
+    fail_in_a_loop_that_nothing_closes()
+
+
 def be_killed() -> None:
     with worker_batches(read, range(100), 3) as batches:
         next(batches)
@@ -32,4 +46,4 @@ def be_killed() -> None:
 
 
 if __name__ == "__main__":
-    fail_in_a_loop_that_nothing_closes()
+    globals()[sys.argv[1]]()

@@ -1,9 +1,10 @@
 """Read batches in worker processes, whose errors arrive as themselves and who end with the main process."""
 
+import atexit
 import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
@@ -48,7 +49,10 @@ def worker_batches(
         return
 
     # Also at the program's end: an error that leaves a loop may keep the loop, and so this block, until then.
-    end = Finalize(None, _end_workers, [batches], exitpriority=100)  # before the queues are closed
+    # A process that multiprocessing started ends with finalizers, before it closes the queues; it runs no atexit.
+    end = Finalize(None, _end_workers, [batches], exitpriority=100)
+    # Any other one does: before torch's own, registered earlier, from which on torch ends no worker any more.
+    atexit.register(end)
     try:
         yield _raising(batches)
     except RuntimeError as error:
@@ -60,6 +64,7 @@ def worker_batches(
             "if memory ran out, set fewer workers"
         ) from error
     finally:
+        atexit.unregister(end)
         end()
 
 
@@ -116,7 +121,9 @@ def _killed_worker(batches: Any) -> int | None:
 def _end_workers(batches: Any) -> None:
     """End the workers: politely, and those by force that are stuck, for they ignore torch's SIGTERM."""
     try:
-        batches._shutdown_workers()
+        # Until it has ended them, torch raises an error where a worker is killed: here they are ended all the same.
+        with suppress(RuntimeError):
+            batches._shutdown_workers()
     finally:
         for worker in batches._workers:
             if worker.is_alive():

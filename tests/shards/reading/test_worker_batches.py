@@ -110,8 +110,11 @@ def test_a_program_that_fails_while_workers_run_ends(program):
 
 
 @pytest.mark.slow
-def test_a_script_that_fails_in_a_loop_ends():
-    command = [sys.executable, reading_programs.__file__]
+@pytest.mark.parametrize(
+    "program", ["fail_in_a_loop_that_nothing_closes", "fail_where_killed_workers_die_at_once"]
+)
+def test_a_script_that_fails_in_a_loop_ends(program):
+    command = [sys.executable, reading_programs.__file__, program]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1 and "KeyError" in done.stderr
 
