@@ -3,6 +3,7 @@ from .config import LinearEvalConfig as LinearEvalConfig
 from .config import TransferConfig as TransferConfig
 from .features.checkpoint import backbone_folder as backbone_folder
 from .features.checkpoint import checkpoint_digest as checkpoint_digest
+from .features.checkpoint import read_run as read_run
 from .features.embed import EmbeddedSource as EmbeddedSource
 from .features.embed import FeaturesRecord as FeaturesRecord
 from .features.embed import make_record as make_record

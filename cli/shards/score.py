@@ -19,6 +19,7 @@ from ..recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from ...evaluate import QualityFacts
+    from ...train import PretrainConfig
 
 
 @click.command(
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     "--recipe",
     "recipe_name",
     metavar="NAME|FILE",
-    help="Recipe of the test images to look for, the augmentations to compare with and the anchors that a set lacks.",
+    help="Recipe of the test images to look for, the anchors that a set lacks and the augmentations to compare with, "
+    "which are without it those of the encoder's own training.",
 )
 @set_option
 @click.option(
@@ -54,7 +56,6 @@ def score(
     shards = ShardSet(root)
     recipe = load_recipe(recipe_name, overrides) if recipe_name else None
     from ...evaluate import PACKAGES, encoder_digest, load_encoder, measure_quality, quality_path
-    from ...train import PretrainConfig
 
     # What the scores are made of
     precision = recipe.linear_eval.precision if recipe else "no"
@@ -83,9 +84,9 @@ def score(
     test = _test_images(recipe, shards.size) if recipe else None
 
     # Measure
-    pretrain = recipe.pretrain if recipe else PretrainConfig()
+    views = recipe.pretrain if recipe else _training_of(encoder_name)
     with ProgressReport(f"score {name}", "anchors") as report:
-        quality = measure_quality(shards, encoder, pretrain, test, report)
+        quality = measure_quality(shards, encoder, views, test, report)
 
     # Write; the scores last, for their name is then taken
     content = {
@@ -187,6 +188,22 @@ def _holds(path: Path, made: Mapping[str, Any]) -> bool:
         return all(content.get(key) == value for key, value in _without_name(made).items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _training_of(encoder_name: str) -> "PretrainConfig":
+    """Return a training with the augmentations of an encoder's own, or the default ones where no run tells."""
+    from ...evaluate import read_run
+    from ...train import AugmentConfig, PretrainConfig
+
+    run = read_run(Path(encoder_name))
+    if run is None:
+        say(
+            "compared with views by the default augmentations, for no run tells the encoder's own; --recipe sets others"
+        )
+        return PretrainConfig()
+
+    augment = AugmentConfig.from_record(run["pretrain"]["augment"])
+    return PretrainConfig(augment=augment)
 
 
 def _test_images(recipe: Recipe, size: int) -> ImageSource | None:

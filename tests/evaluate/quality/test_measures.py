@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from clsp.evaluate import measure_quality, quality_path
+from clsp.evaluate import load_encoder, measure_quality, quality_path
 from clsp.evaluate.features.encoder import Encoder
 from clsp.evaluate.quality.facts import QualityFacts
 from clsp.shards import (
@@ -23,7 +23,7 @@ from clsp.shards import (
     write_plan,
     write_shard,
 )
-from clsp.train import PretrainConfig, build_backbone
+from clsp.train import AugmentConfig, PretrainConfig, build_backbone
 from clsp.train.backbone import save_backbone
 
 COUNT = 60
@@ -208,6 +208,26 @@ def test_the_command_adds_scores_and_keeps_the_set_verified(clsp, known_set, enc
     (encoder_folder / "model.safetensors").write_bytes(other_weights(encoder_folder))
     other = clsp(*arguments)
     assert other.returncode == 2 and "scores are never changed" in other.stderr
+
+
+@pytest.mark.parametrize("crop_scale", [None, 0.9])
+def test_without_a_recipe_ordinary_views_are_those_of_the_encoders_training(
+    clsp, known_set, encoder_folder, crop_scale
+):
+    training = PretrainConfig()
+    if crop_scale:
+        training = PretrainConfig(augment=AugmentConfig(crop_scale=crop_scale))
+        record = {"name": "simclr", "pretrain": training.recorded()}
+        (encoder_folder / "run.json").write_text(json.dumps(record))
+    expected = measure_quality(ShardSet(known_set), load_encoder(encoder_folder), training)
+
+    done = clsp("shards", "score", known_set, "--encoder", encoder_folder, "--name", "tiny")
+
+    assert done.returncode == 0, done.stderr
+    assert ("by the default augmentations" in done.stdout) == (crop_scale is None)
+    means = json.loads(quality_path(known_set, "tiny").read_text())["result"]["means"]
+    cosine = expected.facts.means["augmentation_cosine"]
+    assert means["augmentation_cosine"] == pytest.approx(cosine, abs=1e-6)
 
 
 def test_a_set_without_anchors_needs_its_source(clsp, make_set, encoder_folder, tmp_path):
