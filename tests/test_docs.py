@@ -9,6 +9,7 @@ import click
 import pytest
 from clsp.cli.main import root
 from clsp.cli.recipe import load_recipe
+from clsp.evaluate.report.compare import control_of
 from conftest import REPOSITORY
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -94,6 +95,45 @@ def test_the_tables_of_the_results_are_those_of_their_files():
             cells.append(with_deviation(row["metrics"][f"knn.{name}"]))
         assert f"| {row['name']} |" in page
         assert f" | {' | '.join(cells)} |" in page
+
+
+def with_interval(difference) -> str:
+    """Write a difference as the tables do: bold where its interval leaves zero out."""
+    text = f"{difference['mean']:+.2f}"
+    if difference["t_interval"]:
+        low, high = difference["t_interval"]
+        text += f" [{low:+.2f}, {high:+.2f}]"
+        if low * high > 0:
+            text = f"**{text}**"
+    return text.replace("-", "−")
+
+
+def test_the_gains_of_the_last_comparison_are_those_of_its_file():
+    results, short = (
+        (REPOSITORY / "docs" / f"{name}.md").read_text() for name in ("results", "does-it-help")
+    )
+    short = short.replace("**", "")
+    metrics = ("linear.top1", "linear.labels_0.01", "linear.labels_0.1", "knn.k20", "knn.k200")
+    comparison = measured("day-told")
+    names = [row["name"] for row in comparison["summary"]]
+    in_short = ("@scratch", "", "@m2", "@own", "@among50", "@planted100")
+
+    for row in comparison["differences"]:
+        name = row["name"]
+        if row["baseline"] != (control_of(name, names) or "simclr+augmentation"):
+            continue
+
+        # The page of results has all of them, the short page three of the main rows
+        cells = [with_interval(row["metrics"][metric]) for metric in metrics]
+        pairs = row["metrics"]["linear.top1"]["n"]
+        assert f"| {name} | {row['baseline']} | {pairs} | {' | '.join(cells)} |" in results
+        if name in {f"simclr+shards{label}" for label in in_short}:
+            shown = " | ".join(cells[number] for number in (0, 1, 3)).replace("**", "")
+            assert f" | {pairs} | " in short and f" | {shown} |" in short
+
+
+def test_the_ratios_of_training_speed_are_those_of_their_file():
+    page = (REPOSITORY / "docs" / "results.md").read_text()
     speed = measured("training-speed")["training"]["rates"]
     for rates in speed.values():
         assert f" | {statistics.median(rates):.2f} | " in page
