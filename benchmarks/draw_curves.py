@@ -104,7 +104,7 @@ def draw(options: argparse.Namespace) -> None:
     for axes in panels:
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize="x-small", frameon=False)
+            axes.legend(fontsize="x-small", framealpha=0.7, edgecolor="none")
 
     figure.savefig(options.out, dpi=110)
 
