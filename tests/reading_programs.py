@@ -27,7 +27,7 @@ def fail_in_a_loop_that_nothing_closes() -> None:
 
 
 def fail_where_killed_workers_die_at_once() -> None:
-    """As on a busy machine: before the main process waits for the worker that it kills."""
+    """As on a busy machine: the signal of a killed worker arrives before the main process waits for it."""
     kill = multiprocessing.Process.kill
 
     def kill_and_be_interrupted(worker) -> None:

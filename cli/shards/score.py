@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     "--recipe",
     "recipe_name",
     metavar="NAME|FILE",
-    help="Recipe of the test images to look for, the anchors that a set lacks and the augmentations to compare with, "
-    "which are without it those of the encoder's own training.",
+    help="Recipe of the test images to look for, the anchors that a set lacks and the augmentations to compare with; "
+    "without a recipe, those of the encoder's own training.",
 )
 @set_option
 @click.option(
@@ -202,7 +202,7 @@ def _training_of(encoder_name: str) -> "PretrainConfig":
         )
         return PretrainConfig()
 
-    augment = AugmentConfig.from_record(run["pretrain"]["augment"])
+    augment = AugmentConfig.from_record(run.get("pretrain", {}).get("augment", {}))
     return PretrainConfig(augment=augment)
 
 

@@ -49,9 +49,9 @@ def worker_batches(
         return
 
     # Also at the program's end: an error that leaves a loop may keep the loop, and so this block, until then.
-    # A process that multiprocessing started ends with finalizers, before it closes the queues; it runs no atexit.
+    # Finalize is for processes that multiprocessing started, which run no atexit. In all others atexit runs what was
+    # registered last first: this before torch's own, after which torch no longer ends its workers.
     end = Finalize(None, _end_workers, [batches], exitpriority=100)
-    # Any other one does: before torch's own, registered earlier, from which on torch ends no worker any more.
     atexit.register(end)
     try:
         yield _raising(batches)
@@ -121,7 +121,7 @@ def _killed_worker(batches: Any) -> int | None:
 def _end_workers(batches: Any) -> None:
     """End the workers: politely, and those by force that are stuck, for they ignore torch's SIGTERM."""
     try:
-        # Until it has ended them, torch raises an error where a worker is killed: here they are ended all the same.
+        # Torch raises this from a signal handler where a worker was killed; those that are left are killed below.
         with suppress(RuntimeError):
             batches._shutdown_workers()
     finally:
