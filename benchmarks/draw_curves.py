@@ -77,7 +77,7 @@ def knn_over_epochs(folder: Path) -> list[tuple[int, float]]:
 def draw(options: argparse.Namespace) -> None:
     """Draw a row of panels for the diffusion model, and another for the runs."""
     curves = json.loads(options.curves.read_text(encoding="utf-8"))
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 3).ravel()
 
     # The diffusion model
@@ -105,6 +105,11 @@ def draw(options: argparse.Namespace) -> None:
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize="x-small", framealpha=0.7, edgecolor="none")
+
+    # Below the panel, since its curves are many
+    accuracy.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize="x-small", frameon=False
+    )
 
     figure.savefig(options.out, dpi=110)
 
